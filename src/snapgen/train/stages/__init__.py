@@ -1,0 +1,24 @@
+"""The registry of stages: a new stage is one new file here and one line below."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from snapgen.config import RecipeError
+from snapgen.train.stage import Stage
+
+STAGES = {
+    "autoencoder": "snapgen.train.stages.autoencoder:AutoencoderStage",
+    "text": "snapgen.train.stages.text:TextStage",
+    "flow": "snapgen.train.stages.flow:FlowStage",
+}
+
+
+def load_stage(name: str) -> type[Stage[Any]]:
+    """The class of the stage `name`, imported only now; an unknown name is a RecipeError listing the known ones."""
+    if name not in STAGES:
+        raise RecipeError(f"stage '{name}' is unknown; known stages: {', '.join(STAGES)}")
+    module, _, attribute = STAGES[name].partition(":")
+    stage: type[Stage[Any]] = getattr(import_module(module), attribute)
+    return stage

@@ -1,0 +1,48 @@
+"""`snapgen train`: one recipe, one run folder."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXTRA = ("accelerate", "tensorboard", "matplotlib")  # of the extra [train]
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="recipe, a YAML file")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. train.steps=2000")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="run folder; default runs/<folder of the recipe>/<name of the recipe>"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the newest complete checkpoint")] = False,
+) -> None:
+    """Train the stage that RECIPE describes; prints the folder of the finished model."""
+    missing = [package for package in EXTRA if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"training needs {', '.join(missing)}: pip install 'snapgen[train]'")
+
+    import torch
+
+    from snapgen.config import RecipeError, parse_recipe, read_recipe
+    from snapgen.train.loop import train as run_training
+    from snapgen.train.stages import STAGES, load_stage
+
+    mapping = read_recipe(recipe, set_ or [])
+    name = mapping.get("stage")
+    if not isinstance(name, str):
+        raise RecipeError(f"recipe {recipe}: stage: expected one of {', '.join(STAGES)} (given: {name!r})")
+    stage_type = load_stage(name)
+    settings = parse_recipe(stage_type.recipe_type, mapping, f"recipe {recipe}")
+    run = out or Path("runs") / recipe.resolve().parent.name / recipe.stem
+    model = run_training(stage_type, settings, run, resume)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(model)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

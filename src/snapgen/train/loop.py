@@ -1,0 +1,231 @@
+"""The one training loop. It knows steps, accumulation, precision, processes, EMA, checkpoints, logs and resume;
+what is trained on what, and with which loss, is the stage's (`snapgen.train.stage`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from snapgen.config import Recipe, RecipeError, TrainSettings
+from snapgen.train.report import Display, Report
+from snapgen.train.stage import Context, Stage, derive_seed
+from snapgen.train.state import (
+    Checkpoint,
+    TrainState,
+    check_same_recipe,
+    checkpoint_folders,
+    make_ema,
+    make_optimizer,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from snapgen.weights import atomic_file, atomic_folder, provenance, remove_leftovers
+
+STOP_SIGNALS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # signal -> exit status after the checkpoint
+
+
+def train(stage_type: type[Stage[Any]], recipe: Recipe, run: Path, resume: bool) -> Path:
+    """Trains a stage in the folder `run` and returns the folder of the finished model, `run/model`.
+
+    Errors: RecipeError for a recipe or run folder that cannot be used, ValueError when training diverges.
+    SIGTERM and Ctrl-C write a checkpoint at the end of the step, then exit (SystemExit 0 and 130).
+    """
+    # Processes and precision
+    settings, content = recipe.train, recipe.model_dump(mode="json")
+    accelerator = make_accelerator(settings)
+    main = accelerator.is_main_process
+    display = Display(enabled=main)
+    try:
+        # Run folder
+        checkpoint = open_run(run, content, resume, display)
+        accelerator.wait_for_everyone()  # all have looked before the first one writes
+        if main:
+            prepare_run(run, content)
+
+        # Stage, model, optimiser, moving average
+        torch.manual_seed(recipe.seed)
+        context = Context(accelerator.device, accelerator.process_index, accelerator.num_processes, run, display.track)
+        stage = stage_type(recipe, context)
+        stage.model.train()
+        model = accelerator.prepare_model(stage.model)
+        state = TrainState(stage.model, make_optimizer(stage.model, settings), make_ema(stage.model, settings))
+        if checkpoint is not None:
+            state.load(checkpoint)
+            display.line(f"resuming {run} after step {checkpoint.step}")
+        start = 0 if checkpoint is None else checkpoint.step
+        report = Report(run, settings, start, display) if main else None
+
+        # Steps
+        with stop_signals() as caught:
+            for done in range(start, settings.steps):
+                step, started = done + 1, time.monotonic()
+                torch.manual_seed(derive_seed(recipe.seed, done, accelerator.process_index))
+                metrics, stopping = train_step(accelerator, stage, model, state, done, caught)
+                seconds = time.monotonic() - started
+                metrics["samples_per_second"] = settings.batch_size / seconds
+                last = step == settings.steps
+
+                # Samples and curves, then the record, then the checkpoint: what a checkpoint follows is on disk
+                sampling = last or step % settings.sample_every == 0
+                if report is not None:
+                    if sampling:
+                        with state.averaged() as averaged:
+                            report.samples(step, stage.draw(averaged))
+                            metrics |= {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
+                    report.step(step, metrics, seconds)
+                    if sampling:
+                        report.plot()
+                    if last or stopping is not None or step % settings.checkpoint_every == 0:
+                        save_checkpoint(run, state, step, content, settings.keep_checkpoints)
+                if stopping is not None:
+                    accelerator.wait_for_everyone()
+                    display.line(f"stopped after step {step}; the checkpoint is written, --resume continues")
+                    sys.exit(STOP_SIGNALS[stopping])
+
+        # Finished model
+        if report is not None:
+            save_model(run, stage, state, content, settings.steps)
+            report.close()
+        accelerator.wait_for_everyone()
+        return run / "model"
+    finally:
+        display.close()
+
+
+def train_step(
+    accelerator: Accelerator,
+    stage: Stage[Any],
+    model: torch.nn.Module,
+    state: TrainState,
+    done: int,
+    caught: set[signal.Signals],
+) -> tuple[dict[str, float], signal.Signals | None]:
+    """One optimiser step after `done` others: its metrics, and the signal on which all processes agree to stop."""
+    settings: TrainSettings = stage.recipe.train
+    rounds = settings.gradient_accumulation
+
+    # Forward and backward; gradients are exchanged in the last round only
+    state.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for index in range(rounds):
+        batch = stage.batch(done * rounds + index)
+        with nullcontext() if index == rounds - 1 else accelerator.no_sync(model):
+            parts = stage.loss(model, batch)
+            accelerator.backward(parts["loss"] / rounds)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0) + value.detach().float() / rounds
+
+    # Means over the processes; the signals travel along, so that all stop after the same step
+    flags = [torch.tensor(float(number in caught), device=accelerator.device) for number in STOP_SIGNALS]
+    means = accelerator.reduce(torch.stack([*sums.values(), *flags]), "mean").tolist()
+    metrics = dict(zip(sums, means, strict=False))
+    stopping = next((number for number, flag in zip(STOP_SIGNALS, means[len(sums) :], strict=True) if flag), None)
+    refuse_non_finite(metrics, done + 1)
+
+    # Update
+    grad_norm = torch.nn.utils.clip_grad_norm_(stage.model.parameters(), settings.gradient_clip)
+    metrics |= {"grad_norm": grad_norm.item(), "learning_rate": learning_rate(done, settings)}
+    refuse_non_finite(metrics, done + 1)
+    for group in state.optimizer.param_groups:
+        group["lr"] = metrics["learning_rate"]
+    state.optimizer.step()
+    state.ema.step(stage.model.parameters())
+    return metrics, stopping
+
+
+def learning_rate(done: int, settings: TrainSettings) -> float:
+    """The learning rate of the step after `done` others: linear warm-up, then constant or down to 0 at `steps`."""
+    if done < settings.warmup_steps:
+        return settings.learning_rate * (done + 1) / (settings.warmup_steps + 1)  # no step is lost to a rate of 0
+    progress = (done - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    return settings.learning_rate * factor[settings.schedule]
+
+
+def refuse_non_finite(metrics: dict[str, float], step: int) -> None:
+    """Stops before a value that is not finite reaches the weights."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"step {step}: {name} is {value}; training stopped before the update, the last checkpoint is intact: "
+                "lower train.learning_rate or train.gradient_clip"
+            )
+
+
+def make_accelerator(settings: TrainSettings) -> Accelerator:
+    """accelerate's view of the processes that `accelerate launch` or `torchrun` started, or of this one alone."""
+    AcceleratorState._reset_state()  # a process may train several stages, each with its own precision
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision],
+        cpu=not torch.cuda.is_available(),
+        # The first process draws and evaluates while the others wait, which may take long.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise RecipeError(f"training supports one process or DDP, not {accelerator.distributed_type.value}")
+    if accelerator.device.type == "cpu" and accelerator.num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # else every process claims every core
+    return accelerator
+
+
+def open_run(run: Path, content: dict[str, Any], resume: bool, display: Display) -> Checkpoint | None:
+    """The checkpoint to continue from; a RecipeError if `run` must not be written to. Changes nothing."""
+    if not resume:
+        if checkpoint_folders(run):
+            raise RecipeError(f"{run} already holds checkpoints: continue it with --resume or give another --out")
+        return None
+    checkpoint = newest_checkpoint(run, lambda text: display.line(f"snapgen: warning: {text}"))
+    if checkpoint is not None:
+        check_same_recipe(checkpoint.recipe, content, run)
+    return checkpoint
+
+
+def prepare_run(run: Path, content: dict[str, Any]) -> None:
+    """Makes the run folder, clears what a killed attempt left half-written, and writes recipe.yaml."""
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for folder in (run, run / "checkpoints", run / "samples", run / "plots"):
+        remove_leftovers(folder)
+    with atomic_file(run / "recipe.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def save_model(run: Path, stage: Stage[Any], state: TrainState, content: dict[str, Any], step: int) -> None:
+    """Writes `run/model` with the EMA weights, and where it came from as `provenance.json` beside them."""
+    with atomic_folder(run / "model") as folder, state.averaged() as averaged:
+        stage.save(averaged, folder)
+        (folder / "provenance.json").write_text(json.dumps(provenance(folder, content, step), indent=1))
+
+
+@contextmanager
+def stop_signals() -> Iterator[set[signal.Signals]]:
+    """Collects SIGTERM and Ctrl-C in the set it yields instead of dying; a second one of a kind acts as usual."""
+    caught: set[signal.Signals] = set()
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.add(signal.Signals(number))
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,183 @@
+"""What a run shows and leaves to look at: progress on standard error, metrics.jsonl, TensorBoard, curves, samples."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from snapgen.config import TrainSettings
+from snapgen.weights import atomic_file
+
+Item = TypeVar("Item")
+QUIET_SECONDS = 15.0  # between lines about a long preparation when standard error is no terminal
+
+
+class Display:
+    """Progress on standard error: bars on a terminal, plain lines elsewhere, nothing when not `enabled`."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        console = Console(stderr=True)
+        self.bars: Progress | None = None
+        if enabled and console.is_terminal:
+            # One display for everything: rich refuses two at a time.
+            self.bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.bars.start()
+
+    def line(self, text: str) -> None:
+        """One line, above the bars if there are any."""
+        if self.bars is not None:
+            self.bars.console.print(text, markup=False, highlight=False)
+        elif self.enabled:
+            print(text, file=sys.stderr, flush=True)
+
+    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+        """Passes `items` on, showing how many of `total` are done, the rate and the time left."""
+        started = shown = time.monotonic()
+        task = None if self.bars is None else self.bars.add_task(description, total=total, detail="")
+        try:
+            for done, item in enumerate(items, start=1):
+                yield item
+                now = time.monotonic()
+                rate = done / max(now - started, 1e-9)
+                if self.bars is not None and task is not None:
+                    self.bars.update(task, completed=done, detail=f"{rate:.1f}/s")
+                elif now - shown >= QUIET_SECONDS:
+                    shown = now
+                    left = timedelta(seconds=round(max(total - done, 0) / rate))
+                    self.line(f"{description} {done}/{total}  {rate:.1f}/s  {left} left")
+        finally:
+            if self.bars is not None and task is not None:
+                self.bars.remove_task(task)
+
+    def close(self) -> None:
+        """Takes the bars down."""
+        if self.bars is not None:
+            self.bars.stop()
+
+
+class Report:
+    """The record of a run, kept by the first process."""
+
+    def __init__(self, run: Path, settings: TrainSettings, start: int, display: Display) -> None:
+        """`start`: steps already done; what an earlier attempt recorded past them is dropped."""
+        self.run, self.settings, self.display = run, settings, display
+        self.metrics = run / "metrics.jsonl"
+        with atomic_file(self.metrics) as temporary:
+            kept = [line for line in read_metrics(self.metrics) if line["step"] <= start]
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = self.metrics.open("a", buffering=1)  # a line reaches the disk as it is written
+        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self.seconds = math.nan  # of a step, smoothed
+        self.task = None
+        if display.bars is not None:
+            self.task = display.bars.add_task("train", total=settings.steps, completed=start, detail="")
+
+    def step(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
+        """Records the finished step number `step`, which took `seconds`."""
+        # Pure arithmetic on finite numbers; the loop has refused the others.
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.seconds = seconds if math.isnan(self.seconds) else 0.95 * self.seconds + 0.05 * seconds
+        rate = self.settings.batch_size / self.seconds
+        due = step % self.settings.log_every == 0 or step == self.settings.steps
+        if self.display.bars is not None and self.task is not None:
+            detail = f"loss {metrics['loss']:.4g}  {rate:.1f} samples/s"
+            self.display.bars.update(self.task, completed=step, detail=detail)
+        elif due:
+            left = timedelta(seconds=round((self.settings.steps - step) * self.seconds))
+            loss = f"loss {metrics['loss']:.4g}"
+            self.display.line(f"step {step}/{self.settings.steps}  {loss}  {rate:.1f} samples/s  {left} left")
+        if due:
+            for name, value in metrics.items():
+                self.writer.add_scalar(name, value, step)
+
+    def samples(self, step: int, image: Image.Image | None) -> None:
+        """Writes the sample grid of `step`, if the stage drew one."""
+        if image is None:
+            return
+        with atomic_file(self.run / "samples" / f"step_{step:08d}.png") as temporary:
+            image.save(temporary)
+        self.writer.add_image("samples", numpy.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def plot(self) -> None:
+        """Draws the curves anew from metrics.jsonl."""
+        lines = read_metrics(self.metrics)
+        if lines:
+            with atomic_file(self.run / "plots" / "loss.png") as temporary:
+                plot_metrics(lines).savefig(temporary, dpi=120)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.file.close()
+        self.writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, none if it does not exist; a last line cut off by a kill is left out."""
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
+    """Curves over the steps: the loss (raw and smoothed), learning rate and gradient norm, evaluations if any."""
+    evaluated = sorted({key for line in lines for key in line if key.startswith("eval/")})
+    figure = Figure(figsize=(8, 4 * (2 + bool(evaluated))), layout="constrained")
+    axes = figure.subplots(2 + bool(evaluated), 1, sharex=True)
+    steps = [line["step"] for line in lines]
+
+    losses = [line["loss"] for line in lines]
+    axes[0].plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
+    axes[0].plot(steps, smooth(losses, window=max(1, len(losses) // 50)), color="tab:blue", label="loss, smoothed")
+    if min(losses) > 0 and max(losses) > 10 * min(losses):
+        axes[0].set_yscale("log")
+
+    axes[1].plot(steps, [line["grad_norm"] for line in lines], color="tab:orange", linewidth=0.8, label="grad_norm")
+    if min(line["grad_norm"] for line in lines) > 0:
+        axes[1].set_yscale("log")
+    rate = axes[1].twinx()
+    rate.plot(steps, [line["learning_rate"] for line in lines], color="tab:green", label="learning_rate")
+    rate.legend(loc="upper right")
+
+    for key in evaluated:
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        axes[2].plot(*zip(*points, strict=True), marker="o", markersize=3, label=key)
+    for axis in axes:
+        axis.legend(loc="upper left")
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("step")
+    return figure
+
+
+def smooth(values: list[float], window: int) -> list[float]:
+    """Exponential moving average over about `window` values, without the pull of its start towards 0."""
+    keep, average, weight, result = 1 - 1 / window, 0.0, 0.0, []
+    for value in values:
+        average = keep * average + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        result.append(average / weight)
+    return result

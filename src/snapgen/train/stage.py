@@ -1,0 +1,88 @@
+"""The protocol between a stage (what is trained, on what, with which loss) and the one training loop."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from snapgen.config import Recipe, RecipeError, RecipeType
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage runs."""
+
+    device: torch.device
+    rank: int  # 0 <= rank < world
+    world: int  # processes that share a batch
+    run: Path  # the run folder
+    progress: Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, description, total) -> the same items, shown
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed in [0, 2^63) from whole numbers such as (seed, step, rank); neighbours give unrelated seeds."""
+    digest = hashlib.blake2b("/".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class Stage(ABC, Generic[RecipeType]):
+    """What one stage adds to the loop: what it trains, its batches, its loss, what it draws and saves.
+
+    A subclass sets `recipe_type`, calls `super().__init__(recipe, context)` and sets `self.model`.
+    """
+
+    recipe_type: ClassVar[type[Recipe]]
+    model: torch.nn.Module  # the trained network; the loop owns optimiser, EMA and distributed wrapping
+
+    def __init__(self, recipe: RecipeType, context: Context) -> None:
+        rounds, batch_size = recipe.train.gradient_accumulation, recipe.train.batch_size
+        if batch_size % (rounds * context.world):
+            raise RecipeError(
+                f"train.batch_size {batch_size} cannot be divided into train.gradient_accumulation {rounds} "
+                f"x {context.world} processes: make it a multiple of {rounds * context.world}"
+            )
+        self.recipe = recipe
+        self.context = context
+
+    def local_indices(self, micro_step: int) -> range:
+        """The global sample numbers that this process takes in `micro_step` (= step * accumulation + round)."""
+        micro_batch = self.recipe.train.batch_size // self.recipe.train.gradient_accumulation
+        share = micro_batch // self.context.world
+        start = micro_step * micro_batch + self.context.rank * share
+        return range(start, start + share)
+
+    @abstractmethod
+    def batch(self, step: int) -> Any:
+        """This process's share of the global micro-batch number `step`, on `context.device`.
+
+        A function of (recipe.seed, step) and `local_indices(step)` alone: that makes a resume exact, and lets one
+        process or many see the same global batch.
+        """
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Scalars, means over this process's share: `loss` is minimised, the others are logged.
+
+        `model` is `self.model` as wrapped for precision and distribution: call it, do not reach into it.
+        The keys must be the same at every step and on every process.
+        """
+
+    @abstractmethod
+    def draw(self, model: torch.nn.Module) -> Image.Image | None:
+        """A grid of samples; `model` is unwrapped, in eval mode and holds the EMA weights. First process only."""
+
+    @abstractmethod
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Writes the diffusers or transformers folder of the unwrapped `model`, which holds the EMA weights."""
+
+    def metrics(self, model: torch.nn.Module) -> dict[str, float]:
+        """Evaluation at sample time, called as `draw` is; logged as `eval/<name>`."""
+        return {}

@@ -1,0 +1,181 @@
+"""Checkpoints of the training loop: everything an exact resume needs, in safetensors and JSON, nothing pickled.
+
+A checkpoint is a folder `checkpoints/step_00000500` with `model`, `ema` and `optimizer` .safetensors and a
+`state.json` that holds the step, the recipe and the SHA-256 of the three files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from snapgen.config import RecipeError, TrainSettings
+from snapgen.weights import atomic_folder, load_file, manifest, save_file_atomic
+
+# What a resume may change without becoming another training.
+FREE_KEYS = frozenset(
+    f"train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    step: int  # optimiser steps done
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What changes during training. The step alone determines learning rate, EMA decay and random numbers."""
+
+    model: torch.nn.Module  # unwrapped
+    optimizer: torch.optim.AdamW
+    ema: EMAModel
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each file of a checkpoint, live (not copied), by name."""
+        names = [name for name, _ in self.model.named_parameters()]
+        moments = {
+            f"{name}/{key}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        ema = dict(zip(names, self.ema.shadow_params, strict=True))
+        return {"model": _unique_tensors(self.model), "ema": ema, "optimizer": moments}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Copies a checkpoint in; tensors that do not fit the model are a ValueError naming the file."""
+        parameters = dict(self.model.named_parameters())
+        moments = load_file(checkpoint.folder / "optimizer.safetensors")
+        for key in moments:
+            name, _, kind = key.rpartition("/")
+            if name not in parameters:
+                raise ValueError(f"{checkpoint.folder / 'optimizer.safetensors'} holds unknown tensor {key}")
+            # AdamW counts its steps on the CPU; the moments share their parameter's device and memory format.
+            like = torch.zeros((), dtype=torch.float32) if kind == "step" else torch.zeros_like(parameters[name])
+            self.optimizer.state[parameters[name]][kind] = like
+        for file, targets in self.tensors().items():
+            path = checkpoint.folder / f"{file}.safetensors"
+            _copy_into(targets, moments if file == "optimizer" else load_file(path), path)
+        self.ema.optimization_step = checkpoint.step
+
+    @contextmanager
+    def averaged(self) -> Iterator[torch.nn.Module]:
+        """The model in eval mode with the EMA weights; afterwards in training mode with its own again."""
+        self.ema.store(self.model.parameters())
+        self.ema.copy_to(self.model.parameters())
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield self.model
+        finally:
+            self.ema.restore(self.model.parameters())
+            self.model.train()
+
+
+def make_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; only matrices and kernels (two dimensions or more) decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas)
+
+
+def make_ema(model: torch.nn.Module, settings: TrainSettings) -> EMAModel:
+    """The moving average: after n steps, decay = min(ema_decay, 1 - n^(-3/4)), so that it follows early training."""
+    return EMAModel(model.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+
+
+def save_checkpoint(run: Path, state: TrainState, step: int, recipe: Mapping[str, Any], keep: int) -> Path:
+    """Writes the checkpoint of `step` atomically, then removes all but the newest `keep` up to that step."""
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    with atomic_folder(folder) as temporary:
+        for file, tensors in state.tensors().items():
+            save_file_atomic(tensors, temporary / f"{file}.safetensors")
+        content = {"step": step, "files": manifest(temporary), "recipe": dict(recipe)}
+        (temporary / "state.json").write_text(json.dumps(content, indent=1))
+    # Newer ones can only be damaged ones that a resume skipped: they must not push good ones out.
+    older = [path for path in checkpoint_folders(run) if path.name <= folder.name]
+    for path in older[:-keep]:
+        shutil.rmtree(path)
+    return folder
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first, complete or not."""
+    return sorted((run / "checkpoints").glob("step_*"))
+
+
+def newest_checkpoint(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest complete checkpoint; each damaged one on the way is named to `warn`."""
+    for folder in reversed(checkpoint_folders(run)):
+        try:
+            content = json.loads((folder / "state.json").read_text())
+            checkpoint = Checkpoint(folder, int(content["step"]), content["recipe"])
+            found = {name: digest for name, digest in manifest(folder).items() if name != "state.json"}
+            damaged = sorted(set(content["files"].items()) ^ set(found.items()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            damaged = [("state.json", "")]
+        if not damaged:
+            return checkpoint
+        warn(f"checkpoint {folder} is damaged ({damaged[0][0]}) and is skipped")
+    return None
+
+
+def check_same_recipe(saved: Mapping[str, Any], given: Mapping[str, Any], run: Path) -> None:
+    """Refuses (RecipeError) to resume a run with another recipe; steps and the intervals may differ."""
+    before, after = _flatten(saved), _flatten(given)
+    missing = object()
+    changed = [
+        f"{key} ({before.get(key, 'unset')} -> {after.get(key, 'unset')})"
+        for key in sorted(before.keys() | after.keys())
+        if key not in FREE_KEYS and before.get(key, missing) != after.get(key, missing)
+    ]
+    if changed:
+        raise RecipeError(
+            f"{run} was started with another recipe; changed: {', '.join(changed)}; "
+            "resume with the old values or give another run folder with --out"
+        )
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _unique_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, tied ones once, as safetensors wants them."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    saved = model.state_dict().keys()
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
+def _copy_into(targets: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+    """Copies `tensors` over `targets` in place; both must have the same names and shapes."""
+    odd = sorted(targets.keys() ^ tensors.keys())
+    odd += [name for name in targets.keys() & tensors.keys() if targets[name].shape != tensors[name].shape]
+    if odd:
+        raise ValueError(f"{path} does not fit this model: {len(odd)} tensors differ, the first is {odd[0]}")
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])

@@ -1,0 +1,78 @@
+"""A tiny real stage: a small network learns a fixed function. Run as a script it is a worker for torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from snapgen.config import Recipe, parse_recipe
+from snapgen.train.loop import train
+from snapgen.train.stage import Context, Stage, derive_seed
+from snapgen.weights import save_file_atomic
+
+
+class RegressionRecipe(Recipe):
+    hidden: int = 16
+    dropout: float = 0.0
+    stop_at: int | None = None  # batch number at which the process sends itself `stop_by`
+    stop_by: int = int(signal.SIGTERM)
+    explode_at: int | None = None  # batch number from which the loss is infinite
+
+
+class RegressionStage(Stage[RegressionRecipe]):
+    recipe_type = RegressionRecipe
+
+    def __init__(self, recipe: RegressionRecipe, context: Context) -> None:
+        super().__init__(recipe, context)
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(4, recipe.hidden),
+            torch.nn.BatchNorm1d(recipe.hidden) if recipe.dropout else torch.nn.Identity(),
+            torch.nn.Dropout(recipe.dropout),
+            torch.nn.Tanh(),
+            torch.nn.Linear(recipe.hidden, 1),
+        ).to(context.device)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        if step == self.recipe.stop_at:
+            os.kill(os.getpid(), self.recipe.stop_by)
+        rows = [
+            torch.randn(4, generator=torch.Generator().manual_seed(derive_seed(self.recipe.seed, index)))
+            for index in self.local_indices(step)
+        ]
+        inputs = torch.stack(rows).to(self.context.device)
+        scale = float("inf") if self.recipe.explode_at is not None and step >= self.recipe.explode_at else 1.0
+        return inputs, scale * inputs.sin().sum(1, keepdim=True)
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:
+        inputs, targets = batch
+        error = model(inputs) - targets
+        return {"loss": error.square().mean(), "absolute": error.abs().mean()}
+
+    def draw(self, model: torch.nn.Module) -> Image.Image:
+        assert not model.training
+        torch.randn(3)  # drawing consumes random numbers and must not disturb the training
+        return Image.new("RGB", (8, 8), "white")
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        save_file_atomic(model.state_dict(), folder / "model.safetensors")
+
+    def metrics(self, model: torch.nn.Module) -> dict[str, float]:
+        return {"weight": model[0].weight.abs().mean().item()}
+
+
+def make_recipe(train_settings: dict[str, Any] | None = None, **settings: Any) -> RegressionRecipe:
+    defaults = {"steps": 12, "batch_size": 8, "learning_rate": 0.02, "checkpoint_every": 5, "sample_every": 6}
+    mapping = {"stage": "regression", "seed": 3, **settings, "train": defaults | (train_settings or {})}
+    return parse_recipe(RegressionRecipe, mapping, "test")
+
+
+if __name__ == "__main__":
+    given = RegressionRecipe.model_validate_json(sys.argv[2])
+    train(RegressionStage, given, Path(sys.argv[1]), resume="--resume" in sys.argv)
