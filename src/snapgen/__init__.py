@@ -1,0 +1,40 @@
+"""SnapGen in the open: small text-to-image models for mobile devices, trained, distilled and run.
+
+The public names below are imported on first use, so that `import snapgen` stays free of torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snapgen.models.autoencoder import SnapGenAutoencoder
+    from snapgen.models.unet import SnapGenUNet
+    from snapgen.pipeline import SnapGenPipeline
+
+    __version__: str
+
+__all__ = ["SnapGenAutoencoder", "SnapGenPipeline", "SnapGenUNet", "__version__"]
+
+_HOMES = {
+    "SnapGenAutoencoder": "snapgen.models.autoencoder",
+    "SnapGenPipeline": "snapgen.pipeline",
+    "SnapGenUNet": "snapgen.models.unet",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The public class `name`, imported from its home, or the installed version."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("snapgen")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'snapgen' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted(__all__)

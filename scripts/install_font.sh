@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes sure that the Noto Color Emoji font is there: the training data are drawn from it.
+set -euo pipefail
+
+font=NotoColorEmoji.ttf
+if [ -e "/usr/share/fonts/truetype/noto/$font" ] || fc-list 2>/dev/null | grep -q "$font"; then
+    exit 0
+fi
+"$(dirname "$0")/apt_install.sh" fonts-noto-color-emoji

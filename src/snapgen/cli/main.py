@@ -1,0 +1,198 @@
+"""The console entry point: finds the verb, keeps every failure to one line on standard error.
+
+A verb is one line in `VERBS`. Its module is imported when the verb is used or `--help` lists it, and
+imports nothing heavy at its top, so that the help of a program that draws with torch comes at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import requires
+from typing import Annotated, Any, NoReturn, TextIO
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_group
+
+VERBS = {  # name on the command line: "module:attribute", a function or a typer app
+    "generate": "snapgen.cli.generate:generate",
+    "train": "snapgen.cli.train:train",
+    "data": "snapgen.cli.data:app",
+}
+
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+class VerbGroup(TyperGroup):
+    """A command group that imports a verb's module when the verb is asked for."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The names of all verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        """The verb's command, or None if there is no such verb."""
+        if cmd_name not in VERBS:
+            return None
+        module, attribute = VERBS[cmd_name].split(":")
+        target = getattr(import_module(module), attribute)
+        holder = _plain_app()
+        if isinstance(target, typer.Typer):
+            holder.add_typer(target, name=cmd_name)
+        else:
+            holder.command(cmd_name)(target)
+        command = get_group(holder).commands[cmd_name]
+        if isinstance(command, TyperGroup):
+            command.no_args_is_help = False  # a missing sub-command is a one-line error like any other
+        return command
+
+
+def _plain_app(**settings: Any) -> typer.Typer:
+    """A typer app that prints plain text and leaves exceptions to `run`."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, **settings)
+
+
+app = _plain_app(cls=VerbGroup)
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the installed version and stop."""
+    if wanted:
+        from snapgen import __version__
+
+        typer.echo(f"snapgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def snapgen(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show tracebacks and the libraries' warnings; may stand after the verb.")
+    ] = False,
+) -> None:
+    """Small text-to-image models for mobile devices: draw with them, train them, measure them."""
+
+
+def main() -> NoReturn:
+    """Run the command line given to this process and end it."""
+    status = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone. Python would flush again while it ends, and complain: give it a sink.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = status or 1
+    sys.exit(status)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status; a failure prints one line on standard error."""
+    options, separator, rest = _split_at_separator(arguments)
+    verbose = "--verbose" in options
+    options = [option for option in options if option != "--verbose"]
+    _tame_libraries(verbose)
+    try:
+        status = typer.main.get_command(app).main([*options, *separator, *rest], "snapgen", standalone_mode=False)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except typer.Abort:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        return 1  # the reader has gone: nobody is left to tell
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context else ""
+        _report(f"{_one_line(error.format_message()).rstrip('.')}{hint}")
+        return error.exit_code
+    except Exception as error:  # the last resort of a program for people: nobody sees a raw traceback unasked
+        if verbose:
+            traceback.print_exc()
+        _report(_describe(error, verbose))
+        return 1
+    if status == INTERRUPTED:
+        _report("interrupted")
+    return status if isinstance(status, int) else 0
+
+
+def _split_at_separator(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """What stands before the first `--`, the `--` if there is one, and what stands after it."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:end]), list(arguments[end : end + 1]), list(arguments[end + 1 :])
+
+
+def _describe(error: Exception, verbose: bool) -> str:
+    """`error` in one line; the user's own mistakes in plain words, anything else with a way to learn more."""
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_that_brings(error.name or "")):
+        return f"{error.name} is not installed; run: pip install 'snapgen[{extra}]'"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
+    message = _one_line(str(error)) or type(error).__name__
+    if isinstance(error, ValueError | OSError | ImportError):
+        return message
+    hint = "" if verbose else " (run with --verbose for the traceback)"
+    return f"{type(error).__name__}: {message}{hint}"
+
+
+def _extra_that_brings(module: str) -> str | None:
+    """The optional extra of this package that installs `module`, if one does."""
+    wanted = module.partition(".")[0].replace("_", "-").lower()
+    for requirement in requires("snapgen") or []:
+        name, _, marker = requirement.partition(";")
+        if "extra ==" in marker and name.split("[")[0].rstrip(" <>=!~.,0123456789").lower() == wanted:
+            return marker.split("extra ==")[1].strip(" \"')")
+    return None
+
+
+def _tame_libraries(verbose: bool) -> None:
+    """Show this package's warnings as one line each; keep the libraries' own quiet unless `verbose`."""
+    if verbose:
+        return
+    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    logger = logging.getLogger("snapgen")
+    logger.propagate = False
+    logger.handlers = [_WarningLines()]
+    warnings.showwarning = _show_own_warning
+
+
+class _WarningLines(logging.Handler):
+    """Prints a log record as `snapgen: warning: ...`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print `record` on standard error."""
+        _print_line(record.levelname.lower(), record.getMessage())
+
+
+def _show_own_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Replacement of `warnings.showwarning`: one line for a warning raised in this package, none for others."""
+    if filename.startswith(os.path.dirname(os.path.dirname(__file__)) + os.sep):
+        _print_line("warning", str(message))
+
+
+def _report(message: str) -> None:
+    """Print the one line that explains a failure."""
+    _print_line("error", message)
+
+
+def _print_line(kind: str, message: str) -> None:
+    print(f"snapgen: {kind}: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
