@@ -1,0 +1,133 @@
+"""The embedded world: captioned emoji scenes with exact ground truth, in GenEval's six categories."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from snapgen.config import Settings
+from snapgen.data.captions import write_caption
+from snapgen.data.composition import draw_scene, draw_twin
+from snapgen.data.ground_truth import CATEGORIES, Category, Placed, Scene
+from snapgen.data.splits import Split
+from snapgen.data.sprites import SpriteSheet
+from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS
+
+# Several objects are harder to learn than one: they get most of the samples.
+DEFAULT_MIXTURE: dict[Category, float] = {
+    "single": 0.12,
+    "color": 0.14,
+    "counting": 0.20,
+    "two": 0.16,
+    "position": 0.20,
+    "attribution": 0.18,
+}
+
+# Streams of randomness: a picture, its captions and its twin never share draws.
+_SCENE, _CAPTION, _TWIN = 0, 1, 2
+
+
+class SceneSettings(Settings):
+    """The `data:` section of a recipe that draws on scenes."""
+
+    source: Literal["scenes"] = "scenes"
+    resolution: int = Field(default=128, ge=32)  # side of the square picture, px
+    count: int = Field(default=100_000, gt=0)  # scenes in an epoch
+    seed: int = Field(default=0, ge=0)
+    split: Split = "train"
+    mixture: dict[Category, float] = DEFAULT_MIXTURE  # weights, need not sum to 1; a category left out is not drawn
+    font: str | None = None  # path of NotoColorEmoji.ttf; looked up if not given
+
+    @field_validator("mixture")
+    @classmethod
+    def _drawable(cls, mixture: dict[Category, float]) -> dict[Category, float]:
+        if any(not 0 <= weight < float("inf") for weight in mixture.values()):
+            raise ValueError("weights must be finite and at least 0")
+        if not any(mixture.values()):
+            raise ValueError("at least one category needs a weight above 0")
+        return mixture
+
+
+class SceneSource:
+    """The source "scenes": `scene(index)` is the truth that `image` draws and `caption` tells."""
+
+    def __init__(self, settings: SceneSettings) -> None:
+        """Raises `FontMissingError` only when the first picture is drawn: captions need no font."""
+        self.settings = settings
+        weights = np.array([settings.mixture.get(category, 0.0) for category in CATEGORIES], dtype=np.float64)
+        self._thresholds = np.cumsum(weights / weights.sum())
+        self._sprites: SpriteSheet | None = None
+        self._backgrounds = {b.name: background_picture(b.name, settings.resolution) for b in BACKGROUNDS}
+
+    def __len__(self) -> int:
+        return self.settings.count
+
+    def _rng(self, stream: int, index: int, variant: int = 0) -> np.random.Generator:
+        if not 0 <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        return np.random.default_rng((self.settings.seed, stream, index, variant))
+
+    def scene(self, index: int) -> Scene:
+        """The ground truth of picture `index`."""
+        rng = self._rng(_SCENE, index)
+        category = CATEGORIES[min(int(np.searchsorted(self._thresholds, rng.random(), side="right")), 5)]
+        return draw_scene(rng, category, self.settings.split)
+
+    def twin(self, index: int) -> Scene:
+        """A hard negative: the scene of `index` with exactly one stated attribute changed."""
+        return draw_twin(self._rng(_TWIN, index), self.scene(index), self.settings.split)
+
+    def image(self, index: int) -> np.ndarray:
+        """Picture `index`, uint8 H W 3."""
+        return self.render(self.scene(index))
+
+    def caption(self, index: int, variant: int) -> str:
+        """Caption `variant` (>= 0) of picture `index`."""
+        return self.describe(self.scene(index), variant, index)
+
+    def twin_caption(self, index: int, variant: int) -> str:
+        """Caption `variant` of `twin(index)`, worded as far as possible as `caption(index, variant)`."""
+        return self.describe(self.twin(index), variant, index)
+
+    def describe(self, scene: Scene, variant: int, index: int = 0) -> str:
+        """A caption of `scene`; (seed, index, variant) picks the wording, within the templates of the split."""
+        return write_caption(self._rng(_CAPTION, index, variant), scene, self.settings.split)
+
+    def boxes(self, scene: Scene) -> list[tuple[int, int, int, int]]:
+        """Each object's box in px: left, top, right, bottom (exclusive), inside the picture."""
+        return [self._box(placed)[:4] for placed in scene.objects]
+
+    def _box(self, placed: Placed) -> tuple[int, int, int, int, int]:
+        """The box, and the longer side in px."""
+        resolution = self.settings.resolution
+        side = max(1, int(placed.size * resolution))
+        width, height = self._sheet().box(placed.name, side)
+        left = int(placed.x * resolution - width / 2 + 0.5)
+        top = int(placed.y * resolution - height / 2 + 0.5)
+        return left, top, left + width, top + height, side
+
+    def _sheet(self) -> SpriteSheet:
+        if self._sprites is None:
+            self._sprites = SpriteSheet(self.settings.font)
+        return self._sprites
+
+    def render(self, scene: Scene) -> np.ndarray:
+        """`scene` drawn, uint8 H W 3 with H = W = resolution; later objects over earlier ones."""
+        picture = self._backgrounds[scene.background].copy()
+        for placed in scene.objects:
+            left, top, right, bottom, side = self._box(placed)
+            colors, alpha = self._sheet().sprite(placed.name, placed.color, side)
+            under = picture[top:bottom, left:right]
+            # 255 * 255 fits uint16; + 127 rounds.
+            under[:] = (colors * alpha + under * (255 - alpha) + 127) // 255
+        return picture
+
+
+def background_picture(name: str, resolution: int) -> np.ndarray:
+    """The background `name`, uint8 H W 3; several stops make a vertical gradient."""
+    stops = np.array(BACKGROUND[name].stops, dtype=np.float64)
+    heights = np.linspace(0, len(stops) - 1, resolution)
+    column = np.stack([np.interp(heights, np.arange(len(stops)), stops[:, c]) for c in range(3)], axis=-1)
+    return np.repeat(np.rint(column).astype(np.uint8)[:, None], resolution, axis=1)
