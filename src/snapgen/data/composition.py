@@ -138,15 +138,17 @@ def _other_count(rng: np.random.Generator, scene: Scene) -> Scene:
 
 
 def _reversed_relation(rng: np.random.Generator, scene: Scene) -> Scene:
-    """The two objects change places, each keeping its size."""
     assert scene.relation
-    relation = OPPOSITE[scene.relation]
-    return replace(scene, objects=place_pair(rng, *_things(scene), relation), relation=relation)
+    return _related(rng, scene, OPPOSITE[scene.relation])
 
 
 def _other_relation(rng: np.random.Generator, scene: Scene) -> Scene:
-    relation: Relation = pick(rng, [relation for relation in RELATIONS if relation != scene.relation])
-    return replace(scene, objects=place_pair(rng, *_things(scene), relation), relation=relation)
+    return _related(rng, scene, pick(rng, [relation for relation in RELATIONS if relation != scene.relation]))
+
+
+def _related(rng: np.random.Generator, scene: Scene, relation: Relation) -> Scene:
+    first, second = _things(scene)
+    return replace(scene, objects=place_pair(rng, first, second, relation), relation=relation)
 
 
 def _other_size(rng: np.random.Generator, scene: Scene) -> Scene:

@@ -28,6 +28,13 @@ _FONT_FOLDERS = (
 )
 
 
+# Levels of the tint ramp that a sprite's low, middle and high luminance take: dark and light sprites both
+# show the tint, and their dark parts keep enough of it to be told from black.
+TINT_LEVELS = (25, 127.5, 215)
+
+_Master = tuple[Image.Image, tuple[float, float, float]]
+
+
 class FontMissingError(FileNotFoundError):
     """The emoji font is not there, or is not the one with bitmaps; the message says how to get it."""
 
@@ -59,8 +66,8 @@ def tint_ramp(color: str) -> np.ndarray:
     """uint8 256 3: the tint of each luminance, black (almost) at 0, `color` at 128, white (almost) at 255."""
     level = np.linspace(0, 1, 256)[:, None]
     middle = np.array(COLORS[color], dtype=np.float64)
-    dark = middle * (0.12 + 0.88 * np.minimum(level * 2, 1))
-    light = (255 - middle) * 0.8 * np.maximum(level * 2 - 1, 0)
+    dark = middle * (0.15 + 0.85 * np.minimum(level * 2, 1))
+    light = (255 - middle) * 0.65 * np.maximum(level * 2 - 1, 0)
     return np.asarray(np.rint(dark + light), dtype=np.uint8)
 
 
@@ -82,12 +89,12 @@ class SpriteSheet:
                 f"{path} is not Noto Color Emoji with its {STRIKE}-px bitmaps; install it: "
                 "apt-get install fonts-noto-color-emoji (or set data.font)"
             ) from None
-        self._masters: dict[str, tuple[Image.Image, float, float]] = {}
+        self._masters: dict[str, _Master] = {}
         self._ramps = {color: tint_ramp(color) for color in COLORS}
         self._scaled = lru_cache(maxsize=4096)(self._scale)
 
-    def _master(self, name: str) -> tuple[Image.Image, float, float]:
-        """The trimmed RGBA glyph, its median luminance and its spread of luminance (both 0..255)."""
+    def _master(self, name: str) -> _Master:
+        """The trimmed RGBA glyph, and its low, middle and high luminance (0..255)."""
         if name not in self._masters:
             canvas = Image.new("RGBA", (2 * STRIKE, 2 * STRIKE))
             ImageDraw.Draw(canvas).text(
@@ -99,9 +106,9 @@ class SpriteSheet:
             glyph = canvas.crop(box)
             pixels = np.asarray(glyph)
             solid = luminance(pixels[..., :3][pixels[..., 3] > 128])
-            low, middle, high = np.percentile(solid, (5, 50, 95))
-            # A flat sprite (a heart) keeps its faint shading: its spread is not blown up.
-            self._masters[name] = glyph, float(middle), float(max(high - low, 90))
+            low, middle, high = np.percentile(solid, (2, 55, 98)).tolist()
+            # A flat sprite (a heart) keeps its faint shading: its range is not blown up.
+            self._masters[name] = glyph, (min(low, middle - 60), middle, max(high, middle + 60))
         return self._masters[name]
 
     def box(self, name: str, side: int) -> tuple[int, int]:
@@ -112,12 +119,11 @@ class SpriteSheet:
 
     def _scale(self, name: str, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Colours (uint16 H W 3), tint levels (uint8 H W) and alpha (uint16 H W 1) at `side` px."""
-        glyph, middle, spread = self._master(name)
+        glyph, luminances = self._master(name)
         # Pillow premultiplies RGBA before it resamples, so no dark fringes.
         pixels = np.asarray(glyph.resize(self.box(name, side), Image.Resampling.LANCZOS))
         colors, alpha = pixels[..., :3], pixels[..., 3:]
-        # The median luminance takes the tint itself, so that dark and light sprites both show it.
-        levels = np.clip(127.5 + 255 * (luminance(colors) - middle) / spread, 0, 255)
+        levels = np.interp(luminance(colors), luminances, TINT_LEVELS)
         return colors.astype(np.uint16), levels.astype(np.uint8), alpha.astype(np.uint16)
 
     def sprite(self, name: str, color: str | None, side: int) -> tuple[np.ndarray, np.ndarray]:
