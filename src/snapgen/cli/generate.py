@@ -1,0 +1,207 @@
+"""`snapgen generate`: draw pictures from prompts. What can be refused is refused before torch is imported."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from snapgen.pipeline import SnapGenPipeline
+
+BUNDLED = "mini"  # the model that comes with the package
+BATCH = 8  # pictures drawn at once: bounds memory, however many are asked for
+LARGEST_SEED = 2**63 - 1
+SIZES = range(32, 4096 + 1, 32)  # pixels a side
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
+
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+
+
+def generate(
+    out: Annotated[
+        str, typer.Option("-o", "--out", metavar="OUT", help="A file for one picture, a folder for several.")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; '' leaves it to the model.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="A text file of further prompts, one a line.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|PATH", help="'mini', a model folder, or a hub name (owner/name).")
+    ] = BUNDLED,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps from noise to picture; the model's own if not given.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strictly to follow the prompt, from 0; the model's own if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same picture.")] = 0,
+    count: Annotated[int, typer.Option(help="Pictures a prompt, with seeds from --seed up.")] = 1,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Width and height in pixels; the model's own if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of file names.")] = False,
+) -> None:
+    """Draw pictures from prompts and print the names of the files written."""
+    texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    if not texts:
+        raise ValueError("no prompt given: say what to draw, or name a file of prompts with --prompts")
+    check_range("--steps", steps, 1, 1000)
+    check_range("--guidance", guidance, 0, 100)
+    check_range("--count", count, 1, 10_000)
+    check_range("--seed", seed, 0, LARGEST_SEED - count + 1)
+    width, height = parse_size(size) if size is not None else (None, None)
+    check_model_name(model)
+    requests = [PictureRequest(index, text, seed + k) for index, text in enumerate(texts) for k in range(count)]
+    destination = choose_destination(out, len(requests))
+
+    pipeline = load_pipeline(model)
+    given = {"num_inference_steps": steps, "guidance_scale": guidance, "width": width, "height": height}
+    settings = {name: value for name, value in given.items() if value is not None}
+    facts = describe_run(pipeline, model, settings)
+    pictures: list[dict[str, Any]] = []
+    with step_progress(math.ceil(len(requests) / BATCH) * facts["steps"]) as on_step:
+        for start in range(0, len(requests), BATCH):
+            batch = requests[start : start + BATCH]
+            for request, image in zip(batch, draw(pipeline, batch, settings, on_step), strict=True):
+                path = destination.file_for(request)
+                picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
+                save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
+                pictures.append({"path": str(path)} | picture)
+    if as_json:
+        typer.echo(json.dumps(facts | {"pictures": pictures}, ensure_ascii=False))
+    else:
+        for picture in pictures:
+            typer.echo(picture["path"])
+
+
+def check_range(option: str, value: float | None, lowest: float, highest: float) -> None:
+    """Raise ValueError unless `value` lies in the closed range, or was not given."""
+    if value is not None and not lowest <= value <= highest:
+        raise ValueError(f"{option} {value} is out of range: from {lowest} to {highest} is expected")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of the UTF-8 text file `path` that are not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a UTF-8 text file: one prompt a line is expected") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of "WxH"; ValueError unless both are sides that the networks can draw."""
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, flags=re.ASCII)
+    if not match:
+        raise ValueError(f"--size {text} is not of the form WIDTHxHEIGHT, for example 256x256")
+    width, height = int(match[1]), int(match[2])
+    if width not in SIZES or height not in SIZES:
+        allowed = f"multiples of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
+        raise ValueError(f"--size {text} cannot be drawn: width and height must be {allowed}")
+    return width, height
+
+
+def check_model_name(model: str) -> None:
+    """Raise ValueError unless `model` is the bundled one, a model folder, or could be a name on the hub."""
+    folder = Path(model)
+    if model == BUNDLED:
+        return
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{model} is not a model folder: it has no model_index.json")
+    elif folder.exists():
+        raise ValueError(f"{model} is a file: a model is a folder with a model_index.json")
+    elif not HUB_NAME.fullmatch(model):
+        raise ValueError(f"there is no model {model}: use '{BUNDLED}', a model folder, or a hub name (owner/name)")
+
+
+def load_pipeline(model: str) -> SnapGenPipeline:
+    """The pipeline called `model`, on the GPU if there is one; ValueError naming the model if it cannot be read."""
+    import torch
+    from diffusers.utils.logging import disable_progress_bar
+    from safetensors import SafetensorError
+
+    from snapgen.pipeline import SnapGenPipeline
+
+    disable_progress_bar()
+    try:
+        pipeline = SnapGenPipeline.bundled() if model == BUNDLED else SnapGenPipeline.from_pretrained(model)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        # What a missing, truncated or wrong file raises depends on the library that meets it first.
+        raise ValueError(f"model {model} cannot be loaded: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What all pictures of a run share: the settings given, and the pipeline's own where none were."""
+    from snapgen import __version__
+
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    steps, guidance = (
+        settings.get(name, parameters[name].default) for name in ("num_inference_steps", "guidance_scale")
+    )
+    return {"steps": steps, "guidance": guidance, "model": model, "snapgen": __version__}
+
+
+def draw(
+    pipeline: SnapGenPipeline, batch: list[PictureRequest], settings: dict[str, Any], on_step: StepCallback
+) -> list[Image]:
+    """The pictures of `batch`, each from its own seed."""
+    import torch
+
+    return pipeline(
+        prompt=[request.prompt for request in batch],
+        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
+        callback_on_step_end=on_step,
+        **settings,
+    ).images
+
+
+@contextmanager
+def step_progress(total: int) -> Iterator[StepCallback]:
+    """A pipeline callback that moves a bar of `total` steps on a terminal's standard error, if there is one."""
+    if not sys.stderr.isatty():
+        yield lambda pipeline, step, timestep, tensors: tensors
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("drawing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
+    # Standard output stays what the caller made it: it carries the file names.
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("drawing", total=total)
+
+        def advance(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            progress.advance(task)
+            return tensors
+
+        yield advance

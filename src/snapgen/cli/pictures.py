@@ -1,0 +1,109 @@
+"""Where generated pictures go: decided and checked before any work, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix: Pillow's name
+SLUG_LENGTH = 40  # characters of the prompt that a file's name shows
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """One picture to draw: which prompt of the list, its words, and the seed of its noise."""
+
+    index: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One file, or a folder that names its pictures after their prompts."""
+
+    path: Path
+    is_folder: bool
+
+    def file_for(self, request: PictureRequest) -> Path:
+        """The file that the picture of `request` is written to."""
+        if not self.is_folder:
+            return self.path
+        slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:SLUG_LENGTH].strip("-") or "picture"
+        return self.path / f"{request.index:04d}-{slug}-{request.seed}.png"
+
+
+def choose_destination(out: str, count: int) -> Destination:
+    """What `out` means for `count` pictures, with its place checked to be writable.
+
+    A folder if it exists as one, ends in a slash or has no suffix; else a file, which holds one picture.
+    Raises ValueError or OSError with a message for the person who typed it. Creates nothing.
+    """
+    path = Path(out)
+    if not out:
+        raise ValueError("--out is empty: name a file such as picture.png, or a folder")
+    if path.is_dir() or out.endswith(os.sep) or not path.suffix:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{out} exists and is not a folder")
+        _check_writable(path)
+        return Destination(path, is_folder=True)
+    if path.suffix.lower() not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"cannot write {path.suffix} pictures to {out}: use one of {known}, or a folder ({out}/)")
+    if count > 1:
+        raise ValueError(f"{count} pictures do not fit in one file: give a folder instead of {out}")
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {out}: there is no folder {path.parent}")
+    _check_writable(path.parent)
+    return Destination(path, is_folder=False)
+
+
+def save_picture(image: Image, path: Path, facts: dict[str, str]) -> None:
+    """Write `image` to `path`, whole or not at all; a PNG carries `facts` as text chunks."""
+    from PIL.PngImagePlugin import PngInfo
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    format_name = FORMATS[path.suffix.lower()]
+    settings: dict[str, object] = {"quality": 95}
+    if format_name == "PNG":
+        text = PngInfo()
+        for name, value in facts.items():
+            text.add_text(name, value)
+        settings = {"pnginfo": text}
+    descriptor, temporary = tempfile.mkstemp(prefix=".snapgen-", suffix=path.suffix, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            image.save(file, format=format_name, **settings)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private; a picture is not
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise OSError unless a file can be made in `folder`, or in the nearest folder above it that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"cannot write below {folder}: it is not a folder")
+    try:
+        # Permission bits say too little (a read-only disk, a full one, the root user): try it.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write in {folder}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
