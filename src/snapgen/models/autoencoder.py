@@ -1,0 +1,138 @@
+"""SnapGenAutoencoder: SD3's encoder with the tiny decoder of Sec. 3.2 (Fig. 4 (b), Tab. 2).
+
+The tiny decoder has no attention and no conv shortcuts; its blocks are separable and thin; the upsampling
+layers change the width; one GroupNorm opens each stage (none inside the blocks): enough to hold colours,
+few enough to be fast at high resolution.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution, Encoder
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from snapgen.models.layers import SeparableConv2d, Upsample
+
+
+class TinyBlock(nn.Module):
+    """Residual SiLU - DW3x3 - PW(expand) - SiLU - DW3x3 - PW, of one width and without norms."""
+
+    def __init__(self, channels: int, expansion: int):
+        super().__init__()
+        self.conv1 = SeparableConv2d(channels, expansion * channels)
+        self.conv2 = SeparableConv2d(expansion * channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """B C H W -> B C H W."""
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class TinyStage(nn.Module):
+    """GroupNorm and the blocks of one resolution, then (but for the last stage) upsampling to the next width."""
+
+    def __init__(self, channels: int, next_channels: int | None, blocks: int, expansion: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.blocks = nn.Sequential(*(TinyBlock(channels, expansion) for _ in range(blocks)))
+        self.upsample = Upsample(channels, next_channels) if next_channels else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(self.norm(x))
+        return self.upsample(x) if self.upsample is not None else x
+
+
+class TinyDecoder(nn.Module):
+    """Latent B 16 h w (unscaled) -> picture B 3 8h 8w, in about [-1, 1]."""
+
+    def __init__(
+        self, latent_channels: int, out_channels: int, widths: tuple[int, ...], blocks: tuple[int, ...], expansion: int, groups: int
+    ):
+        super().__init__()
+        if len(widths) != len(blocks):
+            raise ValueError(f"decoder_channels has {len(widths)} entries, decoder_blocks {len(blocks)}: equal expected")
+        self.conv_in = SeparableConv2d(latent_channels, widths[0])
+        self.stages = nn.Sequential(
+            *(
+                TinyStage(width, following, count, expansion, groups)
+                for width, following, count in zip(widths, (*widths[1:], None), blocks, strict=True)
+            )
+        )
+        self.conv_out = SeparableConv2d(widths[-1], out_channels)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.conv_out(F.silu(self.stages(self.conv_in(latent))))
+
+
+class SnapGenAutoencoder(ModelMixin, ConfigMixin):
+    """Pictures to latents and back: `encode` is SD3's (diffusers' `Encoder`), `decode` is the tiny decoder.
+
+    Diffusion runs on `(z - shift_factor) * scaling_factor`; `normalize` and `denormalize` convert.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = 16,
+        encoder_channels: tuple[int, ...] = (128, 256, 512, 512),  # high to low resolution; SD3's
+        encoder_layers_per_block: int = 2,
+        decoder_channels: tuple[int, ...] = (256, 224, 192, 96),  # low to high resolution
+        decoder_blocks: tuple[int, ...] = (2, 1, 3, 1),  # few where the resolution is high
+        decoder_expansion: int = 2,
+        norm_num_groups: int = 32,
+        scaling_factor: float = 1.5305,  # SD3's
+        shift_factor: float = 0.0609,
+    ):
+        super().__init__()
+        self.encoder = Encoder(
+            in_channels=in_channels,
+            out_channels=latent_channels,
+            down_block_types=("DownEncoderBlock2D",) * len(encoder_channels),
+            block_out_channels=tuple(encoder_channels),
+            layers_per_block=encoder_layers_per_block,
+            norm_num_groups=norm_num_groups,
+            double_z=True,
+        )
+        self.decoder = TinyDecoder(
+            latent_channels, out_channels, tuple(decoder_channels), tuple(decoder_blocks), decoder_expansion, norm_num_groups
+        )
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along a side: 8 for four encoder stages."""
+        return 2 ** (len(self.config.encoder_channels) - 1)
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """Posterior over latents of pictures B 3 H W in [-1, 1]; H and W divisible by `spatial_factor`."""
+        posterior = DiagonalGaussianDistribution(self.encoder(x))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        """Pictures B 3 8h 8w in about [-1, 1] from latents B C h w as `encode` gives them (not normalised)."""
+        picture = self.decoder(z)
+        return DecoderOutput(sample=picture) if return_dict else (picture,)
+
+    def normalize(self, z: torch.Tensor) -> torch.Tensor:
+        """Encoder's latents -> the latents that diffusion sees."""
+        return (z - self.config.shift_factor) * self.config.scaling_factor
+
+    def denormalize(self, z: torch.Tensor) -> torch.Tensor:
+        """Inverse of `normalize`."""
+        return z / self.config.scaling_factor + self.config.shift_factor
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Reconstruct pictures B 3 H W, from the posterior's mode or, with `sample_posterior`, from a draw."""
+        posterior = self.encode(sample).latent_dist
+        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        return self.decode(z, return_dict=return_dict)

@@ -1,0 +1,105 @@
+"""The two blocks of the efficient UNet (Fig. 2): residual inverted bottleneck and spatial transformer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from snapgen.models.layers import GatedFeedForward, MultiQueryAttention, SeparableConv2d
+
+
+class ResidualBlock(nn.Module):
+    """Expanded separable residual block (Fig. 2 (c); MobileNetV4's universal inverted bottleneck).
+
+    GN - SiLU - DW3x3 - PW(in -> expansion * in) - [+ time] - GN - SiLU - DW3x3 - PW(-> out), with a 1x1 shortcut
+    where the widths differ. The time embedding enters in the expanded width.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, expansion: int, groups: int):
+        super().__init__()
+        hidden = expansion * in_channels
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-5)
+        self.conv1 = SeparableConv2d(in_channels, hidden)
+        self.time_proj = nn.Linear(time_dim, hidden)
+        self.norm2 = nn.GroupNorm(groups, hidden, eps=1e-5)
+        self.conv2 = SeparableConv2d(hidden, out_channels)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """x: B C H W; time: B T, already activated. Returns B C' H W."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_proj(time)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm layer: self-attention (where the stage has it), cross-attention, gated FFN."""
+
+    def __init__(self, dim: int, context_dim: int, head_dim: int, ffn_ratio: int, self_attention: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim) if self_attention else None
+        self.attn1 = MultiQueryAttention(dim, head_dim) if self_attention else None
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = MultiQueryAttention(dim, head_dim, context_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ffn = GatedFeedForward(dim, ffn_ratio)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """x: B N D; context: B M D'; mask: B 1 1 M boolean."""
+        if self.attn1 is not None and self.norm1 is not None:
+            x = x + self.attn1(self.norm1(x), rotary=rotary)
+        x = x + self.attn2(self.norm2(x), context, mask)
+        return x + self.ffn(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer layers over the positions of a feature map, between 1x1 projections, with a residual.
+
+    Where the first stage's residual blocks are replaced (Fig. 2 (e)), the input may be wider than the
+    output (a concatenated skip): then the residual starts after a 1x1 channel projection.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        layers: int,
+        context_dim: int,
+        head_dim: int,
+        ffn_ratio: int,
+        self_attention: bool,
+        groups: int,
+    ):
+        super().__init__()
+        self.channel_proj = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.layers = nn.ModuleList(
+            TransformerLayer(channels, context_dim, head_dim, ffn_ratio, self_attention) for _ in range(layers)
+        )
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """x: B C H W; context: B M D'; mask: B 1 1 M boolean. Returns B C' H W."""
+        x = self.channel_proj(x)
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # B HW C
+        tokens = self.proj_in(tokens)
+        for layer in self.layers:
+            tokens = layer(tokens, context, mask, rotary)
+        tokens = self.proj_out(tokens)
+        return x + tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,131 @@
+"""The layers every network here is made of: separable convolution, 2D RoPE, multi-query attention, gated FFN.
+
+Shapes: `B C H W` for feature maps, `B N D` for tokens, `B N heads head_dim` inside attention.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class SeparableConv2d(nn.Sequential):
+    """Depthwise 3x3 followed by pointwise 1x1 (MobileNets; Sec. 3.1 "SepConv"). B C H W -> B C' H/stride W/stride."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(
+            nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels),
+            nn.Conv2d(in_channels, out_channels, 1),
+        )
+
+
+class Downsample(nn.Module):
+    """Halves height and width (rounded up) with a separable convolution of stride 2."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = SeparableConv2d(channels, channels, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling, then a separable convolution that may change the width."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = SeparableConv2d(in_channels, out_channels)
+
+    def forward(self, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """`size`: the height and width to reach; by default twice those of `x`."""
+        if size is None:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        else:
+            x = F.interpolate(x, size=size, mode="nearest")
+        return self.conv(x)
+
+
+def rotary_embedding_2d(
+    height: int, width: int, head_dim: int, device: torch.device, base: float = 10_000.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of 2D RoPE (RoFormer, extended to two axes) for a `height` x `width` grid in row order.
+
+    The first half of the head's pairs turns with the row, the second half with the column, so that a dot
+    product of rotated vectors depends on the offset between their positions alone.
+
+    Returns two fp32 tensors of shape `height * width, head_dim / 2`. `head_dim` must be divisible by 4.
+    """
+    frequencies = base ** (-torch.arange(0, head_dim // 4, device=device, dtype=torch.float32) / (head_dim // 4))
+    rows = torch.arange(height, device=device, dtype=torch.float32)[:, None] * frequencies  # H F
+    columns = torch.arange(width, device=device, dtype=torch.float32)[:, None] * frequencies  # W F
+    angles = torch.cat(
+        [
+            rows[:, None, :].expand(height, width, -1),
+            columns[None, :, :].expand(height, width, -1),
+        ],
+        dim=-1,
+    ).reshape(height * width, head_dim // 2)
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate `x` (B N heads head_dim) by `rotary` of `rotary_embedding_2d`; computed in fp32, returned in x's dtype."""
+    cos, sin = (part[:, None] for part in rotary)  # N 1 head_dim/2
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+class MultiQueryAttention(nn.Module):
+    """Attention of many query heads over one shared key and value head (Shazeer 2019; Fig. 2 (e')).
+
+    Queries and keys are RMS-normalised per head after projection (Fig. 2 (f)). With `context_dim` it is
+    cross-attention; without, self-attention, for which 2D RoPE may be given.
+    """
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int | None = None):
+        super().__init__()
+        if dim % head_dim:
+            raise ValueError(f"attention width {dim} is not divisible by the head width {head_dim}")
+        self.heads = dim // head_dim
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(context_dim or dim, 2 * head_dim, bias=False)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """x: B N D; context: B M D' (default: x); mask: B 1 1 M boolean, True = attend. Returns B N D."""
+        batch, tokens, dim = x.shape
+        q = self.to_q(x).reshape(batch, tokens, self.heads, self.head_dim)  # B N heads head_dim
+        k, v = self.to_kv(x if context is None else context).chunk(2, dim=-1)  # B M head_dim
+        q, k = self.norm_q(q), self.norm_k(k)
+        if rotary is not None:
+            q, k = apply_rotary(q, rotary), apply_rotary(k[:, :, None], rotary)[:, :, 0]
+        # All heads share one key and value: to attention, N tokens of many heads are heads * N queries of one head.
+        q = q.reshape(batch, 1, tokens * self.heads, self.head_dim)  # B 1 N*heads head_dim
+        k, v = k[:, None].to(q.dtype), v[:, None].to(q.dtype)  # B 1 M head_dim
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out(out.reshape(batch, tokens, dim))
+
+
+class GatedFeedForward(nn.Module):
+    """GEGLU feed-forward: the first linear is twice `ratio * dim` wide, one half gates the other (Fig. 2 (d))."""
+
+    def __init__(self, dim: int, ratio: int):
+        super().__init__()
+        self.proj_in = nn.Linear(dim, 2 * ratio * dim)
+        self.proj_out = nn.Linear(ratio * dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """B N D -> B N D."""
+        value, gate = self.proj_in(x).chunk(2, dim=-1)
+        return self.proj_out(value * F.gelu(gate))

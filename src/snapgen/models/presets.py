@@ -1,0 +1,83 @@
+"""Every named configuration of the networks. Full size and miniature are the same classes.
+
+`t2i` and `imagenet` are the paper's UNets (379 M and 372 M parameters); `decoder` is its 1.38 M-parameter
+decoder behind SD3's encoder; `mini` is the embedded world's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snapgen.models.autoencoder import SnapGenAutoencoder
+    from snapgen.models.unet import SnapGenUNet
+
+UNETS: dict[str, dict[str, Any]] = {
+    "t2i": {"cross_attention_dim": 2304},  # Gemma-2-2b's width
+    "imagenet": {"cross_attention_dim": 768},  # CLIP-L's width
+    # Two stages: a 16x16 latent is too small for three. Self-attention in the lowest one, as in the paper.
+    # The first stage keeps its residual blocks: at so few positions they are cheap, and they mix neighbours.
+    "mini": {
+        "block_out_channels": (128, 256),
+        "transformer_layers": (1, 2),
+        "self_attention": (False, True),
+        "residual_blocks": (False, True),
+        "cross_attention_dim": 256,
+        "attention_head_dim": 64,
+        "time_embedding_dim": 256,
+    },
+    "debug": {
+        "block_out_channels": (32, 64),
+        "transformer_layers": (1, 1),
+        "self_attention": (False, True),
+        "residual_blocks": (False, True),
+        "layers_per_block": 1,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 16,
+        "time_embedding_dim": 32,
+        "norm_num_groups": 8,
+    },
+}
+
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "decoder": {},
+    "mini": {
+        "encoder_channels": (16, 32, 64, 128),
+        "encoder_layers_per_block": 1,
+        "decoder_channels": (128, 96, 64, 32),
+        "decoder_blocks": (3, 3, 2, 1),
+        "norm_num_groups": 8,
+        # The encoder is trained here, so the latents' scale is measured after training.
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+    },
+    "debug": {
+        "encoder_channels": (8, 8, 16, 16),
+        "encoder_layers_per_block": 1,
+        "decoder_channels": (16, 16, 8, 8),
+        "decoder_blocks": (1, 1, 1, 1),
+        "norm_num_groups": 4,
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+    },
+}
+
+
+def _preset(presets: dict[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
+    if name not in presets:
+        raise ValueError(f"unknown {kind} preset '{name}': expected one of {', '.join(presets)}")
+    return presets[name]
+
+
+def create_unet(name: str) -> SnapGenUNet:
+    """A randomly initialised UNet of the preset `name`."""
+    from snapgen.models.unet import SnapGenUNet
+
+    return SnapGenUNet(**_preset(UNETS, name, "UNet"))
+
+
+def create_autoencoder(name: str) -> SnapGenAutoencoder:
+    """A randomly initialised autoencoder of the preset `name`."""
+    from snapgen.models.autoencoder import SnapGenAutoencoder
+
+    return SnapGenAutoencoder(**_preset(AUTOENCODERS, name, "autoencoder"))
