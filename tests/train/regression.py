@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -21,13 +20,12 @@ from snapgen.weights import save_file_atomic
 class RegressionRecipe(Recipe):
     hidden: int = 16
     dropout: float = 0.0
-    stop_at: int | None = None  # batch number at which the process sends itself `stop_by`
-    stop_by: int = int(signal.SIGTERM)
     explode_at: int | None = None  # batch number from which the loss is infinite
 
 
 class RegressionStage(Stage[RegressionRecipe]):
     recipe_type = RegressionRecipe
+    signals: ClassVar[dict[int, int]] = {}  # batch number -> the signal that the process then sends itself
 
     def __init__(self, recipe: RegressionRecipe, context: Context) -> None:
         super().__init__(recipe, context)
@@ -40,8 +38,8 @@ class RegressionStage(Stage[RegressionRecipe]):
         ).to(context.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        if step == self.recipe.stop_at:
-            os.kill(os.getpid(), self.recipe.stop_by)
+        if step in self.signals:
+            os.kill(os.getpid(), self.signals[step])
         rows = [
             torch.randn(4, generator=torch.Generator().manual_seed(derive_seed(self.recipe.seed, index)))
             for index in self.local_indices(step)
@@ -74,5 +72,8 @@ def make_recipe(train_settings: dict[str, Any] | None = None, **settings: Any) -
 
 
 if __name__ == "__main__":
-    given = RegressionRecipe.model_validate_json(sys.argv[2])
-    train(RegressionStage, given, Path(sys.argv[1]), resume="--resume" in sys.argv)
+    run_folder, recipe_json, *rest = sys.argv[1:]
+    for pair in rest:  # "7:9": signal 9 at batch 7
+        number, _, kind = pair.partition(":")
+        RegressionStage.signals[int(number)] = int(kind)
+    train(RegressionStage, RegressionRecipe.model_validate_json(recipe_json), Path(run_folder), resume=False)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -50,10 +50,11 @@ def train(stage_type: type[Stage[Any]], recipe: Recipe, run: Path, resume: bool)
     settings, content = recipe.train, recipe.model_dump(mode="json")
     accelerator = make_accelerator(settings)
     main = accelerator.is_main_process
-    display = Display(enabled=main)
-    try:
+    with ExitStack() as stack:
+        display = stack.enter_context(closing(Display(enabled=main)))
+
         # Run folder
-        checkpoint = open_run(run, content, resume, display)
+        checkpoint = open_run(run, recipe, resume, display)
         accelerator.wait_for_everyone()  # all have looked before the first one writes
         if main:
             prepare_run(run, content)
@@ -65,47 +66,46 @@ def train(stage_type: type[Stage[Any]], recipe: Recipe, run: Path, resume: bool)
         stage.model.train()
         model = accelerator.prepare_model(stage.model)
         state = TrainState(stage.model, make_optimizer(stage.model, settings), make_ema(stage.model, settings))
+        start = 0
         if checkpoint is not None:
             state.load(checkpoint)
-            display.line(f"resuming {run} after step {checkpoint.step}")
-        start = 0 if checkpoint is None else checkpoint.step
-        report = Report(run, settings, start, display) if main else None
+            start = checkpoint.step
+            display.line(f"resuming {run} after step {start}")
+        report = stack.enter_context(closing(Report(run, settings, start, display))) if main else None
+        caught = stack.enter_context(stop_signals(insist=accelerator.num_processes == 1))
 
         # Steps
-        with stop_signals() as caught:
-            for done in range(start, settings.steps):
-                step, started = done + 1, time.monotonic()
-                torch.manual_seed(derive_seed(recipe.seed, done, accelerator.process_index))
-                metrics, stopping = train_step(accelerator, stage, model, state, done, caught)
-                seconds = time.monotonic() - started
-                metrics["samples_per_second"] = settings.batch_size / seconds
-                last = step == settings.steps
+        for done in range(start, settings.steps):
+            step, started = done + 1, time.monotonic()
+            torch.manual_seed(derive_seed(recipe.seed, done, accelerator.process_index))
+            metrics, stopping = train_step(accelerator, stage, model, state, done, caught)
+            seconds = time.monotonic() - started
+            metrics["samples_per_second"] = settings.batch_size / seconds
+            last = step == settings.steps
 
-                # Samples and curves, then the record, then the checkpoint: what a checkpoint follows is on disk
+            # Samples, then the record, then the checkpoint: all that a checkpoint follows is on disk before it
+            if report is not None:
                 sampling = last or step % settings.sample_every == 0
-                if report is not None:
-                    if sampling:
-                        with state.averaged() as averaged:
-                            report.samples(step, stage.draw(averaged))
-                            metrics |= {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
-                    report.step(step, metrics, seconds)
-                    if sampling:
-                        report.plot()
-                    if last or stopping is not None or step % settings.checkpoint_every == 0:
-                        save_checkpoint(run, state, step, content, settings.keep_checkpoints)
-                if stopping is not None:
-                    accelerator.wait_for_everyone()
-                    display.line(f"stopped after step {step}; the checkpoint is written, --resume continues")
-                    sys.exit(STOP_SIGNALS[stopping])
+                if sampling:
+                    with state.averaged() as averaged:
+                        report.samples(step, stage.draw(averaged))
+                        metrics |= {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
+                report.step(step, metrics, seconds)
+                if sampling:
+                    report.plot()
+                if last or stopping is not None or step % settings.checkpoint_every == 0:
+                    save_checkpoint(run, state, step, content, settings.keep_checkpoints)
+            if stopping is not None:
+                accelerator.wait_for_everyone()
+                display.line(f"stopped after step {step} with a checkpoint; --resume continues")
+                sys.exit(STOP_SIGNALS[stopping])
 
-        # Finished model
-        if report is not None:
-            save_model(run, stage, state, content, settings.steps)
-            report.close()
+        # Finished model, freed of the precision wrapper, which cannot be copied
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        if main:
+            save_model(run, stage, state, content)
         accelerator.wait_for_everyone()
-        return run / "model"
-    finally:
-        display.close()
+    return run / "model"
 
 
 def train_step(
@@ -184,7 +184,7 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     return accelerator
 
 
-def open_run(run: Path, content: dict[str, Any], resume: bool, display: Display) -> Checkpoint | None:
+def open_run(run: Path, recipe: Recipe, resume: bool, display: Display) -> Checkpoint | None:
     """The checkpoint to continue from; a RecipeError if `run` must not be written to. Changes nothing."""
     if not resume:
         if checkpoint_folders(run):
@@ -192,7 +192,9 @@ def open_run(run: Path, content: dict[str, Any], resume: bool, display: Display)
         return None
     checkpoint = newest_checkpoint(run, lambda text: display.line(f"snapgen: warning: {text}"))
     if checkpoint is not None:
-        check_same_recipe(checkpoint.recipe, content, run)
+        check_same_recipe(checkpoint.recipe, recipe.model_dump(mode="json"), run)
+        if checkpoint.step > recipe.train.steps:
+            raise RecipeError(f"{run} is at step {checkpoint.step} already, past train.steps {recipe.train.steps}")
     return checkpoint
 
 
@@ -205,22 +207,28 @@ def prepare_run(run: Path, content: dict[str, Any]) -> None:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def save_model(run: Path, stage: Stage[Any], state: TrainState, content: dict[str, Any], step: int) -> None:
+def save_model(run: Path, stage: Stage[Any], state: TrainState, content: dict[str, Any]) -> None:
     """Writes `run/model` with the EMA weights, and where it came from as `provenance.json` beside them."""
     with atomic_folder(run / "model") as folder, state.averaged() as averaged:
         stage.save(averaged, folder)
-        (folder / "provenance.json").write_text(json.dumps(provenance(folder, content, step), indent=1))
+        origin = provenance(folder, content, step=content["train"]["steps"])
+        (folder / "provenance.json").write_text(json.dumps(origin, indent=1))
 
 
 @contextmanager
-def stop_signals() -> Iterator[set[signal.Signals]]:
-    """Collects SIGTERM and Ctrl-C in the set it yields instead of dying; a second one of a kind acts as usual."""
+def stop_signals(insist: bool) -> Iterator[set[signal.Signals]]:
+    """Collects SIGTERM and Ctrl-C in the set it yields instead of dying.
+
+    With `insist`, a second one of a kind acts as usual. Under a launcher it must not: the terminal and the launcher
+    both pass Ctrl-C on, and the repetition would cut the checkpoint off.
+    """
     caught: set[signal.Signals] = set()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.add(signal.Signals(number))
-        signal.signal(number, before[signal.Signals(number)])
+        if insist:
+            signal.signal(number, before[signal.Signals(number)])
 
     for number in STOP_SIGNALS:
         signal.signal(number, note)

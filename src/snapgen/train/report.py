@@ -95,8 +95,9 @@ class Report:
 
     def step(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
         """Records the finished step number `step`, which took `seconds`."""
-        # Pure arithmetic on finite numbers; the loop has refused the others.
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        # JSON knows no NaN: an evaluation that is not finite is null.
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self.file.write(json.dumps({"step": step, **finite}) + "\n")
         self.seconds = seconds if math.isnan(self.seconds) else 0.95 * self.seconds + 0.05 * seconds
         rate = self.settings.batch_size / self.seconds
         due = step % self.settings.log_every == 0 or step == self.settings.steps
@@ -161,11 +162,12 @@ def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
         axes[1].set_yscale("log")
     rate = axes[1].twinx()
     rate.plot(steps, [line["learning_rate"] for line in lines], color="tab:green", label="learning_rate")
+    rate.set_ylim(bottom=0)
     rate.legend(loc="upper right")
 
     for key in evaluated:
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        axes[2].plot(*zip(*points, strict=True), marker="o", markersize=3, label=key)
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        axes[2].plot([step for step, _ in points], [value for _, value in points], "o-", markersize=3, label=key)
     for axis in axes:
         axis.legend(loc="upper left")
         axis.grid(alpha=0.3)

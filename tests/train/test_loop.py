@@ -1,0 +1,227 @@
+"""The training loop, run for real on a tiny stage: resume, processes, signals, refusals, what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from regression import RegressionRecipe, RegressionStage, make_recipe
+
+from snapgen.config import RecipeError, TrainSettings
+from snapgen.train.loop import learning_rate, train
+from snapgen.train.stage import Context, derive_seed
+from snapgen.weights import load_file, sha256
+
+WORKER = str(Path(__file__).with_name("regression.py"))
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The recorded lines without the only value that is a matter of time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+
+
+def leftovers(run: Path) -> list[Path]:
+    return list(run.rglob(".tmp-*"))
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Asserts bit-identical metrics, model, EMA and optimiser state."""
+    assert metrics_of(one) == metrics_of(other)
+    newest = sorted((one / "checkpoints").iterdir())[-1].name
+    for file in ("model", "ema", "optimizer"):
+        path = Path("checkpoints") / newest / f"{file}.safetensors"
+        assert sha256(one / path) == sha256(other / path), file
+    assert sha256(one / "model" / "model.safetensors") == sha256(other / "model" / "model.safetensors")
+
+
+def test_a_run_leaves_what_the_contract_says(tmp_path: Path) -> None:
+    recipe = make_recipe({"keep_checkpoints": 1})
+    run = tmp_path / "run"
+
+    assert train(RegressionStage, recipe, run, resume=False) == run / "model"
+
+    assert RegressionRecipe.model_validate_json(json.dumps(yaml.safe_load((run / "recipe.yaml").read_text()))) == recipe
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    expected = {"step", "loss", "absolute", "grad_norm", "learning_rate", "samples_per_second"}
+    assert all(expected <= line.keys() for line in lines)
+    assert [line["step"] for line in lines if "eval/weight" in line] == [6, 12]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000012"]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_00000006.png", "step_00000012.png"]
+    assert Image.open(run / "plots" / "loss.png").width > 100
+    assert list((run / "tensorboard").glob("events.*"))
+    origin = json.loads((run / "model" / "provenance.json").read_text())
+    assert origin["step"] == 12
+    assert origin["recipe"] == recipe.model_dump(mode="json")
+    assert origin["versions"]["torch"] == torch.__version__
+    assert origin["files"] == {"model.safetensors": sha256(run / "model" / "model.safetensors")}
+    assert leftovers(run) == []
+
+
+def test_loss_falls_and_the_saved_model_is_the_average(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(RegressionStage, make_recipe({"steps": 150, "batch_size": 32, "sample_every": 150}), run, resume=False)
+    losses = [line["loss"] for line in metrics_of(run)]
+    assert sum(losses[-10:]) < 0.2 * sum(losses[:10])
+    averaged = load_file(run / "checkpoints" / "step_00000150" / "ema.safetensors")
+    saved = load_file(run / "model" / "model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in averaged.items())
+
+
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_stopped_and_resumed_equals_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals, status: int
+) -> None:
+    recipe = make_recipe({"gradient_accumulation": 2, "schedule": "cosine", "warmup_steps": 3}, dropout=0.3)
+    train(RegressionStage, recipe, tmp_path / "whole", resume=False)
+
+    before = signal.getsignal(kind)
+    monkeypatch.setattr(RegressionStage, "signals", {14: kind})  # in the first round of the eighth step
+    with pytest.raises(SystemExit) as stopped:
+        train(RegressionStage, recipe, tmp_path / "parts", resume=False)
+    assert stopped.value.code == status
+    assert signal.getsignal(kind) == before
+    assert sorted(path.name for path in (tmp_path / "parts/checkpoints").iterdir())[-1] == "step_00000008"
+    monkeypatch.setattr(RegressionStage, "signals", {})
+    train(RegressionStage, recipe, tmp_path / "parts", resume=True)
+
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    recipe = make_recipe(dropout=0.3)
+    train(RegressionStage, recipe, tmp_path / "whole", resume=False)
+
+    parts = tmp_path / "parts"
+    command = [sys.executable, WORKER, str(parts), recipe.model_dump_json(), f"8:{int(signal.SIGKILL)}"]
+    # The order of a sum depends on the number of threads: bit-identity needs the same one.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    assert metrics_of(parts)[-1]["step"] == 8  # three steps past the checkpoint, which the resume drops
+    with (parts / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    (parts / "checkpoints" / ".tmp-1-step_00000009").mkdir()
+    train(RegressionStage, recipe, parts, resume=True)
+
+    same_run(tmp_path / "whole", parts)
+    assert leftovers(parts) == []
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    recipe = make_recipe({"gradient_accumulation": 2})
+    train(RegressionStage, recipe, tmp_path / "one", resume=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", WORKER]
+    subprocess.run([*command, str(tmp_path / "two"), recipe.model_dump_json()], check=True)
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for here, there in zip(one, two, strict=True):
+        assert there == pytest.approx(here, rel=1e-4, abs=1e-6)
+
+
+def test_resume_without_checkpoint_starts_anew(tmp_path: Path) -> None:
+    train(RegressionStage, make_recipe(), tmp_path / "run", resume=True)
+    train(RegressionStage, make_recipe(), tmp_path / "whole", resume=False)
+    same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resume_past_a_damaged_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(RegressionStage, make_recipe(), tmp_path / "whole", resume=False)
+    train(RegressionStage, make_recipe({"steps": 10}), tmp_path / "run", resume=False)
+    damaged = tmp_path / "run" / "checkpoints" / "step_00000010" / "ema.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+
+    train(RegressionStage, make_recipe(), tmp_path / "run", resume=True)
+
+    errors = capfd.readouterr().err
+    assert "step_00000010 is damaged (ema.safetensors)" in errors
+    assert "after step 5" in errors
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_run_folders_that_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(RegressionStage, make_recipe({"steps": 5}), run, resume=False)
+    with pytest.raises(RecipeError, match=r"holds checkpoints: continue it with --resume or give another --out"):
+        train(RegressionStage, make_recipe(), run, resume=False)
+    with pytest.raises(RecipeError, match=r"changed: hidden \(16 -> 8\), train.learning_rate \(0.02 -> 0.1\); "):
+        train(RegressionStage, make_recipe({"learning_rate": 0.1}, hidden=8), run, resume=True)
+    with pytest.raises(RecipeError, match=r"at step 5 already, past train.steps 3"):
+        train(RegressionStage, make_recipe({"steps": 3}), run, resume=True)
+    intervals = {"log_every": 3, "sample_every": 4, "checkpoint_every": 2, "keep_checkpoints": 3}
+    train(RegressionStage, make_recipe({"steps": 8} | intervals), run, resume=True)
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["step_00000005", "step_00000006", "step_00000008"]
+
+
+def test_infinite_loss_stops_before_the_update(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"^step 8: loss is inf; .*\S$"):
+        train(RegressionStage, make_recipe(explode_at=7), run, resume=False)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000005"]
+    assert metrics_of(run)[-1]["step"] == 7
+
+
+def test_precisions_follow_each_other_in_one_process(tmp_path: Path) -> None:
+    train(RegressionStage, make_recipe({"precision": "bf16"}), tmp_path / "bf16", resume=False)
+    train(RegressionStage, make_recipe(), tmp_path / "fp32", resume=False)
+    low, full = metrics_of(tmp_path / "bf16"), metrics_of(tmp_path / "fp32")
+    assert low != full
+    assert low[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.02)
+    assert load_file(tmp_path / "bf16" / "model" / "model.safetensors")["0.weight"].dtype == torch.float32
+
+
+def test_batches_are_split_over_processes(tmp_path: Path) -> None:
+    recipe = make_recipe({"batch_size": 12, "gradient_accumulation": 2})
+
+    def share(rank: int, world: int, micro_step: int) -> list[int]:
+        context = Context(torch.device("cpu"), rank, world, tmp_path, lambda items, description, total: items)
+        return list(RegressionStage(recipe, context).local_indices(micro_step))
+
+    assert share(0, 1, 3) == list(range(18, 24))
+    assert share(0, 2, 3) + share(1, 2, 3) == share(0, 1, 3)
+    with pytest.raises(RecipeError, match=r"train.batch_size 12 .* 2 x 4 processes: make it a multiple of 8"):
+        share(0, 4, 0)
+
+
+def test_derived_seeds_differ() -> None:
+    seeds = {derive_seed(seed, step, rank) for seed in range(10) for step in range(100) for rank in range(4)}
+    assert len(seeds) == 4000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "done", "factor"),
+    [
+        ("constant", 0, 1 / 5),  # warm-up over 4 steps: 1/5 ... 4/5, then 1
+        ("constant", 3, 4 / 5),
+        ("constant", 4, 1.0),
+        ("constant", 99, 1.0),
+        ("linear", 4, 1.0),
+        ("linear", 52, 0.5),
+        ("linear", 100, 0.0),
+        ("cosine", 4, 1.0),
+        ("cosine", 28, 0.5 + math.sqrt(0.125)),
+        ("cosine", 52, 0.5),
+        ("cosine", 100, 0.0),
+    ],
+)
+def test_learning_rate(schedule: Any, done: int, factor: float) -> None:
+    settings = TrainSettings(steps=100, batch_size=1, learning_rate=0.3, warmup_steps=4, schedule=schedule)
+    assert learning_rate(done, settings) == pytest.approx(0.3 * factor, abs=1e-12)
+
+
+def test_learning_rate_when_warm_up_is_all_there_is() -> None:
+    settings = TrainSettings(steps=4, batch_size=1, learning_rate=0.5, warmup_steps=4, schedule="cosine")
+    assert [learning_rate(done, settings) for done in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
