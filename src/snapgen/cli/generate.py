@@ -56,7 +56,7 @@ def generate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of file names.")] = False,
 ) -> None:
-    """Draw pictures from prompts and print the names of the files written."""
+    """Draw pictures from prompts; prints the names of their files."""
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
         raise ValueError("no prompt given: say what to draw, or name a file of prompts with --prompts")
@@ -123,11 +123,11 @@ def check_model_name(model: str) -> None:
         return
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise ValueError(f"{model} is not a model folder: it has no model_index.json")
+            raise ValueError(f"'{model}' is not a model folder: it has no model_index.json")
     elif folder.exists():
-        raise ValueError(f"{model} is a file: a model is a folder with a model_index.json")
+        raise ValueError(f"'{model}' is a file: a model is a folder with a model_index.json")
     elif not HUB_NAME.fullmatch(model):
-        raise ValueError(f"there is no model {model}: use '{BUNDLED}', a model folder, or a hub name (owner/name)")
+        raise ValueError(f"there is no model '{model}': use '{BUNDLED}', a model folder, or a hub name (owner/name)")
 
 
 def load_pipeline(model: str) -> SnapGenPipeline:
@@ -143,7 +143,7 @@ def load_pipeline(model: str) -> SnapGenPipeline:
         pipeline = SnapGenPipeline.bundled() if model == BUNDLED else SnapGenPipeline.from_pretrained(model)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         # What a missing, truncated or wrong file raises depends on the library that meets it first.
-        raise ValueError(f"model {model} cannot be loaded: {error}") from error
+        raise ValueError(f"model '{model}' cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 

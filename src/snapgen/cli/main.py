@@ -11,7 +11,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import requires
 from typing import Annotated, Any, NoReturn, TextIO
@@ -99,9 +100,9 @@ def run(arguments: Sequence[str]) -> int:
     options, separator, rest = _split_at_separator(arguments)
     verbose = "--verbose" in options
     options = [option for option in options if option != "--verbose"]
-    _tame_libraries(verbose)
     try:
-        status = typer.main.get_command(app).main([*options, *separator, *rest], "snapgen", standalone_mode=False)
+        with nullcontext() if verbose else _quiet_libraries():
+            status = typer.main.get_command(app).main([*options, *separator, *rest], "snapgen", standalone_mode=False)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except typer.Abort:
@@ -152,16 +153,19 @@ def _extra_that_brings(module: str) -> str | None:
     return None
 
 
-def _tame_libraries(verbose: bool) -> None:
-    """Show this package's warnings as one line each; keep the libraries' own quiet unless `verbose`."""
-    if verbose:
-        return
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Show this package's own warnings as one line each, and none of the libraries'."""
     for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
-    logger = logging.getLogger("snapgen")
-    logger.propagate = False
-    logger.handlers = [_WarningLines()]
-    warnings.showwarning = _show_own_warning
+    logger, handler = logging.getLogger("snapgen"), _WarningLines()
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_own_warning
+            yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class _WarningLines(logging.Handler):

@@ -7,7 +7,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,23 +69,15 @@ def save_picture(image: Image, path: Path, facts: dict[str, str]) -> None:
     """Write `image` to `path`, whole or not at all; a PNG carries `facts` as text chunks."""
     from PIL.PngImagePlugin import PngInfo
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    format_name = FORMATS[path.suffix.lower()]
-    settings: dict[str, object] = {"quality": 95}
-    if format_name == "PNG":
-        text = PngInfo()
+    from snapgen.weights import atomic_file
+
+    settings: dict[str, Any] = {"quality": 95}
+    if path.suffix.lower() == ".png":
+        settings = {"pnginfo": PngInfo()}
         for name, value in facts.items():
-            text.add_text(name, value)
-        settings = {"pnginfo": text}
-    descriptor, temporary = tempfile.mkstemp(prefix=".snapgen-", suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            image.save(file, format=format_name, **settings)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private; a picture is not
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+            settings["pnginfo"].add_text(name, value)
+    with atomic_file(path) as temporary:
+        image.save(temporary, format=FORMATS[path.suffix.lower()], **settings)
 
 
 def _check_writable(folder: Path) -> None:
@@ -100,10 +92,3 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write in {folder}: {(error.strerror or str(error)).lower()}") from error
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,0 +1,61 @@
+"""The package as it is shipped: the lock, the wheel's contents, the lazy public face."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import snapgen
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return {normal(name): version for name, _, version in (line.partition("==") for line in lines if "==" in line)}
+
+
+def test_the_lock_pins_every_dependency_of_running_training_and_testing() -> None:
+    extras = PROJECT["optional-dependencies"]
+    wanted = {
+        normal(re.split(r"[<>=!~\[ ]", requirement, maxsplit=1)[0])
+        for requirement in [*PROJECT["dependencies"], *extras["train"], *extras["dev"]]
+    }
+    assert wanted <= pins().keys()
+    assert pins()["torch"] == "2.13.0"
+
+
+def test_the_lock_installs_with_any_build_of_torch() -> None:
+    assert not [version for version in pins().values() if "+" in version]
+
+
+def test_the_wheel_holds_all_of_the_package(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "src", source / "src", ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    expected = {str(path.relative_to(source / "src")) for path in (source / "src").rglob("*") if path.is_file()}
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", tmp_path, source], check=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert expected <= packed
+    assert {name.split("/")[0] for name in packed} == {"snapgen", f"snapgen-{PROJECT['version']}.dist-info"}
+
+
+def test_the_public_face_is_complete() -> None:
+    assert dir(snapgen) == sorted(snapgen.__all__)
+    assert snapgen.__version__ == PROJECT["version"]
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = snapgen.nonsense
