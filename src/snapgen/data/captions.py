@@ -51,11 +51,11 @@ FRAMES = (
     Template("draw {content}"),
     Template("show me {content}"),
     Template("the picture shows {content}"),
-    Template("an image with {content}", 4, held_out=True),
-    Template("a drawing with {content}", 4, held_out=True),
-    Template("draw a picture of {content}", 4, held_out=True),
-    Template("show me an emoji of {content}", 4, held_out=True),
-    Template("here {be} a picture of {content}", 4, held_out=True),
+    Template("an image with {content}", 1.5, held_out=True),
+    Template("a drawing with {content}", 1.5, held_out=True),
+    Template("draw a picture of {content}", 1.5, held_out=True),
+    Template("show me an emoji of {content}", 1.5, held_out=True),
+    Template("here is a picture of {content}", 1.5, held_out=True),
 )
 
 # Two objects with nothing said of where they are.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -63,6 +63,10 @@ class SceneSource:
 
     def __len__(self) -> int:
         return self.settings.count
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A font handle cannot go to a worker process; the worker opens its own.
+        return self.__dict__ | {"_sprites": None}
 
     def _rng(self, stream: int, index: int, variant: int = 0) -> np.random.Generator:
         if not 0 <= index < len(self):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from functools import cache, lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ class SpriteSheet:
         """`font`: a path, or None to look the font up. Raises `FontMissingError`."""
         path = find_font(font)
         try:
-            self._font = ImageFont.truetype(str(path), STRIKE)
+            # Its bytes: given the path of a broken font, Pillow opens another one of that name.
+            self._font = ImageFont.truetype(BytesIO(path.read_bytes()), STRIKE)
         except OSError:
             raise FontMissingError(
                 f"{path} is not Noto Color Emoji with its {STRIKE}-px bitmaps; install it: "

@@ -22,8 +22,8 @@ class Noun:
 NOUNS: tuple[Noun, ...] = (
     # Animals.
     Noun("cat", "\U0001f408", ("kitten", "kitty"), ("orange",)),
-    Noun("dog", "\U0001f415", ("puppy", "doggy")),
-    Noun("rabbit", "\U0001f407", ("bunny", "hare"), ("gray",)),
+    Noun("dog", "\U0001f415", ("puppy", "doggy"), ("pink",)),
+    Noun("rabbit", "\U0001f407", ("bunny", "hare"), ("gray", "pink", "sky")),
     Noun("bear", "\U0001f43b"),
     Noun("panda", "\U0001f43c", ("panda bear",), ("black",)),
     Noun("fox", "\U0001f98a", (), ("orange", "red")),
@@ -34,15 +34,15 @@ NOUNS: tuple[Noun, ...] = (
     Noun("monkey", "\U0001f412", ("ape",)),
     Noun("penguin", "\U0001f427", (), ("black", "night")),
     Noun("rooster", "\U0001f413", ("chicken", "hen")),
-    Noun("owl", "\U0001f989"),
+    Noun("owl", "\U0001f989", (), ("orange", "sunset")),
     Noun("horse", "\U0001f40e", ("pony",), ("orange",)),
-    Noun("elephant", "\U0001f418", (), ("gray",)),
+    Noun("elephant", "\U0001f418", (), ("gray", "purple")),
     Noun("fish", "\U0001f41f", (), ("blue", "sky")),
     Noun("whale", "\U0001f40b", (), ("blue", "sky", "gray")),
     Noun("octopus", "\U0001f419", ("squid",), ("red", "pink")),
     Noun("butterfly", "\U0001f98b", (), ("black", "night")),
     Noun("bee", "\U0001f41d", ("honeybee", "bumblebee"), ("yellow",)),
-    Noun("snail", "\U0001f40c"),
+    Noun("snail", "\U0001f40c", (), ("orange", "yellow", "sunset")),
     Noun("turtle", "\U0001f422", ("tortoise",), ("green",)),
     Noun("crab", "\U0001f980", (), ("red", "orange", "sunset")),
     # Food.
@@ -58,7 +58,7 @@ NOUNS: tuple[Noun, ...] = (
     Noun("hamburger", "\U0001f354", ("burger", "cheeseburger"), ("orange",)),
     Noun("cupcake", "\U0001f9c1", ("muffin",)),
     Noun("doughnut", "\U0001f369", ("donut",)),
-    Noun("ice cream", "\U0001f366", ("ice cream cone",)),
+    Noun("ice cream", "\U0001f366", ("ice cream cone",), ("orange",)),
     # Vehicles.
     Noun("car", "\U0001f697", ("automobile",), ("red",)),
     Noun("bus", "\U0001f68c", ("coach",), ("gray",)),
