@@ -1,0 +1,71 @@
+"""How long a person waits: import, help, from cold start to a file, and the sampling within it.
+
+    python benchmarks/startup.py [--repeats N] [--model NAME|PATH] [--steps N]
+
+Prints the median of the repeats, with the fastest and the slowest, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+COMMAND = [sys.executable, "-c", "from snapgen.cli.main import main; main()"]
+PROMPT = "two red apples"
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall-clock seconds that `action` takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def run_process(*command: str) -> Callable[[], object]:
+    """An action that runs `command` in a fresh process."""
+    return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def sampling(model: str, steps: int) -> Callable[[], object]:
+    """An action that draws one picture with a pipeline that is already loaded."""
+    import torch
+
+    from snapgen.cli.generate import load_pipeline
+
+    pipeline = load_pipeline(model)
+    return lambda: pipeline([PROMPT], num_inference_steps=steps, generator=[torch.Generator().manual_seed(0)])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--steps", type=int, default=28)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out, steps = str(Path(folder) / "picture.png"), str(options.steps)
+        generate = [*COMMAND, "generate", PROMPT, "--out", out, "--steps", steps, "--model", options.model]
+        actions = {
+            "python, nothing imported": run_process(sys.executable, "-c", "pass"),
+            "import snapgen": run_process(sys.executable, "-c", "import snapgen"),
+            "snapgen --help": run_process(*COMMAND, "--help"),
+            "import torch": run_process(sys.executable, "-c", "import torch"),
+            "import snapgen.pipeline": run_process(sys.executable, "-c", "import snapgen.pipeline"),
+            f"snapgen generate, {steps} steps, cold start to file": run_process(*generate),
+            f"sampling, {steps} steps": sampling(options.model, options.steps),
+        }
+        for name, action in actions.items():
+            action()  # fills the disk cache
+            times = [seconds(action) for _ in range(options.repeats)]
+            print(f"{name:48} {statistics.median(times):7.3f}  ({min(times):.3f} to {max(times):.3f})")
+
+
+if __name__ == "__main__":
+    main()
