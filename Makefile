@@ -34,13 +34,14 @@ format: .venv/installed-dev
 lock:
 	scripts/lock.sh requirements.lock
 
-.venv/bin/python:
+.venv/made:
 	scripts/make_environment.sh .venv
+	@touch $@
 
-.venv/installed-run: .venv/bin/python $(LOCKED)
+.venv/installed-run: .venv/made $(LOCKED)
 	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/bin/python $(LOCKED)
+.venv/installed-dev: .venv/made $(LOCKED)
 	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable ".[train,dev]"
 	@touch $@ .venv/installed-run
