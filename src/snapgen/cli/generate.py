@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import re
@@ -152,10 +151,8 @@ def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]
     """What all pictures of a run share: the settings given, and the pipeline's own where none were."""
     from snapgen import __version__
 
-    parameters = inspect.signature(type(pipeline).__call__).parameters
-    steps, guidance = (
-        settings.get(name, parameters[name].default) for name in ("num_inference_steps", "guidance_scale")
-    )
+    steps = settings.get("num_inference_steps", pipeline.config.default_num_inference_steps)
+    guidance = settings.get("guidance_scale", pipeline.config.default_guidance_scale)
     return {"steps": steps, "guidance": guidance, "model": model, "snapgen": __version__}
 
 

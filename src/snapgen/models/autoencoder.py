@@ -1,8 +1,8 @@
 """SnapGenAutoencoder: SD3's encoder with the tiny decoder of Sec. 3.2 (Fig. 4 (b), Tab. 2).
 
 The tiny decoder has no attention and no conv shortcuts; its blocks are separable and thin; the upsampling
-layers change the width; one GroupNorm opens each stage (none inside the blocks): enough to hold colours,
-few enough to be fast at high resolution.
+layers change the width; only the first block of each stage has a GroupNorm: enough to hold colours, few
+enough to be fast at high resolution.
 """
 
 from __future__ import annotations
@@ -15,33 +15,38 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from snapgen.models.layers import SeparableConv2d, Upsample
+from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, Upsample
 
 
 class TinyBlock(nn.Module):
-    """Residual SiLU - DW3x3 - PW(expand) - SiLU - DW3x3 - PW, of one width and without norms."""
+    """Residual [GN] - SiLU - DW3x3 - PW(expand) - SiLU - DW3x3 - PW, of one width."""
 
-    def __init__(self, channels: int, expansion: int):
+    def __init__(self, channels: int, expansion: int, groups: int | None):
         super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()
         self.conv1 = SeparableConv2d(channels, expansion * channels)
-        self.conv2 = SeparableConv2d(expansion * channels, channels)
+        self.conv2 = SeparableConv2d(expansion * channels, channels, gain=RESIDUAL_GAIN)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """B C H W -> B C H W."""
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
 
 
 class TinyStage(nn.Module):
-    """GroupNorm and the blocks of one resolution, then (but for the last stage) upsampling to the next width."""
+    """The blocks of one resolution, the first with a GroupNorm, then (but for the last stage) upsampling.
+
+    The norm stands inside the residual branch: on the trunk it would take away the level of flat areas.
+    """
 
     def __init__(self, channels: int, next_channels: int | None, blocks: int, expansion: int, groups: int):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.blocks = nn.Sequential(*(TinyBlock(channels, expansion) for _ in range(blocks)))
+        self.blocks = nn.Sequential(
+            *(TinyBlock(channels, expansion, groups if index == 0 else None) for index in range(blocks))
+        )
         self.upsample = Upsample(channels, next_channels) if next_channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.blocks(self.norm(x))
+        x = self.blocks(x)
         return self.upsample(x) if self.upsample is not None else x
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snapgen.models.layers import GatedFeedForward, MultiQueryAttention, SeparableConv2d
+from snapgen.models.layers import RESIDUAL_GAIN, GatedFeedForward, MultiQueryAttention, SeparableConv2d
 
 
 class ResidualBlock(nn.Module):
@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = SeparableConv2d(in_channels, hidden)
         self.time_proj = nn.Linear(time_dim, hidden)
         self.norm2 = nn.GroupNorm(groups, hidden, eps=1e-5)
-        self.conv2 = SeparableConv2d(hidden, out_channels)
+        self.conv2 = SeparableConv2d(hidden, out_channels, gain=RESIDUAL_GAIN)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:

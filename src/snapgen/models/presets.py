@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 UNETS: dict[str, dict[str, Any]] = {
     "t2i": {"cross_attention_dim": 2304},  # Gemma-2-2b's width
-    "imagenet": {"cross_attention_dim": 768},  # CLIP-L's width
+    "imagenet": {"cross_attention_dim": 768, "sample_size": 32},  # CLIP-L's width
     # Two stages: a 16x16 latent is too small for three. Self-attention in the lowest one, as in the paper.
     # The first stage keeps its residual blocks: at so few positions they are cheap, and they mix neighbours.
     "mini": {
+        "sample_size": 16,
         "block_out_channels": (128, 256),
         "transformer_layers": (1, 2),
         "self_attention": (False, True),
@@ -27,6 +28,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "time_embedding_dim": 256,
     },
     "debug": {
+        "sample_size": 4,
         "block_out_channels": (32, 64),
         "transformer_layers": (1, 1),
         "self_attention": (False, True),

@@ -55,6 +55,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
+        sample_size: int = 128,  # height and width of the latent it is made for; others work
         in_channels: int = 16,  # latent channels
         out_channels: int = 16,
         block_out_channels: tuple[int, ...] = (256, 512, 896),  # width of each stage, high to low resolution

@@ -1,0 +1,37 @@
+"""Which noise levels are trained on, and which are visited when sampling.
+
+`sigma` in [0, 1] is the share of noise; the network is told `1000 * sigma` (`TIMESTEP_SCALE`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TIMESTEP_SCALE = 1000.0
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """`s sigma / (1 + (s - 1) sigma)` (Stable Diffusion 3, Eq. 23): moves levels towards noise for s > 1.
+
+    Keeps 0 and 1. To be applied once: shifts compose, shift 3 twice is shift 9.
+    """
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def sample_sigmas(
+    count: int, generator: torch.Generator, shift: float, mean: float = 0.0, std: float = 1.0
+) -> Tensor:
+    """`count` training noise levels, shape (count,), on the CPU: logit-normal(mean, std), then shifted."""
+    return shift_sigma(torch.sigmoid(torch.randn(count, generator=generator) * std + mean), shift)
+
+
+def sampling_sigmas(steps: int, shift: float) -> Tensor:
+    """The levels that `steps` Euler steps visit: from 1, evenly spaced before the shift, and a final 0; (steps + 1,).
+
+    With shift 3 and 4 steps: 1, 0.9, 0.75, 0.5, 0.
+    """
+    if steps < 1:
+        raise ValueError(f"number of steps is {steps}, expected at least 1")
+    sigmas = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64)
+    return torch.cat([shift_sigma(sigmas, shift), torch.zeros(1, dtype=torch.float64)]).float()

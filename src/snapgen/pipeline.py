@@ -1,0 +1,262 @@
+"""SnapGenPipeline: from prompts to pictures, as a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from snapgen.flow.guidance import guided
+from snapgen.flow.sampling import euler
+from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
+from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.unet import SnapGenUNet
+from snapgen.text.encoder import TextStates, TransformersTextEncoder
+from snapgen.text.join import JointTextEncoder
+
+SIZE_MULTIPLE = 32  # pixels; the autoencoder divides by 8, the full-size UNet by 4
+MAX_SIZE = 4096
+MAX_STEPS = 1000
+
+
+class SnapGenPipeline(DiffusionPipeline):
+    """Text to image with `SnapGenUNet` and `SnapGenAutoencoder`.
+
+    One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three as Stable
+    Diffusion 3 does: two CLIPs and a language model as `text_encoder_3`.
+
+    Configuration: `shift` of the noise levels (the one the UNet was trained with), and the defaults of
+    `guidance_scale` and `num_inference_steps`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
+    _optional_components = ["text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        unet: SnapGenUNet,
+        vae: SnapGenAutoencoder,
+        text_encoder: Any,
+        tokenizer: Any,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
+        shift: float = 3.0,
+        default_guidance_scale: float = 4.0,
+        default_num_inference_steps: int = 28,
+    ):
+        super().__init__()
+        self.register_modules(
+            unet=unet,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
+        )
+        self.register_to_config(
+            shift=shift,
+            default_guidance_scale=default_guidance_scale,
+            default_num_inference_steps=default_num_inference_steps,
+        )
+        factor = self.vae.spatial_factor if getattr(self, "vae", None) is not None else 8
+        self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
+
+    @classmethod
+    def bundled(cls) -> SnapGenPipeline:
+        """The miniature whose weights ship in the package, on the CPU in fp32."""
+        folder = Path(str(files("snapgen") / "bundled"))
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(f"the package has no bundled weights in {folder}; name a model folder instead")
+        pipeline: SnapGenPipeline = cls.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        return pipeline
+
+    # Attributes of the call in progress, under diffusers' names.
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance scale of the call in progress."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the call in progress evaluates the unconditional branch."""
+        return self._guidance_scale != 1.0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the call in progress."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to skip the remaining steps."""
+        return self._interrupt
+
+    def joint_text_encoder(self) -> TransformersTextEncoder | JointTextEncoder:
+        """The pipeline's text encoders as one."""
+        first = TransformersTextEncoder(self.text_encoder, self.tokenizer)
+        if self.text_encoder_2 is None and self.text_encoder_3 is None:
+            return first
+        clips = [first]
+        if self.text_encoder_2 is not None:
+            clips.append(TransformersTextEncoder(self.text_encoder_2, self.tokenizer_2))
+        language = None
+        if self.text_encoder_3 is not None:
+            language = TransformersTextEncoder(self.text_encoder_3, self.tokenizer_3)
+        return JointTextEncoder(clips, language)
+
+    def encode_prompt(self, prompt: str | list[str]) -> TextStates:
+        """Text states B N D of `prompt`, in the UNet's dtype and on its device."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        text = self.joint_text_encoder()(prompts)
+        device = self._execution_device
+        return TextStates(text.states.to(device, self.unet.dtype), text.mask.to(device))
+
+    def check_inputs(
+        self,
+        prompt: Any,
+        negative_prompt: Any,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        num_images_per_prompt: int,
+        guidance_interval: tuple[float, float],
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Raises ValueError naming the first argument that cannot be used."""
+
+        def is_text(value: Any) -> bool:
+            return isinstance(value, str) or (
+                isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
+            )
+
+        if not is_text(prompt):
+            raise ValueError(f"prompt is {prompt!r}, expected a string or a non-empty list of strings")
+        if negative_prompt is not None and not is_text(negative_prompt):
+            raise ValueError(f"negative_prompt is {negative_prompt!r}, expected a string or a list of strings")
+        if isinstance(negative_prompt, list) and len(negative_prompt) != len([prompt] if isinstance(prompt, str) else prompt):
+            raise ValueError("negative_prompt is a list of another length than prompt: one for each prompt expected")
+        for name, size in (("height", height), ("width", width)):
+            if not SIZE_MULTIPLE <= size <= MAX_SIZE or size % SIZE_MULTIPLE:
+                raise ValueError(
+                    f"{name} is {size}, expected a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {MAX_SIZE}"
+                )
+        if not 1 <= num_inference_steps <= MAX_STEPS:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 to {MAX_STEPS}")
+        if not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale is {guidance_scale}, expected a finite number of at least 0 (1: no guidance)")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, expected at least 1")
+        if not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise ValueError(f"guidance_interval is {guidance_interval}, expected 0 <= low <= high <= 1")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs names {sorted(unknown)}, expected {self._callback_tensor_inputs}"
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draws `num_images_per_prompt` pictures for every prompt.
+
+        Args:
+            prompt: what to draw; the empty prompt draws without text.
+            negative_prompt: what guidance leads away from; by default the empty prompt.
+            height, width: in pixels, multiples of 32; by default the size the UNet was trained for.
+            num_inference_steps: Euler steps, 1 to 1000; by default the pipeline's.
+            guidance_scale: 1 switches guidance off; by default the pipeline's.
+            guidance_interval: lowest and highest sigma in [0, 1] at which guidance is on.
+            generator: one for all pictures, or a list with one for each (a picture then does not depend on
+                the others in the batch).
+            latents: the starting noise, B C h w, instead of drawing it.
+            output_type: "pil", "np" (B H W 3 in [0, 1]), "pt" (B 3 H W in [0, 1]) or "latent" (normalised).
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after every
+                step; returns a dictionary that may hold new latents.
+
+        Returns: `ImagePipelineOutput` with `images`, the pictures of the first prompt first.
+        """
+        height = height or self.unet.config.sample_size * self.vae.spatial_factor
+        width = width or self.unet.config.sample_size * self.vae.spatial_factor
+        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        tensor_inputs = ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        self.check_inputs(
+            prompt, negative_prompt, height, width, steps, scale, num_images_per_prompt, guidance_interval, tensor_inputs
+        )
+        self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps, False
+
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
+        text = self._repeat(self.encode_prompt(prompts), num_images_per_prompt)
+        text_negative = self._repeat(self.encode_prompt(negative), num_images_per_prompt)
+
+        device = self._execution_device
+        factor = self.vae.spatial_factor
+        count = len(prompts) * num_images_per_prompt
+        shape = (count, self.unet.config.in_channels, height // factor, width // factor)
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"generator has {len(generator)} entries, expected one for each of {count} pictures")
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
+
+        def network(x: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.unet(x.to(self.unet.dtype), timestep, states, mask, return_dict=False)[0].float()
+
+        velocity = guided(network, text, text_negative, scale, guidance_interval)
+
+        with self.progress_bar(total=steps) as progress:
+
+            def on_step(index: int, sigma: float, x: torch.Tensor) -> torch.Tensor:
+                if callback_on_step_end is not None:
+                    timestep = torch.tensor(TIMESTEP_SCALE * sigma)
+                    given = {name: x for name in tensor_inputs}
+                    x = callback_on_step_end(self, index, timestep, given).pop("latents", x)
+                progress.update()
+                return x
+
+            def or_stop(x: torch.Tensor, sigma: float) -> torch.Tensor:
+                return torch.zeros_like(x) if self.interrupt else velocity(x, sigma)
+
+            sigmas = sampling_sigmas(steps, self.config.shift).tolist()
+            latents = euler(or_stop, latents.to(device, torch.float32), sigmas, on_step)
+
+        if output_type == "latent":
+            images = latents
+        else:
+            decoded = self.vae.decode(self.vae.denormalize(latents).to(self.vae.dtype), return_dict=False)[0]
+            images = self.image_processor.postprocess(decoded.float(), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @staticmethod
+    def _repeat(text: TextStates, count: int) -> TextStates:
+        return TextStates(text.states.repeat_interleave(count, dim=0), text.mask.repeat_interleave(count, dim=0))

@@ -1,0 +1,198 @@
+"""The `flow` stage: the UNet learns the velocity of Eq. 2 on cached latents, under frozen text states (Sec. 3.3)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AutoModel, AutoTokenizer
+
+from snapgen.config import Recipe, RecipeError, Settings
+from snapgen.data import open_source
+from snapgen.data.latents import LatentCache, fingerprint
+from snapgen.data.preview import contact_sheet
+from snapgen.data.scenes import SceneSettings
+from snapgen.flow.path import interpolate, velocity_target
+from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
+from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.presets import create_unet
+from snapgen.pipeline import SnapGenPipeline
+from snapgen.text.encoder import TransformersTextEncoder
+from snapgen.train.stage import Context, Stage, derive_seed
+
+VALIDATION_COUNT = 128
+
+
+class TimestepSettings(Settings):
+    """Distribution of the training noise levels; sampling uses the same `shift`."""
+
+    mean: float = 0.0  # of the logit-normal
+    std: float = Field(default=1.0, gt=0)
+    shift: float = Field(default=3.0, gt=0)
+
+
+class FlowRecipe(Recipe):
+    """Settings of the `flow` stage."""
+
+    stage: Literal["flow"]
+    model: str  # UNet preset
+    autoencoder: Path  # diffusers folder of a SnapGenAutoencoder
+    text: Path  # folder with text_encoder/ and tokenizer/
+    data: SceneSettings
+    cache: Path  # folder for the latents of data.count pictures
+    initial: Path | None = None  # pipeline folder whose UNet weights to start from
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of captions replaced by the empty prompt
+    timesteps: TimestepSettings = TimestepSettings()
+    guidance_scale: float = Field(default=4.0, ge=0)  # default of the pipeline, used for the sample grids
+    num_inference_steps: int = Field(default=28, gt=0)
+    prompts: tuple[str, ...] = ()  # of the sample grids; by default captions of the validation scenes
+
+
+class FlowStage(Stage[FlowRecipe]):
+    """Trains a UNet preset by flow matching."""
+
+    recipe_type = FlowRecipe
+
+    def __init__(self, recipe: FlowRecipe, context: Context):
+        super().__init__(recipe, context)
+        for name, folder in (("autoencoder", recipe.autoencoder), ("text", recipe.text)):
+            if not folder.is_dir():
+                raise RecipeError(f"{name}: folder {folder} does not exist; train that stage first, or name another")
+        self.autoencoder = SnapGenAutoencoder.from_pretrained(recipe.autoencoder).to(context.device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(recipe.text / "tokenizer")
+        self.text_model = AutoModel.from_pretrained(recipe.text / "text_encoder").to(context.device).eval()
+        self.text = TransformersTextEncoder(self.text_model, self.tokenizer)
+        if recipe.initial is None:
+            unet = create_unet(recipe.model)
+        else:
+            unet = SnapGenPipeline.from_pretrained(recipe.initial).unet
+        if unet.config.cross_attention_dim != self.text.width:
+            raise RecipeError(
+                f"model {recipe.model} reads text states of width {unet.config.cross_attention_dim}, "
+                f"the encoder in {recipe.text} gives {self.text.width}"
+            )
+        self.model = unet.to(context.device, memory_format=torch.channels_last)
+
+        self.source = open_source(recipe.data)
+        self.latents = self._cached_latents(recipe.data, recipe.data.count)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def _cached_latents(self, data: SceneSettings, count: int) -> Tensor:
+        """Normalised latents of the first `count` pictures of `data`, fp16."""
+        weights = (self.recipe.autoencoder / "diffusion_pytorch_model.safetensors").read_bytes()
+        data = data.model_copy(update={"count": count})
+        key = fingerprint(data.model_dump(mode="json"), weights)
+        cache = LatentCache(open_source(data), self.recipe.cache / key)
+        cache.build(self._encode, self.context.rank, self.context.world, self.context.progress)
+        if self.context.world > 1:
+            torch.distributed.barrier()
+        return cache.load()
+
+    def _encode(self, pictures: Tensor) -> Tensor:
+        with self._autocast():
+            latents = self.autoencoder.encode(pictures.to(self.context.device)).latent_dist.mode()
+        return self.autoencoder.normalize(latents.float())
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
+
+    def _index(self, number: int) -> int:
+        """The picture that is sample `number`: every epoch visits all in another order."""
+        epoch, place = divmod(number, len(self.source))
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.source)))
+        return int(self._order[1][place])
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Latents, noise, sigmas, text states and mask of this process's samples."""
+        numbers = self.local_indices(step)
+        # Drawn for the global batch and sliced, so that the number of processes changes nothing.
+        total, first = len(numbers) * self.context.world, len(numbers) * self.context.rank
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, step))
+        noise = torch.randn(total, *self.latents.shape[1:], generator=generator)
+        timesteps = self.recipe.timesteps
+        sigmas = sample_sigmas(total, generator, timesteps.shift, timesteps.mean, timesteps.std)
+        dropped = torch.rand(total, generator=generator) < self.recipe.caption_dropout
+        own = slice(first, first + len(numbers))
+
+        indices = [self._index(number) for number in numbers]
+        captions = [
+            "" if drop else self.source.caption(index, number // len(self.source))
+            for index, number, drop in zip(indices, numbers, dropped[own].tolist(), strict=True)
+        ]
+        return self._conditioned(self.latents[indices].float(), noise[own], sigmas[own], captions)
+
+    def _conditioned(self, latents: Tensor, noise: Tensor, sigmas: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        with self._autocast():
+            text = self.text(captions)
+        visible = int(text.mask.any(dim=0).nonzero().max()) + 1  # tokens that no caption reaches are left out
+        device = self.context.device
+        return {
+            "x0": latents.to(device).contiguous(memory_format=torch.channels_last),
+            "noise": noise.to(device).contiguous(memory_format=torch.channels_last),
+            "sigmas": sigmas.to(device),
+            "states": text.states[:, :visible].float(),
+            "mask": text.mask[:, :visible],
+        }
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Eq. 2."""
+        x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
+        x = interpolate(x0, noise, sigmas)
+        # The CPU's fused attention is several times slower backwards than its plain form.
+        plain = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext()
+        with plain:
+            velocity = model(x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], return_dict=False)[0]
+        return {"loss": F.mse_loss(velocity.float(), velocity_target(x0, noise))}
+
+    @torch.no_grad()
+    def metrics(self, model: nn.Module) -> dict[str, float]:
+        """The loss on held-out compositions, at evenly spread noise levels and fixed noise."""
+        data = self.recipe.data.model_copy(update={"split": "heldout", "seed": self.recipe.data.seed + 1})
+        data = data.model_copy(update={"count": VALIDATION_COUNT})
+        source = open_source(data)
+        if not hasattr(self, "_heldout"):
+            pictures = [source.image(index) for index in range(VALIDATION_COUNT)]
+            from snapgen.data.pictures import to_tensor
+
+            self._heldout = self._encode(to_tensor(pictures)).cpu()
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        noise = torch.randn(self._heldout.shape, generator=generator)
+        sigmas = (torch.arange(VALIDATION_COUNT) + 0.5) / VALIDATION_COUNT
+        captions = [source.caption(index, 0) for index in range(VALIDATION_COUNT)]
+        with self._autocast():
+            return {"heldout": self.loss(model, self._conditioned(self._heldout, noise, sigmas, captions))["loss"].item()}
+
+    def pipeline(self, unet: nn.Module) -> SnapGenPipeline:
+        """The whole model around `unet`."""
+        return SnapGenPipeline(
+            unet,
+            self.autoencoder,
+            self.text_model,
+            self.tokenizer,
+            shift=self.recipe.timesteps.shift,
+            default_guidance_scale=self.recipe.guidance_scale,
+            default_num_inference_steps=self.recipe.num_inference_steps,
+        )
+
+    def draw(self, model: nn.Module) -> Image.Image:
+        """Guided samples of the recipe's prompts, from fixed noise."""
+        prompts = list(self.recipe.prompts) or [self.source.caption(index, 0) for index in range(24)]
+        pipeline = self.pipeline(model)
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
+        with self._autocast():
+            pictures = pipeline(prompts, generator=generators, output_type="np").images
+        return contact_sheet([np.uint8(np.round(picture * 255)) for picture in pictures], prompts, columns=8)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """A complete pipeline folder."""
+        self.pipeline(model).save_pretrained(folder)
