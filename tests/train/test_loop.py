@@ -121,7 +121,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     recipe = make_recipe({"gradient_accumulation": 2})
     train(RegressionStage, recipe, tmp_path / "one", resume=False)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", WORKER]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER]
     subprocess.run([*command, str(tmp_path / "two"), recipe.model_dump_json()], check=True)
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]

@@ -19,6 +19,21 @@ from snapgen.weights import (
 )
 
 
+def write_half(path: Path) -> None:
+    """A write of the file `path` that fails half-way."""
+    with atomic_file(path) as temporary:
+        assert temporary.suffix == path.suffix  # image writers choose the format by it
+        temporary.write_text("half")
+        raise RuntimeError("half-way")
+
+
+def fill_half(folder: Path) -> None:
+    """A write of `folder` that fails half-way."""
+    with atomic_folder(folder) as temporary:
+        (temporary / "third").write_text("half")
+        raise RuntimeError("half-way")
+
+
 def test_tensors_come_back(tmp_path: Path) -> None:
     kernel = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
     path = tmp_path / "new" / "model.safetensors"
@@ -40,17 +55,15 @@ def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes | None) -> 
 
 
 def test_missing_weights_are_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="absent.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
         load_file(tmp_path / "absent.safetensors")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "curve.png"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
-        assert temporary.suffix == ".png"  # writers choose the format by it
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="half-way"):
+        write_half(path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["curve.png"]
 
@@ -61,9 +74,8 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         with atomic_folder(folder) as temporary:
             (temporary / text).write_text(text)
     assert os.listdir(folder) == ["second"]
-    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
-        (temporary / "third").write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="half-way"):
+        fill_half(folder)
     assert os.listdir(folder) == ["second"]
     assert os.listdir(tmp_path) == ["model"]
 
