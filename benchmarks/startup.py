@@ -36,7 +36,7 @@ def sampling(model: str, steps: int) -> Callable[[], object]:
     """An action that draws one picture with a pipeline that is already loaded."""
     import torch
 
-    from snapgen.cli.generate import load_pipeline
+    from snapgen.cli.model import load_pipeline
 
     pipeline = load_pipeline(model)
     return lambda: pipeline([PROMPT], num_inference_steps=steps, generator=[torch.Generator().manual_seed(0)])

@@ -1,6 +1,45 @@
-"""What all tests share: no network, and no more threads than a small shared machine has."""
+"""What all tests share: no network, one thread, and one tiny model folder."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and threads that wait for a busy core are slow
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole pipeline of the `debug` presets, 32 x 32 pixels, with random weights."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from snapgen.models.presets import UNETS, create_autoencoder, create_unet
+    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.text.tokenizer import train_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a cat", "two red apples", "a dog on a blue background"], 100, max_length=16)
+    width = UNETS["debug"]["cross_attention_dim"]
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    pipeline = SnapGenPipeline(
+        unet=create_unet("debug"),
+        vae=create_autoencoder("debug"),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        default_num_inference_steps=2,
+    )
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    pipeline.save_pretrained(folder)
+    return folder

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snapgen.cli.model import BUNDLED, check_model_name, load_pipeline
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 
 if TYPE_CHECKING:
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
 
     from snapgen.pipeline import SnapGenPipeline
 
-BUNDLED = "mini"  # the model that comes with the package
 BATCH = 8  # pictures drawn at once: bounds memory, however many are asked for
 LARGEST_SEED = 2**63 - 1
 SIZES = range(32, 4096 + 1, 32)  # pixels a side
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
@@ -115,38 +114,6 @@ def parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def check_model_name(model: str) -> None:
-    """Raise ValueError unless `model` is the bundled one, a model folder, or could be a name on the hub."""
-    folder = Path(model)
-    if model == BUNDLED:
-        return
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"'{model}' is not a model folder: it has no model_index.json")
-    elif folder.exists():
-        raise ValueError(f"'{model}' is a file: a model is a folder with a model_index.json")
-    elif not HUB_NAME.fullmatch(model):
-        raise ValueError(f"there is no model '{model}': use '{BUNDLED}', a model folder, or a hub name (owner/name)")
-
-
-def load_pipeline(model: str) -> SnapGenPipeline:
-    """The pipeline called `model`, on the GPU if there is one; ValueError naming the model if it cannot be read."""
-    import torch
-    from diffusers.utils.logging import disable_progress_bar
-    from safetensors import SafetensorError
-
-    from snapgen.pipeline import SnapGenPipeline
-
-    disable_progress_bar()
-    try:
-        pipeline = SnapGenPipeline.bundled() if model == BUNDLED else SnapGenPipeline.from_pretrained(model)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        # What a missing, truncated or wrong file raises depends on the library that meets it first.
-        raise ValueError(f"model '{model}' cannot be loaded: {error}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]) -> dict[str, Any]:
     """What all pictures of a run share: the settings given, and the pipeline's own where none were."""
     from snapgen import __version__
@@ -166,8 +133,9 @@ def draw(
         prompt=[request.prompt for request in batch],
         generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
         callback_on_step_end=on_step,
+        return_dict=False,
         **settings,
-    ).images
+    )[0]
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""The `--model` of every verb: its name checked at once, its folder loaded strictly.
+
+diffusers and transformers fill weights that a folder lacks with random numbers and only warn. Whoever asked for a
+model wants that model, so here whatever is missing, foreign or of another shape is one line that names the place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snapgen.pipeline import SnapGenPipeline
+
+BUNDLED = "mini"  # the model that comes with the package
+INDEX = "model_index.json"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
+
+
+def check_model_name(model: str) -> None:
+    """Raise ValueError unless `model` is the bundled one, a model folder, or could be a name on the hub."""
+    folder = Path(model)
+    if model == BUNDLED:
+        return
+    if folder.is_dir():
+        if not (folder / INDEX).is_file():
+            raise ValueError(f"'{model}' is not a model folder: it has no {INDEX}")
+    elif folder.exists():
+        raise ValueError(f"'{model}' is a file: a model is a folder with a {INDEX}")
+    elif not HUB_NAME.fullmatch(model):
+        raise ValueError(f"there is no model '{model}': use '{BUNDLED}', a model folder, or a hub name (owner/name)")
+
+
+def load_pipeline(model: str) -> SnapGenPipeline:
+    """The pipeline called `model` in fp32, on the GPU if there is one; ValueError naming what cannot be loaded."""
+    import diffusers
+    import torch
+    import transformers
+
+    from snapgen.pipeline import SnapGenPipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    if model == BUNDLED:
+        pipeline = SnapGenPipeline.bundled()
+    elif Path(model).is_dir():
+        pipeline = _load_folder(Path(model))
+    else:
+        try:
+            folder = SnapGenPipeline.download(model)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"'{model}' is no folder here and not to be had from the hub: {error}") from error
+        pipeline = _load_folder(Path(folder))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load_folder(folder: Path) -> SnapGenPipeline:
+    from snapgen.pipeline import SnapGenPipeline
+
+    index = folder / INDEX
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+        name = entries["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is damaged or describes no pipeline: {error!r}") from error
+    if name != SnapGenPipeline.__name__:
+        raise ValueError(f"{index} describes a {name}, expected a {SnapGenPipeline.__name__}")
+    parts = {
+        part: _load_part(folder / part, *entry)
+        for part, entry in entries.items()
+        if isinstance(entry, list) and entry[0] is not None
+    }
+    try:
+        return SnapGenPipeline.from_pretrained(folder, **parts)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} does not fit a {name}: {error}") from error
+
+
+def _load_part(folder: Path, library: str, class_name: str) -> Any:
+    """The network or tokenizer in `folder`, with all of its weights and no others."""
+    import torch
+
+    if library not in ("diffusers", "transformers") and not library.startswith("snapgen."):
+        raise ValueError(f"{folder} is a {library}.{class_name}, which this package does not load")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing")
+    precision = "dtype" if library == "transformers" else "torch_dtype"
+    try:
+        part_type = getattr(import_module(library), class_name)
+        if not issubclass(part_type, torch.nn.Module):
+            return part_type.from_pretrained(folder)
+        network, report = part_type.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **{precision: torch.float32}
+        )
+    except Exception as error:  # each library has its own for a file that is missing, truncated or something else
+        raise ValueError(f"{folder} cannot be loaded: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{folder} lacks {len(missing)} of its tensors, such as {missing[0]}")
+    for tensor, found, expected in report["mismatched_keys"]:
+        raise ValueError(f"{folder}: {tensor} has shape {list(found)}, expected {list(expected)}")
+    return network

@@ -1,0 +1,300 @@
+"""`snapgen generate`: what it draws, and what it refuses in one line before anything heavy is done or written."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import snapgen
+from snapgen.cli.generate import read_prompts
+from snapgen.cli.main import run
+
+FOLDER_WITHOUT_MODEL = "folder-without-model"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with what the bad inputs below point at."""
+    monkeypatch.chdir(tmp_path)
+    # A pipeline that is asked for would be an error: everything here is refused before.
+    monkeypatch.setitem(sys.modules, "snapgen.pipeline", None)
+    (tmp_path / FOLDER_WITHOUT_MODEL).mkdir()
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00cat")
+    (tmp_path / "blank.txt").write_text("\n  \n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["a cat", "-o", "a.png", "--steps", "0"], "--steps 0 is out of range"),
+        (["a cat", "-o", "a.png", "--steps", "1000000"], "--steps 1000000 is out of range"),
+        (["a cat", "-o", "a.png", "--guidance", "-1"], "--guidance -1.0 is out of range"),
+        (["a cat", "-o", "a.png", "--guidance", "nan"], "--guidance nan is out of range"),
+        (["a cat", "-o", "a.png", "--guidance", "inf"], "--guidance inf is out of range"),
+        (["a cat", "-o", "a.png", "--count", "0"], "--count 0 is out of range"),
+        (["a cat", "-o", "a.png", "--seed", "-1"], "--seed -1 is out of range"),
+        (["a cat", "-o", "a.png", "--seed", str(2**63)], "is out of range"),
+        (["a cat", "-o", "a/", "--seed", str(2**63 - 1), "--count", "2"], "is out of range"),
+        (["a cat", "-o", "a.png", "--size", ""], "WIDTHxHEIGHT"),
+        (["a cat", "-o", "a.png", "--size", "big"], "WIDTHxHEIGHT"),
+        (["a cat", "-o", "a.png", "--size", "128"], "WIDTHxHEIGHT"),
+        (["a cat", "-o", "a.png", "--size", "-128x128"], "WIDTHxHEIGHT"),
+        (["a cat", "-o", "a.png", "--size", "100x128"], "multiples of 32"),
+        (["a cat", "-o", "a.png", "--size", "0x0"], "multiples of 32"),
+        (["a cat", "-o", "a.png", "--size", "4128x128"], "multiples of 32"),
+        (["a cat", "-o", "a.png", "--model", "unknown"], "there is no model 'unknown'"),
+        (["a cat", "-o", "a.png", "--model", "./no/such/model"], "there is no model"),
+        (["a cat", "-o", "a.png", "--model", ""], "'' is not a model folder"),
+        (["a cat", "-o", "a.png", "--model", FOLDER_WITHOUT_MODEL], "no model_index.json"),
+        (["a cat", "-o", "a.png", "--model", "a-file"], "'a-file' is a file"),
+        (["-o", "a.png"], "no prompt given"),
+        (["-o", "a.png", "--prompts", "blank.txt"], "no prompt given"),
+        (["-o", "a.png", "--prompts", "missing.txt"], "missing.txt: no such file"),
+        (["-o", "a.png", "--prompts", FOLDER_WITHOUT_MODEL], "is a directory"),
+        (["-o", "a.png", "--prompts", "binary.txt"], "binary.txt is not a UTF-8 text file"),
+        (["a cat", "a dog", "-o", "a.png"], "2 pictures do not fit in one file"),
+        (["a cat", "--count", "3", "-o", "a.png"], "3 pictures do not fit in one file"),
+        (["a cat", "-o", ""], "--out is empty"),
+        (["a cat", "-o", "a.gif"], "cannot write .gif pictures"),
+        (["a cat", "-o", "missing/a.png"], "there is no folder missing"),
+        (["a cat", "-o", "a-file/a.png"], "there is no folder a-file"),
+        (["a cat", "-o", "a-file"], "a-file exists and is not a folder"),
+        (["a cat", "-o", "a-file/b/"], "a-file: it is not a folder"),
+        (["a cat", "-o", "/proc/a.png"], "cannot write in /proc"),
+        (["a cat", "-o", "/proc/pictures/"], "cannot write in /proc"),
+        (["a cat", "-o", "x" * 300 + ".png"], "file name too long"),
+    ],
+)
+def test_refused(arguments: list[str], fragment: str, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = sorted(workplace.rglob("*"))
+    assert run(["generate", *arguments]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("snapgen: error: ")
+    assert err.count("\n") == 1
+    assert fragment in err
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_prompts_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa cat\r\n\n  zwei rote Äpfel \n🍎\n".encode())
+    assert read_prompts(path) == ["a cat", "zwei rote Äpfel", "🍎"]
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_one_picture_with_its_facts(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "apples.png"
+    assert run(["generate", "two red apples", "--out", str(path), "--model", str(tiny_model), "--seed", "7"]) == 0
+    assert capfd.readouterr() == (f"{path}\n", "")
+    with Image.open(path) as image:
+        assert image.size == (32, 32)
+        assert image.text == {  # type: ignore[attr-defined]
+            "prompt": "two red apples",
+            "seed": "7",
+            "size": "32x32",
+            "steps": "2",
+            "guidance": "4.0",
+            "model": str(tiny_model),
+            "snapgen": snapgen.__version__,
+        }
+
+
+def test_settings_reach_the_pipeline(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", "a cat", "--out", str(tmp_path / "a.jpg"), "--model", str(tiny_model), "--json"]
+    assert run([*arguments, "--steps", "3", "--guidance", "1", "--size", "64x32"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert (facts["steps"], facts["guidance"]) == (3, 1.0)
+    assert facts["pictures"] == [{"path": str(tmp_path / "a.jpg"), "prompt": "a cat", "seed": 0, "size": "64x32"}]
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (64, 32)
+
+
+def test_many_prompts_and_seeds(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "more.txt").write_text("a dog\n")
+    arguments = ["generate", "a cat", "", "--prompts", str(tmp_path / "more.txt"), "--model", str(tiny_model)]
+    assert run([*arguments, "--count", "4", "--seed", "5", "--out", f"{tmp_path}/new/pictures/"]) == 0
+    names = [
+        f"{index:04d}-{slug}-{seed}.png"
+        for index, slug in enumerate(["a-cat", "picture", "a-dog"])
+        for seed in (5, 6, 7, 8)
+    ]
+    folder = tmp_path / "new" / "pictures"
+    assert capfd.readouterr() == ("".join(f"{folder / name}\n" for name in names), "")
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert len({pixels(folder / name) for name in names}) == len(names)
+
+
+def test_the_same_prompt_and_seed_draw_the_same_picture_in_any_batch(tiny_model: Path, tmp_path: Path) -> None:
+    alone, among = tmp_path / "alone.png", tmp_path / "among"
+    assert run(["generate", "a dog", "--seed", "6", "--out", str(alone), "--model", str(tiny_model)]) == 0
+    many = ["a cat", "two red apples", "a dog"]
+    assert run(["generate", *many, "--seed", "5", "--count", "3", "--out", str(among), "--model", str(tiny_model)]) == 0
+    assert pixels(among / "0002-a-dog-6.png") == pixels(alone)
+
+
+def test_a_long_prompt_is_cut_with_a_warning(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", "red " * 2500, "--out", str(tmp_path / "a.png"), "--model", str(tiny_model)]) == 0
+    err = capfd.readouterr().err
+    assert err.startswith("snapgen: warning: ")
+    assert err.count("\n") == 1
+    assert "the first 16" in err
+
+
+def remove_weights(model: Path) -> str:
+    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    return "unet"
+
+
+def truncate_weights(model: Path) -> str:
+    path = model / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return "unet"
+
+
+def truncate_text_encoder(model: Path) -> str:
+    path = model / "text_encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    return "text_encoder"
+
+
+def remove_text_encoder_weights(model: Path) -> str:
+    (model / "text_encoder" / "model.safetensors").unlink()
+    return "text_encoder"
+
+
+def reshape_weights(model: Path) -> str:
+    path = model / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file(tensors | {name: torch.zeros(3, 1, 4)}, path)
+    return "vae"
+
+
+def reshape_text_encoder(model: Path) -> str:
+    path = model / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "q_proj.weight" in name)
+    save_file(tensors | {name: torch.zeros(3, 1, 4)}, path, metadata={"format": "pt"})
+    return "text_encoder"
+
+
+def drop_a_tensor(model: Path) -> str:
+    path = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, path)
+    return "unet"
+
+
+def drop_a_text_tensor(model: Path) -> str:
+    path = model / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(name for name in tensors if "q_proj.weight" in name))
+    save_file(tensors, path, metadata={"format": "pt"})
+    return "text_encoder"
+
+
+def break_component_config(model: Path) -> str:
+    (model / "unet" / "config.json").write_text("{ this is no JSON")
+    return "unet"
+
+
+def remove_component(model: Path) -> str:
+    shutil.rmtree(model / "vae")
+    return "vae"
+
+
+def break_index(model: Path) -> str:
+    (model / "model_index.json").write_text("{")
+    return "model_index.json"
+
+
+def foreign_index(model: Path) -> str:
+    (model / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    return "model_index.json"
+
+
+def incomplete_index(model: Path) -> str:
+    path = model / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unet": [None, None]}))
+    return "model_index.json"
+
+
+def unknown_library(model: Path) -> str:
+    path = model / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unet": ["os", "system"]}))
+    return "unet"
+
+
+def empty_index(model: Path) -> str:
+    (model / "model_index.json").write_text("{}")
+    return "model_index.json"
+
+
+def remove_tokenizer(model: Path) -> str:
+    (model / "tokenizer" / "tokenizer.json").unlink()
+    return "tokenizer"
+
+
+def break_tokenizer(model: Path) -> str:
+    (model / "tokenizer" / "tokenizer.json").write_text("{")
+    return "tokenizer"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove_weights,
+        truncate_weights,
+        reshape_weights,
+        drop_a_tensor,
+        truncate_text_encoder,
+        remove_text_encoder_weights,
+        reshape_text_encoder,
+        drop_a_text_tensor,
+        break_component_config,
+        remove_component,
+        break_index,
+        empty_index,
+        foreign_index,
+        incomplete_index,
+        unknown_library,
+        remove_tokenizer,
+        break_tokenizer,
+    ],
+)
+def test_a_damaged_model_is_one_line_naming_the_place(
+    damage: Callable[[Path], str], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "damaged"
+    shutil.copytree(tiny_model, model)
+    place = damage(model)
+    assert run(["generate", "a cat", "--out", str(tmp_path / "a.png"), "--model", str(model)]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("snapgen: error: ")
+    assert err.count("\n") == 1
+    assert str(model / place) in err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_an_unknown_hub_name_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "a cat", "--out", str(tmp_path / "a.png"), "--model", "nobody/nothing"]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith("snapgen: error: 'nobody/nothing' is no folder here and not to be had from the hub: ")
+    assert err.count("\n") == 1
