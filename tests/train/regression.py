@@ -66,7 +66,7 @@ class RegressionStage(Stage[RegressionRecipe]):
 
 
 def make_recipe(train_settings: dict[str, Any] | None = None, **settings: Any) -> RegressionRecipe:
-    defaults = {"steps": 12, "batch_size": 8, "learning_rate": 0.02, "checkpoint_every": 5, "sample_every": 6}
+    defaults = {"steps": 12, "batch_size": 8, "learning_rate": 0.02, "checkpoint_every": 5, "sample_every": 12}
     mapping = {"stage": "regression", "seed": 3, **settings, "train": defaults | (train_settings or {})}
     return parse_recipe(RegressionRecipe, mapping, "test")
 
