@@ -1,0 +1,130 @@
+"""What the detector knows: every noun in every look, as it appears in front of a given background.
+
+All templates and all patches of a picture are brought to one small grid, the box of what is visible: a comparison
+of every patch with every template is then a few matrix products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from snapgen.data.sprites import SpriteSheet, luminance
+from snapgen.data.vocabulary import COLORS, NOUNS
+
+GRID = 24  # cells a side
+SPRITE_SIDE = 60  # px at which templates are drawn: a middling size in pictures of 128 px
+VISIBLE = 36.0  # Euclidean levels from the background above which a pixel is foreground
+NOISE = 14.0  # levels; luminance differences of this size are as good as none
+
+LOOKS: tuple[str | None, ...] = (None, *COLORS)
+KINDS: tuple[tuple[str, str | None], ...] = tuple((noun.name, look) for noun in NOUNS for look in LOOKS)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """P pieces of pictures, each stretched to the grid."""
+
+    colors: np.ndarray  # float32 P G*G 3, levels
+    masks: np.ndarray  # float32 P G*G, 0..1: how much of a cell is foreground
+    aspects: np.ndarray  # float32 P, log of width / height in the picture
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How P patches compare with K kinds; all float32 P K."""
+
+    shape: np.ndarray  # overlap of the silhouettes, 0..1
+    texture: np.ndarray  # correlation of the luminances within the silhouette, -1..1
+    color: np.ndarray  # RMS difference of the colours within the silhouette, levels
+    aspect: np.ndarray  # difference of the logarithms of width / height
+
+
+class Templates:
+    """The K = len(KINDS) templates in front of one background colour."""
+
+    def __init__(self, sheet: SpriteSheet, background: np.ndarray) -> None:
+        """`background`: 3 levels."""
+        cells = GRID * GRID
+        count = len(KINDS)
+        colors = np.empty((count, cells, 3), dtype=np.float32)
+        alphas = np.empty((count, cells), dtype=np.float32)
+        masks = np.empty((count, cells), dtype=np.float32)
+        self.aspects = np.empty(count, dtype=np.float32)
+        self.visible = np.ones(count, dtype=bool)
+        for index, (name, look) in enumerate(KINDS):
+            sprite, alpha = sheet.sprite(name, look, SPRITE_SIDE)
+            opacity = alpha.astype(np.float32) / 255
+            seen = sprite * opacity + background * (1 - opacity)
+            mask = np.linalg.norm(seen - background, axis=-1) > VISIBLE
+            if mask.mean() < 0.02:
+                self.visible[index] = False
+                mask[:] = True
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+            self.aspects[index] = np.log((right - left) / (bottom - top))
+            box = (float(left), float(top), float(right), float(bottom))
+            colors[index] = to_grid(seen.astype(np.float32), box)
+            alphas[index] = to_grid(opacity[..., 0], box)
+            masks[index] = to_grid(mask.astype(np.float32), box)
+        self._masks = masks
+        self._mask_energy = (masks**2).sum(axis=1)
+        # Cells weigh by how much of the sprite they hold.
+        self._weights = alphas / alphas.sum(axis=1, keepdims=True)
+        light = luminance(colors).astype(np.float32)
+        light -= (light * self._weights).sum(axis=1, keepdims=True)
+        self._weighted_light = light * self._weights
+        self._light_energy = (light**2 * self._weights).sum(axis=1)
+        self._weighted_colors = (colors * self._weights[..., None]).reshape(count, -1)
+        self._color_energy = (colors**2 * self._weights[..., None]).sum(axis=(1, 2))
+
+    def compare(self, patches: Patches) -> Similarity:
+        """Every patch with every template."""
+        common = patches.masks @ self._masks.T
+        energy = (patches.masks**2).sum(axis=1)[:, None] + self._mask_energy
+        shape = common / (energy - common)
+
+        light = luminance(patches.colors).astype(np.float32)
+        mean = light @ self._weights.T
+        variance = np.maximum(light**2 @ self._weights.T - mean**2, 0)
+        # Templates are centred, so the patch's own mean drops out.
+        covariance = light @ self._weighted_light.T
+        floor = NOISE**2
+        texture = (covariance + floor) / np.sqrt((variance + floor) * (self._light_energy + floor))
+
+        flat = patches.colors.reshape(len(patches.colors), -1)
+        squares = (patches.colors**2).sum(axis=-1) @ self._weights.T
+        cross = flat @ self._weighted_colors.T
+        color = np.sqrt(np.maximum(squares - 2 * cross + self._color_energy, 0) / 3)
+        return Similarity(shape, texture, color, patches.aspects[:, None] - self.aspects)
+
+
+class TemplateSheet:
+    """Templates in front of any background, made when first needed."""
+
+    STEP = 24  # levels: backgrounds that differ by less share their templates
+
+    def __init__(self, font: str | None = None) -> None:
+        """Raises `FontMissingError` unless the font (path, or None to look it up) is there."""
+        self._sheet = SpriteSheet(font)
+        self._made = lru_cache(maxsize=32)(self._make)  # about 7 MB each
+
+    def _make(self, levels: tuple[int, ...]) -> Templates:
+        return Templates(self._sheet, np.array(levels, dtype=np.float32))
+
+    def before(self, background: np.ndarray) -> Templates:
+        """The templates in front of about `background` (3 levels)."""
+        levels = np.clip(np.rint(background / self.STEP) * self.STEP, 0, 255)
+        return self._made(tuple(int(level) for level in levels))
+
+
+def to_grid(values: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
+    """The part `box` (left, top, right, bottom, px, inside) of float32 H W [C] `values`, resampled: G*G [C]."""
+    if values.ndim == 3:
+        return np.stack([to_grid(values[..., c], box) for c in range(values.shape[-1])], axis=-1)
+    # Pillow's box filter of the reduction averages, so that no cell is a lucky pixel.
+    image = Image.fromarray(values)
+    return np.asarray(image.resize((GRID, GRID), Image.Resampling.BILINEAR, box=box)).reshape(-1)
