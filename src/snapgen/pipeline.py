@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from snapgen.text.join import JointTextEncoder
 SIZE_MULTIPLE = 32  # pixels; the autoencoder divides by 8, the full-size UNet by 4
 MAX_SIZE = 4096
 MAX_STEPS = 1000
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class SnapGenPipeline(DiffusionPipeline):
@@ -116,11 +118,12 @@ class SnapGenPipeline(DiffusionPipeline):
         return JointTextEncoder(clips, language)
 
     def encode_prompt(self, prompt: str | list[str]) -> TextStates:
-        """Text states B N D of `prompt`, in the UNet's dtype and on its device."""
+        """Text states B N D of `prompt`, in the UNet's dtype (where there is one) and on the pipeline's device."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         text = self.joint_text_encoder()(prompts)
         device = self._execution_device
-        return TextStates(text.states.to(device, self.unet.dtype), text.mask.to(device))
+        dtype = text.states.dtype if self.unet is None else self.unet.dtype
+        return TextStates(text.states.to(device, dtype), text.mask.to(device))
 
     def check_inputs(
         self,
@@ -132,6 +135,7 @@ class SnapGenPipeline(DiffusionPipeline):
         guidance_scale: float,
         num_images_per_prompt: int,
         guidance_interval: tuple[float, float],
+        output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
         """Raises ValueError naming the first argument that cannot be used."""
@@ -141,25 +145,34 @@ class SnapGenPipeline(DiffusionPipeline):
                 isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
             )
 
+        def is_whole(value: Any, low: int, high: float) -> bool:
+            return isinstance(value, Integral) and low <= int(value) <= high
+
         if not is_text(prompt):
             raise ValueError(f"prompt is {prompt!r}, expected a string or a non-empty list of strings")
         if negative_prompt is not None and not is_text(negative_prompt):
             raise ValueError(f"negative_prompt is {negative_prompt!r}, expected a string or a list of strings")
-        if isinstance(negative_prompt, list) and len(negative_prompt) != len([prompt] if isinstance(prompt, str) else prompt):
+        if isinstance(negative_prompt, list) and len(negative_prompt) != len(
+            [prompt] if isinstance(prompt, str) else prompt
+        ):
             raise ValueError("negative_prompt is a list of another length than prompt: one for each prompt expected")
         for name, size in (("height", height), ("width", width)):
-            if not SIZE_MULTIPLE <= size <= MAX_SIZE or size % SIZE_MULTIPLE:
+            if not is_whole(size, SIZE_MULTIPLE, MAX_SIZE) or size % SIZE_MULTIPLE:
                 raise ValueError(
-                    f"{name} is {size}, expected a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {MAX_SIZE}"
+                    f"{name} is {size!r}, expected a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {MAX_SIZE}"
                 )
-        if not 1 <= num_inference_steps <= MAX_STEPS:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 to {MAX_STEPS}")
-        if not 0 <= guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale is {guidance_scale}, expected a finite number of at least 0 (1: no guidance)")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, expected at least 1")
-        if not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
-            raise ValueError(f"guidance_interval is {guidance_interval}, expected 0 <= low <= high <= 1")
+        if not is_whole(num_inference_steps, 1, MAX_STEPS):
+            raise ValueError(f"num_inference_steps is {num_inference_steps!r}, expected 1 to {MAX_STEPS}")
+        if not isinstance(guidance_scale, Real) or not 0 <= float(guidance_scale) < float("inf"):
+            raise ValueError(
+                f"guidance_scale is {guidance_scale!r}, expected a finite number of at least 0 (1: no guidance)"
+            )
+        if not is_whole(num_images_per_prompt, 1, float("inf")):
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt!r}, expected at least 1")
+        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise ValueError(f"guidance_interval is {guidance_interval}, expected (low, high), 0 <= low <= high <= 1")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -202,13 +215,24 @@ class SnapGenPipeline(DiffusionPipeline):
 
         Returns: `ImagePipelineOutput` with `images`, the pictures of the first prompt first.
         """
-        height = height or self.unet.config.sample_size * self.vae.spatial_factor
-        width = width or self.unet.config.sample_size * self.vae.spatial_factor
+        size = self.unet.config.sample_size * self.vae.spatial_factor
+        height, width = size if height is None else height, size if width is None else width
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        tensor_inputs = ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        tensor_inputs = (
+            ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        )
         self.check_inputs(
-            prompt, negative_prompt, height, width, steps, scale, num_images_per_prompt, guidance_interval, tensor_inputs
+            prompt,
+            negative_prompt,
+            height,
+            width,
+            steps,
+            scale,
+            num_images_per_prompt,
+            guidance_interval,
+            output_type,
+            tensor_inputs,
         )
         self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps, False
 
@@ -231,23 +255,24 @@ class SnapGenPipeline(DiffusionPipeline):
         def network(x: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return self.unet(x.to(self.unet.dtype), timestep, states, mask, return_dict=False)[0].float()
 
-        velocity = guided(network, text, text_negative, scale, guidance_interval)
+        def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            if self.interrupt:
+                return torch.zeros_like(x)
+            # Of every step anew: a callback may have changed the scale.
+            return guided(network, text, text_negative, self.guidance_scale, guidance_interval)(x, sigma)
 
         with self.progress_bar(total=steps) as progress:
 
             def on_step(index: int, sigma: float, x: torch.Tensor) -> torch.Tensor:
-                if callback_on_step_end is not None:
+                if callback_on_step_end is not None and not self.interrupt:
                     timestep = torch.tensor(TIMESTEP_SCALE * sigma)
-                    given = {name: x for name in tensor_inputs}
+                    given = dict.fromkeys(tensor_inputs, x)
                     x = callback_on_step_end(self, index, timestep, given).pop("latents", x)
                 progress.update()
                 return x
 
-            def or_stop(x: torch.Tensor, sigma: float) -> torch.Tensor:
-                return torch.zeros_like(x) if self.interrupt else velocity(x, sigma)
-
             sigmas = sampling_sigmas(steps, self.config.shift).tolist()
-            latents = euler(or_stop, latents.to(device, torch.float32), sigmas, on_step)
+            latents = euler(velocity, latents.to(device, torch.float32), sigmas, on_step)
 
         if output_type == "latent":
             images = latents

@@ -51,6 +51,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["UNetLayer"]
+    _group_offload_block_modules = ["conv_in", "down", "up", "conv_out"]  # children that hold blocks of their own
 
     @register_to_config
     def __init__(
