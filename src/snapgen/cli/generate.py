@@ -149,18 +149,20 @@ def step_progress(total: int) -> Iterator[StepCallback]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
-        TaskProgressColumn,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    columns = (
-        TextColumn("drawing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True),
-        TimeRemainingColumn(),
-    )
+    class RateColumn(ProgressColumn):
+        """Steps a second, once some are done."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
     # Standard output stays what the caller made it: it carries the file names.
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("drawing", total=total)

@@ -52,7 +52,8 @@ def load_pipeline(model: str) -> SnapGenPipeline:
         try:
             folder = SnapGenPipeline.download(model)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"'{model}' is no folder here and not to be had from the hub: {error}") from error
+            reason = "is no folder here, and the hub does not hand it out: check the name and the network"
+            raise ValueError(f"'{model}' {reason}") from error
         pipeline = _load_folder(Path(folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
