@@ -1,7 +1,8 @@
-"""The `autoencoder` stage: encoder and tiny decoder together, as the miniature needs them.
+"""The `autoencoder` stage: encoder and tiny decoder together, or the decoder alone behind a frozen encoder.
 
-SD3's encoder was trained this way too: reconstruction with a light KL term that keeps latents near a normal
-distribution. The latents' mean and spread are measured at the end and written to the configuration.
+Together, as the miniature needs them: reconstruction with a light KL term that keeps latents near a normal
+distribution; their mean and spread are measured at the end and written to the configuration. Alone, as
+Sec. 3.2 trains its decoder: `train_encoder: false`, no KL term, latents and their scale stay what they were.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from snapgen.config import Recipe, Settings
+from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data import open_source
 from snapgen.data.pictures import random_crop, to_tensor, to_uint8
 from snapgen.data.preview import contact_sheet
@@ -44,9 +45,17 @@ class AutoencoderRecipe(Recipe):
 
     stage: Literal["autoencoder"]
     model: str  # autoencoder preset
+    initial: Path | None = None  # folder of an autoencoder of that preset to start from
+    train_encoder: bool = True  # False: the encoder of `initial` stays frozen and the KL term is left out
     data: SceneSettings
     crop: int = Field(gt=0, multiple_of=32)  # side of the training patches in pixels
     weights: LossWeights = LossWeights()
+
+    @model_validator(mode="after")
+    def _frozen_encoder_is_trained(self) -> AutoencoderRecipe:
+        if not self.train_encoder and self.initial is None:
+            raise ValueError("train_encoder: false needs initial, the folder of a trained autoencoder")
+        return self
 
 
 class TrainableAutoencoder(nn.Module):
@@ -72,6 +81,11 @@ class AutoencoderStage(Stage[AutoencoderRecipe]):
         super().__init__(recipe, context)
         self.source = open_source(recipe.data)
         autoencoder = create_autoencoder(recipe.model)
+        if recipe.initial is not None:
+            if not recipe.initial.is_dir():
+                raise RecipeError(f"initial: folder {recipe.initial} does not exist")
+            autoencoder = SnapGenAutoencoder.from_pretrained(recipe.initial)
+        autoencoder.encoder.requires_grad_(recipe.train_encoder)
         self.model = TrainableAutoencoder(autoencoder).to(context.device, memory_format=torch.channels_last)
         self.latent_channels = autoencoder.config.latent_channels
         self.factor = autoencoder.spatial_factor
@@ -84,7 +98,8 @@ class AutoencoderStage(Stage[AutoencoderRecipe]):
             picture = self.source.image(number % len(self.source))
             patches.append(random_crop(picture, self.recipe.crop, seed))
             side = self.recipe.crop // self.factor
-            noise.append(np.random.default_rng((*seed, 1)).standard_normal((self.latent_channels, side, side), np.float32))
+            shape = (self.latent_channels, side, side)
+            noise.append(np.random.default_rng((*seed, 1)).standard_normal(shape, np.float32))
         device = self.context.device
         pictures = to_tensor(patches).to(device).contiguous(memory_format=torch.channels_last)
         return pictures, torch.from_numpy(np.stack(noise)).to(device)
@@ -98,8 +113,9 @@ class AutoencoderStage(Stage[AutoencoderRecipe]):
             "mse": F.mse_loss(reconstruction, pictures),
             "l1": F.l1_loss(reconstruction, pictures),
             "gradient": gradient_loss(reconstruction, pictures),
-            "kl": kl_loss(mean.float(), log_variance.float()),
         }
+        if self.recipe.train_encoder:
+            parts["kl"] = kl_loss(mean.float(), log_variance.float())
         weights = self.recipe.weights.model_dump()
         return {"loss": sum((weights[name] * part for name, part in parts.items()), torch.zeros(())), **parts}
 
@@ -125,6 +141,11 @@ class AutoencoderStage(Stage[AutoencoderRecipe]):
     @torch.no_grad()
     def save(self, model: nn.Module, folder: Path) -> None:
         """A diffusers folder whose configuration carries the measured scale and shift of the latents."""
+        if self.recipe.train_encoder:
+            self._measure_latents(model)
+        model.autoencoder.save_pretrained(folder)
+
+    def _measure_latents(self, model: nn.Module) -> None:
         count = min(STATISTICS_COUNT, len(self.source))
         numbers = range(0, count, 16)
         latents = []
@@ -135,4 +156,3 @@ class AutoencoderStage(Stage[AutoencoderRecipe]):
         model.autoencoder.register_to_config(
             scaling_factor=1.0 / values.std().item(), shift_factor=values.mean().item()
         )
-        model.autoencoder.save_pretrained(folder)
