@@ -7,6 +7,7 @@ the picture, because a generated background is never exactly the one that was as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -30,33 +31,39 @@ class FittedBackground:
     distance: np.ndarray  # float32 H W, Euclidean levels from each pixel to the background
 
 
+@cache
+def known_colors(height: int) -> np.ndarray:
+    """The vocabulary's backgrounds, float32 13 H 3, levels of each row; do not write to it."""
+    return np.stack([background_picture(b.name, height)[:, 0] for b in BACKGROUNDS]).astype(np.float32)
+
+
+def _length(difference: np.ndarray) -> np.ndarray:
+    """Euclidean length along the last axis."""
+    return np.asarray(np.sqrt(np.einsum("...c,...c->...", difference, difference)))
+
+
 def fit_background(picture: np.ndarray) -> FittedBackground:
     """The background behind `picture` (float32 H W 3, levels 0..255)."""
     height, width = picture.shape[:2]
     frame = np.zeros((height, width), dtype=bool)
     frame[:FRAME] = frame[-FRAME:] = frame[:, :FRAME] = frame[:, -FRAME:] = True
-    best_cost, name, colors = np.inf, BACKGROUNDS[0].name, np.zeros((height, 3), dtype=np.float32)
-    for background in BACKGROUNDS:
-        known = background_picture(background.name, height)[:, 0].astype(np.float32)
-        distance = np.linalg.norm(picture - known[:, None], axis=-1)[frame]
-        cost = float(np.minimum(distance, SATURATION).mean())
-        if cost < best_cost:
-            best_cost, name, colors = cost, background.name, known
-    known = colors
+    rows = np.nonzero(frame)[0]
+    distances = _length(picture[frame] - known_colors(height)[:, rows])
+    costs = np.minimum(distances, SATURATION).mean(axis=1)
+    best = int(np.argmin(costs))
+    known = colors = known_colors(height)[best]
     heights = np.linspace(-1, 1, height, dtype=np.float32)
     basis = np.stack([np.ones_like(heights), heights], axis=1)  # a shift and a tilt of every channel
-    limit = INLIER + best_cost
+    limit = INLIER + float(costs[best])
     for _ in range(ITERATIONS):
         difference = picture - known[:, None]
-        inside = np.linalg.norm(picture - colors[:, None], axis=-1) < limit
+        inside = _length(picture - colors[:, None]) < limit
         weights = inside.sum(axis=1).astype(np.float32)
-        if weights.sum() < len(basis) * height:
-            break
         sums = np.where(inside[..., None], difference, 0).sum(axis=1)
         gram = (basis * weights[:, None]).T @ basis + np.eye(2, dtype=np.float32)
         shift = basis @ np.linalg.solve(gram, basis.T @ sums)
-        colors = known + np.clip(shift, -MAX_SHIFT, MAX_SHIFT)
+        colors = known + np.clip(shift, -MAX_SHIFT, MAX_SHIFT).astype(np.float32)
         limit = INLIER
-    distance = np.linalg.norm(picture - colors[:, None], axis=-1)
+    distance = _length(picture - colors[:, None])
     found = float((distance[frame] < INLIER).mean()) >= MIN_SHARE
-    return FittedBackground(name if found else None, colors, distance)
+    return FittedBackground(BACKGROUNDS[best].name if found else None, colors, distance)

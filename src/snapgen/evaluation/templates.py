@@ -7,13 +7,14 @@ of every patch with every template is then a few matrix products.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image
 
+from snapgen.data.scenes import background_picture
 from snapgen.data.sprites import SpriteSheet, luminance
-from snapgen.data.vocabulary import COLORS, NOUNS
+from snapgen.data.vocabulary import BACKGROUND, COLORS, NOUNS
 
 GRID = 24  # cells a side
 SPRITE_SIDE = 60  # px at which templates are drawn: a middling size in pictures of 128 px
@@ -59,7 +60,7 @@ class Templates:
             sprite, alpha = sheet.sprite(name, look, SPRITE_SIDE)
             opacity = alpha.astype(np.float32) / 255
             seen = sprite * opacity + background * (1 - opacity)
-            mask = np.linalg.norm(seen - background, axis=-1) > VISIBLE
+            mask = ((seen - background) ** 2).sum(axis=-1) > VISIBLE**2
             if mask.mean() < 0.02:
                 self.visible[index] = False
                 mask[:] = True
@@ -67,9 +68,10 @@ class Templates:
             top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
             self.aspects[index] = np.log((right - left) / (bottom - top))
             box = (float(left), float(top), float(right), float(bottom))
-            colors[index] = to_grid(seen.astype(np.float32), box)
-            alphas[index] = to_grid(opacity[..., 0], box)
-            masks[index] = to_grid(mask.astype(np.float32), box)
+            levels = seen.astype(np.uint8)
+            grid = to_grid(levels, 255 * mask.astype(np.uint8), box)
+            colors[index], masks[index] = grid[:, :3], grid[:, 3] / 255
+            alphas[index] = to_grid(levels, alpha[..., 0], box)[:, 3]
         self._masks = masks
         self._mask_energy = (masks**2).sum(axis=1)
         # Cells weigh by how much of the sprite they hold.
@@ -103,28 +105,32 @@ class Templates:
 
 
 class TemplateSheet:
-    """Templates in front of any background, made when first needed."""
+    """Templates in front of every background of the vocabulary, made when first needed (7 MB, half a second)."""
 
-    STEP = 24  # levels: backgrounds that differ by less share their templates
+    BANDS = 4  # parts of a gradient, from top to bottom, that have templates of their own
 
     def __init__(self, font: str | None = None) -> None:
         """Raises `FontMissingError` unless the font (path, or None to look it up) is there."""
         self._sheet = SpriteSheet(font)
-        self._made = lru_cache(maxsize=32)(self._make)  # about 7 MB each
+        self._made = cache(self._make)
 
-    def _make(self, levels: tuple[int, ...]) -> Templates:
-        return Templates(self._sheet, np.array(levels, dtype=np.float32))
+    def _make(self, name: str, band: int) -> Templates:
+        colors = background_picture(name, 2 * self.BANDS)[:, 0]
+        return Templates(self._sheet, colors[2 * band : 2 * band + 2].mean(axis=0))
 
-    def before(self, background: np.ndarray) -> Templates:
-        """The templates in front of about `background` (3 levels)."""
-        levels = np.clip(np.rint(background / self.STEP) * self.STEP, 0, 255)
-        return self._made(tuple(int(level) for level in levels))
+    def before(self, name: str, y: float) -> Templates:
+        """The templates in front of the background `name` at the height `y`, 0 (top) to 1."""
+        plain = len(BACKGROUND[name].stops) == 1
+        return self._made(name, 0 if plain else min(int(y * self.BANDS), self.BANDS - 1))
 
 
-def to_grid(values: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
-    """The part `box` (left, top, right, bottom, px, inside) of float32 H W [C] `values`, resampled: G*G [C]."""
-    if values.ndim == 3:
-        return np.stack([to_grid(values[..., c], box) for c in range(values.shape[-1])], axis=-1)
-    # Pillow's box filter of the reduction averages, so that no cell is a lucky pixel.
-    image = Image.fromarray(values)
-    return np.asarray(image.resize((GRID, GRID), Image.Resampling.BILINEAR, box=box)).reshape(-1)
+def to_grid(colors: np.ndarray, layer: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
+    """The part `box` (left, top, right, bottom, px, inside) resampled: float32 G*G 4.
+
+    `colors`: uint8 H W 3; `layer`: uint8 H W, the fourth channel.
+    """
+    layers = np.concatenate([colors, layer[..., None]], axis=-1, dtype=np.uint8, casting="unsafe")
+    # RGBX: four channels that Pillow resamples independently of each other.
+    image = Image.frombuffer("RGBX", (layers.shape[1], layers.shape[0]), layers.tobytes())
+    resized = image.resize((GRID, GRID), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized).reshape(-1, 4).astype(np.float32)
