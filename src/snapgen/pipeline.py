@@ -120,7 +120,9 @@ class SnapGenPipeline(DiffusionPipeline):
     def encode_prompt(self, prompt: str | list[str]) -> TextStates:
         """Text states B N D of `prompt`, in the UNet's dtype (where there is one) and on the pipeline's device."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        text = self.joint_text_encoder()(prompts)
+        encoder = self.joint_text_encoder()
+        encoded = {text: encoder([text]) for text in dict.fromkeys(prompts)}  # one by one, as `__call__` says
+        text = TextStates.cat([encoded[text] for text in prompts])
         device = self._execution_device
         dtype = text.states.dtype if self.unet is None else self.unet.dtype
         return TextStates(text.states.to(device, dtype), text.mask.to(device))
@@ -199,6 +201,9 @@ class SnapGenPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple:
         """Draws `num_images_per_prompt` pictures for every prompt.
 
+        On a CPU they are computed one by one: a batch is hardly faster there, and since matrix products are summed
+        in an order that depends on their size, it would show in the last bits of every picture.
+
         Args:
             prompt: what to draw; the empty prompt draws without text.
             negative_prompt: what guidance leads away from; by default the empty prompt.
@@ -237,13 +242,14 @@ class SnapGenPipeline(DiffusionPipeline):
         self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps, False
 
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
-        text = self._repeat(self.encode_prompt(prompts), num_images_per_prompt)
-        text_negative = self._repeat(self.encode_prompt(negative), num_images_per_prompt)
+        avoided = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
+        text = self.encode_prompt(prompts).repeat(num_images_per_prompt)
+        negatives = self.encode_prompt(avoided).repeat(num_images_per_prompt)
 
         device = self._execution_device
         factor = self.vae.spatial_factor
         count = len(prompts) * num_images_per_prompt
+        together = 1 if device.type == "cpu" else count
         shape = (count, self.unet.config.in_channels, height // factor, width // factor)
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"generator has {len(generator)} entries, expected one for each of {count} pictures")
@@ -258,8 +264,14 @@ class SnapGenPipeline(DiffusionPipeline):
         def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
             if self.interrupt:
                 return torch.zeros_like(x)
-            # Of every step anew: a callback may have changed the scale.
-            return guided(network, text, text_negative, self.guidance_scale, guidance_interval)(x, sigma)
+            parts = zip(x.split(together), text.split(together), negatives.split(together), strict=True)
+            return torch.cat(
+                [
+                    # Made anew at every step: a callback may have changed the scale.
+                    guided(network, positive, negative, self.guidance_scale, guidance_interval)(part, sigma)
+                    for part, positive, negative in parts
+                ]
+            )
 
         with self.progress_bar(total=steps) as progress:
 
@@ -277,11 +289,8 @@ class SnapGenPipeline(DiffusionPipeline):
         if output_type == "latent":
             images = latents
         else:
-            decoded = self.vae.decode(self.vae.denormalize(latents).to(self.vae.dtype), return_dict=False)[0]
+            z = self.vae.denormalize(latents).to(self.vae.dtype)
+            decoded = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in z.split(together)])
             images = self.image_processor.postprocess(decoded.float(), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    @staticmethod
-    def _repeat(text: TextStates, count: int) -> TextStates:
-        return TextStates(text.states.repeat_interleave(count, dim=0), text.mask.repeat_interleave(count, dim=0))

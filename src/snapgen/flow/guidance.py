@@ -15,11 +15,10 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 def conditional(network: Callable[..., Tensor], text: TextStates) -> Velocity:
-    """The velocity under `text`. `network` takes x, timestep (B,), states, mask."""
+    """The velocity under `text`. `network` takes x, timestep (a scalar tensor), states, mask."""
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
-        timestep = torch.full((x.shape[0],), TIMESTEP_SCALE * sigma, device=x.device)
-        return network(x, timestep, text.states, text.mask)
+        return network(x, torch.tensor(TIMESTEP_SCALE * sigma, device=x.device), text.states, text.mask)
 
     return velocity
 
@@ -36,8 +35,7 @@ def guided(
     Outside `interval` (of sigma, both ends included; Kynkaanniemi et al. 2024) and for scale 1 only the
     conditional half is evaluated. `text` and `negative` must have the same number of tokens.
     """
-    both = TextStates(torch.cat([negative.states, text.states]), torch.cat([negative.mask, text.mask]))
-    with_text, with_both = conditional(network, text), conditional(network, both)
+    with_text, with_both = conditional(network, text), conditional(network, TextStates.cat([negative, text]))
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         if scale == 1.0 or not interval[0] <= sigma <= interval[1]:

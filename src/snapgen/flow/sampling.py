@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def euler(
     `x` is fp32 and starts at the noise level `sigmas[0]`. `on_step(index, sigma, x)` is called after every step
     with the level that was left and the new x, and returns the x to go on with.
     """
-    for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for index, (sigma, following) in enumerate(pairwise(sigmas)):
         x = x + (following - sigma) * velocity(x, sigma).to(x.dtype)
         if on_step is not None:
             x = on_step(index, sigma, x)

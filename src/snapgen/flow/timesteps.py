@@ -19,9 +19,7 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def sample_sigmas(
-    count: int, generator: torch.Generator, shift: float, mean: float = 0.0, std: float = 1.0
-) -> Tensor:
+def sample_sigmas(count: int, generator: torch.Generator, shift: float, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """`count` training noise levels, shape (count,), on the CPU: logit-normal(mean, std), then shifted."""
     return shift_sigma(torch.sigmoid(torch.randn(count, generator=generator) * std + mean), shift)
 

@@ -54,11 +54,17 @@ class TinyDecoder(nn.Module):
     """Latent B 16 h w (unscaled) -> picture B 3 8h 8w, in about [-1, 1]."""
 
     def __init__(
-        self, latent_channels: int, out_channels: int, widths: tuple[int, ...], blocks: tuple[int, ...], expansion: int, groups: int
+        self,
+        latent_channels: int,
+        out_channels: int,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        expansion: int,
+        groups: int,
     ):
         super().__init__()
         if len(widths) != len(blocks):
-            raise ValueError(f"decoder_channels has {len(widths)} entries, decoder_blocks {len(blocks)}: equal expected")
+            raise ValueError(f"decoder_channels has {len(widths)} entries but decoder_blocks {len(blocks)}")
         self.conv_in = SeparableConv2d(latent_channels, widths[0])
         self.stages = nn.Sequential(
             *(
@@ -104,7 +110,12 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
             double_z=True,
         )
         self.decoder = TinyDecoder(
-            latent_channels, out_channels, tuple(decoder_channels), tuple(decoder_blocks), decoder_expansion, norm_num_groups
+            latent_channels,
+            out_channels,
+            tuple(decoder_channels),
+            tuple(decoder_blocks),
+            decoder_expansion,
+            norm_num_groups,
         )
 
     @property

@@ -27,7 +27,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """x: B C H W; time: B T, already activated. Returns B C' H W."""
+        """x: B C H W; time: B T or 1 T, already activated. Returns B C' H W."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time_proj(time)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))

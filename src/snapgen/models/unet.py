@@ -155,7 +155,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
 
         Returns: the velocity, shaped as `sample`.
         """
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)  # B, or 1 for all samples alike
         frequencies = self.time_proj(timestep).to(sample.dtype)
         time = nn.functional.silu(self.time_embedding(frequencies))  # every block starts by activating it: do it once
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,6 +22,19 @@ class TextStates:
 
     states: Tensor
     mask: Tensor
+
+    @staticmethod
+    def cat(parts: list[TextStates]) -> TextStates:
+        """One batch of `parts`, which must have as many tokens each."""
+        return TextStates(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]))
+
+    def split(self, size: int) -> list[TextStates]:
+        """The batch in pieces of `size`; the last may be smaller."""
+        return [TextStates(*part) for part in zip(self.states.split(size), self.mask.split(size), strict=True)]
+
+    def repeat(self, count: int) -> TextStates:
+        """Every element of the batch `count` times in a row."""
+        return TextStates(self.states.repeat_interleave(count, dim=0), self.mask.repeat_interleave(count, dim=0))
 
 
 class TextEncoder(Protocol):
@@ -38,8 +52,8 @@ class TransformersTextEncoder:
     """A text model and tokenizer of transformers as a `TextEncoder`.
 
     CLIP's states are those of the penultimate layer, before the final norm, as Stable Diffusion 3 takes them;
-    any other model's are its last hidden states. `prefix` is an instruction put before every prompt (Sana's use
-    of Gemma); it is not counted as part of an empty prompt.
+    any other model's are its last hidden states. Either way each token is scaled to unit RMS. `prefix` is an
+    instruction put before every prompt (Sana's use of Gemma); it is not counted as part of an empty prompt.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None, prefix: str = "") -> None:
@@ -79,5 +93,6 @@ class TransformersTextEncoder:
         empty = torch.tensor([not prompt.strip() for prompt in prompts], device=ids.device)
         first = torch.arange(self.max_length, device=ids.device) == 0
         mask = torch.where(empty[:, None], first, attention.bool())
-        states = output.hidden_states[self.layer] * mask[..., None]  # what is masked holds zeros
+        # Every token to unit RMS: encoders differ by orders of magnitude, and they are joined side by side.
+        states = F.rms_norm(output.hidden_states[self.layer], (self.width,)) * mask[..., None]  # zeros where masked
         return TextStates(states.masked_fill(empty[:, None, None], 0.0), mask)

@@ -26,7 +26,7 @@ def join(clips: list[TextStates], language: TextStates | None = None) -> TextSta
     if clips:
         lengths = {clip.states.shape[1] for clip in clips}
         if len(lengths) != 1:
-            raise ValueError(f"CLIP states of {sorted(lengths)} tokens cannot stand side by side: equal lengths expected")
+            raise ValueError(f"CLIP states of {sorted(lengths)} tokens side by side: equal lengths expected")
         states = torch.cat([clip.states for clip in clips], dim=-1)
         mask = torch.stack([clip.mask for clip in clips]).any(dim=0)
         parts.append(TextStates(states, mask))
