@@ -18,7 +18,7 @@ from snapgen.flow.sampling import euler
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.unet import SnapGenUNet
-from snapgen.text.encoder import TextStates, TransformersTextEncoder
+from snapgen.text.encoder import TextEncoder, TextStates, TransformersTextEncoder
 from snapgen.text.join import JointTextEncoder
 
 SIZE_MULTIPLE = 32  # pixels; the autoencoder divides by 8, the full-size UNet by 4
@@ -109,7 +109,7 @@ class SnapGenPipeline(DiffusionPipeline):
         first = TransformersTextEncoder(self.text_encoder, self.tokenizer)
         if self.text_encoder_2 is None and self.text_encoder_3 is None:
             return first
-        clips = [first]
+        clips: list[TextEncoder] = [first]
         if self.text_encoder_2 is not None:
             clips.append(TransformersTextEncoder(self.text_encoder_2, self.tokenizer_2))
         language = None
@@ -134,7 +134,7 @@ class SnapGenPipeline(DiffusionPipeline):
         height: int,
         width: int,
         num_inference_steps: int,
-        guidance_scale: float,
+        guidance_scale: Any,
         num_images_per_prompt: int,
         guidance_interval: tuple[float, float],
         output_type: str,

@@ -149,6 +149,6 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """Reconstruct pictures B 3 H W, from the posterior's mode or, with `sample_posterior`, from a draw."""
-        posterior = self.encode(sample).latent_dist
+        posterior = self.encode(sample, return_dict=False)[0]
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)

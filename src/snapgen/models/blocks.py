@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snapgen.models.layers import RESIDUAL_GAIN, GatedFeedForward, MultiQueryAttention, SeparableConv2d
+from snapgen.models.layers import RESIDUAL_GAIN, Attention, GatedFeedForward, conv3x3
 
 
 class ResidualBlock(nn.Module):
-    """Expanded separable residual block (Fig. 2 (c); MobileNetV4's universal inverted bottleneck).
+    """GN - SiLU - conv - [+ time] - GN - SiLU - conv, with a 1x1 shortcut where the widths differ.
 
-    GN - SiLU - DW3x3 - PW(in -> expansion * in) - [+ time] - GN - SiLU - DW3x3 - PW(-> out), with a 1x1 shortcut
-    where the widths differ. The time embedding enters in the expanded width.
+    Expanded and separable (Fig. 2 (c); MobileNetV4's universal inverted bottleneck), the convolutions are
+    DW3x3 - PW(in -> expansion * in) and DW3x3 - PW(-> out), and the time embedding enters in the expanded width.
+    Without expansion the width between them is that of the output.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, time_dim: int, expansion: int, groups: int):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_dim: int,
+        groups: int,
+        separable: bool = True,
+        expansion: int | None = 2,
+    ):
         super().__init__()
-        hidden = expansion * in_channels
+        hidden = expansion * in_channels if expansion else out_channels
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-5)
-        self.conv1 = SeparableConv2d(in_channels, hidden)
+        self.conv1 = conv3x3(in_channels, hidden, separable)
         self.time_proj = nn.Linear(time_dim, hidden)
         self.norm2 = nn.GroupNorm(groups, hidden, eps=1e-5)
-        self.conv2 = SeparableConv2d(hidden, out_channels, gain=RESIDUAL_GAIN)
+        self.conv2 = conv3x3(hidden, out_channels, separable, gain=RESIDUAL_GAIN)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -37,12 +48,21 @@ class ResidualBlock(nn.Module):
 class TransformerLayer(nn.Module):
     """Pre-norm layer: self-attention (where the stage has it), cross-attention, gated FFN."""
 
-    def __init__(self, dim: int, context_dim: int, head_dim: int, ffn_ratio: int, self_attention: bool):
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        head_dim: int,
+        self_attention: bool,
+        ffn_ratio: int = 3,
+        multi_query: bool = True,
+        qk_norm: bool = True,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim) if self_attention else None
-        self.attn1 = MultiQueryAttention(dim, head_dim) if self_attention else None
+        self.attn1 = Attention(dim, head_dim, None, multi_query, qk_norm) if self_attention else None
         self.norm2 = nn.LayerNorm(dim)
-        self.attn2 = MultiQueryAttention(dim, head_dim, context_dim)
+        self.attn2 = Attention(dim, head_dim, context_dim, multi_query, qk_norm)
         self.norm3 = nn.LayerNorm(dim)
         self.ffn = GatedFeedForward(dim, ffn_ratio)
 
@@ -67,24 +87,13 @@ class SpatialTransformer(nn.Module):
     output (a concatenated skip): then the residual starts after a 1x1 channel projection.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        layers: int,
-        context_dim: int,
-        head_dim: int,
-        ffn_ratio: int,
-        self_attention: bool,
-        groups: int,
-    ):
+    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, **layer: Any):
+        """`layer`: the arguments of `TransformerLayer` but its width."""
         super().__init__()
         self.channel_proj = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
-        self.layers = nn.ModuleList(
-            TransformerLayer(channels, context_dim, head_dim, ffn_ratio, self_attention) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(channels, **layer) for _ in range(layers))
         self.proj_out = nn.Linear(channels, channels)
 
     def forward(

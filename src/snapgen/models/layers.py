@@ -1,4 +1,4 @@
-"""The layers every network here is made of: separable convolution, 2D RoPE, multi-query attention, gated FFN.
+"""The layers every network here is made of: separable convolution, 2D RoPE, attention, gated FFN.
 
 Shapes: `B C H W` for feature maps, `B N D` for tokens, `B N heads head_dim` inside attention.
 """
@@ -22,9 +22,17 @@ class SeparableConv2d(nn.Sequential):
         pointwise = nn.Conv2d(in_channels, out_channels, 1)
         nn.init.normal_(depthwise.weight, std=1 / 3)
         nn.init.normal_(pointwise.weight, std=gain / in_channels**0.5)
-        nn.init.zeros_(depthwise.bias)
-        nn.init.zeros_(pointwise.bias)
+        for bias in (depthwise.bias, pointwise.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
         super().__init__(depthwise, pointwise)
+
+
+def conv3x3(in_channels: int, out_channels: int, separable: bool, stride: int = 1, gain: float = 1.0) -> nn.Module:
+    """A 3x3 convolution, plain (rungs (a) and (b) of Fig. 2) or separable (from (c) on)."""
+    if separable:
+        return SeparableConv2d(in_channels, out_channels, stride, gain)
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
 
 
 # Residual branches end with this gain: near the identity at the start, yet with gradients everywhere.
@@ -32,22 +40,22 @@ RESIDUAL_GAIN = 0.1
 
 
 class Downsample(nn.Module):
-    """Halves height and width (rounded up) with a separable convolution of stride 2."""
+    """Halves height and width (rounded up) with a 3x3 convolution of stride 2."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, separable: bool = True):
         super().__init__()
-        self.conv = SeparableConv2d(channels, channels, stride=2)
+        self.conv = conv3x3(channels, channels, separable, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling, then a separable convolution that may change the width."""
+    """Nearest-neighbour upsampling, then a 3x3 convolution that may change the width."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, separable: bool = True):
         super().__init__()
-        self.conv = SeparableConv2d(in_channels, out_channels)
+        self.conv = conv3x3(in_channels, out_channels, separable)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """`size`: the height and width to reach; by default twice those of `x`."""
@@ -88,23 +96,32 @@ def apply_rotary(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> 
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-class MultiQueryAttention(nn.Module):
-    """Attention of many query heads over one shared key and value head (Shazeer 2019; Fig. 2 (e')).
+class Attention(nn.Module):
+    """Attention whose query heads share one key and value head, or (rungs (a) to (d)) have one each.
 
-    Queries and keys are RMS-normalised per head after projection (Fig. 2 (f)). With `context_dim` it is
-    cross-attention; without, self-attention, for which 2D RoPE may be given.
+    Sharing is multi-query attention (Shazeer 2019; Fig. 2 (e')). `qk_norm`: queries and keys are RMS-normalised
+    per head after projection (Fig. 2 (f)). With `context_dim` it is cross-attention; without, self-attention, for
+    which 2D RoPE may be given.
     """
 
-    def __init__(self, dim: int, head_dim: int, context_dim: int | None = None):
+    def __init__(
+        self,
+        dim: int,
+        head_dim: int,
+        context_dim: int | None = None,
+        multi_query: bool = True,
+        qk_norm: bool = True,
+    ):
         super().__init__()
         if dim % head_dim:
             raise ValueError(f"attention width {dim} is not divisible by the head width {head_dim}")
         self.heads = dim // head_dim
+        self.kv_heads = 1 if multi_query else self.heads
         self.head_dim = head_dim
         self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_kv = nn.Linear(context_dim or dim, 2 * head_dim, bias=False)
-        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
-        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
+        self.to_kv = nn.Linear(context_dim or dim, 2 * self.kv_heads * head_dim, bias=False)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.to_out = nn.Linear(dim, dim)
 
     def forward(
@@ -117,15 +134,17 @@ class MultiQueryAttention(nn.Module):
         """x: B N D; context: B M D' (default: x); mask: B 1 1 M boolean, True = attend. Returns B N D."""
         batch, tokens, dim = x.shape
         q = self.to_q(x).reshape(batch, tokens, self.heads, self.head_dim)  # B N heads head_dim
-        k, v = self.to_kv(x if context is None else context).chunk(2, dim=-1)  # B M head_dim
+        k, v = self.to_kv(x if context is None else context).chunk(2, dim=-1)
+        k = k.reshape(batch, -1, self.kv_heads, self.head_dim)  # B M kv_heads head_dim
+        v = v.reshape(batch, -1, self.kv_heads, self.head_dim)
         q, k = self.norm_q(q), self.norm_k(k)
         if rotary is not None:
-            q, k = apply_rotary(q, rotary), apply_rotary(k[:, :, None], rotary)[:, :, 0]
-        # All heads share one key and value: to attention, N tokens of many heads are heads * N queries of one head.
-        q = q.reshape(batch, 1, tokens * self.heads, self.head_dim)  # B 1 N*heads head_dim
-        k, v = k[:, None].to(q.dtype), v[:, None].to(q.dtype)  # B 1 M head_dim
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        # To attention, N tokens of many heads that share a key and value are N * heads queries of one head.
+        q = q.reshape(batch, -1, self.kv_heads, self.head_dim).transpose(1, 2)  # B kv_heads N*heads/kv_heads head_dim
+        k, v = k.transpose(1, 2).to(q.dtype), v.transpose(1, 2).to(q.dtype)  # B kv_heads M head_dim
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.to_out(out.reshape(batch, tokens, dim))
+        return self.to_out(out.transpose(1, 2).reshape(batch, tokens, dim))
 
 
 class GatedFeedForward(nn.Module):

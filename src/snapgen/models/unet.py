@@ -1,11 +1,15 @@
-"""SnapGenUNet: the efficient denoising UNet of Sec. 3.1, in its final form, rung (f) of Fig. 2.
+"""SnapGenUNet: the efficient denoising UNet of Sec. 3.1. Its defaults are the final form, rung (f) of Fig. 2:
 
 SDXL's UNet made thin and short; self-attention only in the lowest stage; every convolution separable,
 residual blocks expanded; gated FFN of ratio 3; multi-query attention; text conditions from the first
-stage, whose residual blocks are transformer blocks; RMS-normalised queries and keys; 2D RoPE.
+stage, whose residual blocks are transformer blocks; RMS-normalised queries and keys; 2D RoPE. The rungs before
+it are other settings of the same class (`snapgen.models.presets.RUNGS`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -15,20 +19,32 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from snapgen.models.blocks import ResidualBlock, SpatialTransformer
-from snapgen.models.layers import Downsample, SeparableConv2d, Upsample, rotary_embedding_2d
+from snapgen.models.layers import Downsample, Upsample, conv3x3, rotary_embedding_2d
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class UNetLayer(nn.Module):
-    """One position of the UNet: a residual block (where the stage has them), then a spatial transformer."""
+    """One position of the UNet: a residual block, a spatial transformer, or the one and then the other."""
 
-    def __init__(self, in_channels: int, channels: int, time_dim: int, residual: bool, **transformer):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        time_dim: int,
+        groups: int,
+        residual: dict[str, Any] | None,  # arguments of the residual block, None: there is no such block
+        layers: int,  # of the transformer, 0: there is none
+        transformer: dict[str, Any],
+    ):
         super().__init__()
-        groups = transformer["groups"]
-        expansion = transformer.pop("expansion")
-        self.residual = ResidualBlock(in_channels, channels, time_dim, expansion, groups) if residual else None
-        self.transformer = SpatialTransformer(channels if residual else in_channels, channels, **transformer)
+        self.residual = None
+        self.transformer = None
+        if residual is not None:
+            self.residual = ResidualBlock(in_channels, channels, time_dim, groups, **residual)
+            in_channels = channels
+        if layers:
+            self.transformer = SpatialTransformer(in_channels, channels, layers, groups, **transformer)
 
     def forward(
         self,
@@ -38,9 +54,10 @@ class UNetLayer(nn.Module):
         mask: torch.Tensor | None,
         rotary: Rotary | None,
     ) -> torch.Tensor:
+        """x: B C H W; time: B T or 1 T; context: B M D; mask: B 1 1 M boolean. Returns B C' H W."""
         if self.residual is not None:
             x = self.residual(x, time)
-        return self.transformer(x, context, mask, rotary)
+        return x if self.transformer is None else self.transformer(x, context, mask, rotary)
 
 
 class SnapGenUNet(ModelMixin, ConfigMixin):
@@ -60,14 +77,18 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
         in_channels: int = 16,  # latent channels
         out_channels: int = 16,
         block_out_channels: tuple[int, ...] = (256, 512, 896),  # width of each stage, high to low resolution
-        transformer_layers: tuple[int, ...] = (1, 2, 4),  # transformer layers at each position of a stage
+        transformer_layers: tuple[int, ...] = (1, 2, 4),  # at each position of a stage; 0: no transformer (e)
         self_attention: tuple[bool, ...] = (False, False, True),  # per stage (b)
         residual_blocks: tuple[bool, ...] = (False, True, True),  # per stage (e)
         layers_per_block: int = 2,  # positions per stage going down; one more going up
         cross_attention_dim: int = 2304,  # width of the text states
-        attention_head_dim: int = 64,  # width of a head; keys and values have one head (e')
+        attention_head_dim: int = 64,  # width of a head
         ffn_ratio: int = 3,  # hidden width of the FFN over its width, before gating (d)
-        expansion: int = 2,  # hidden width of a residual block over its input width (c)
+        separable: bool = True,  # every 3x3 convolution (c)
+        expansion: int | None = 2,  # hidden width of a residual block over its input width; None: the output's (c)
+        multi_query: bool = True,  # one key and value head for all query heads (e')
+        qk_norm: bool = True,  # RMS-normalised queries and keys (f)
+        rotary: bool = True,  # 2D RoPE in self-attention (f)
         time_embedding_dim: int = 512,
         norm_num_groups: int = 32,
     ):
@@ -81,24 +102,30 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
             if len(values) != stages:
                 raise ValueError(f"{name} has {len(values)} entries, block_out_channels {stages}: one a stage expected")
 
+        convolution: dict[str, Any] = {"separable": separable, "expansion": expansion}
+
         def layer(in_width: int, stage: int, residual: bool) -> UNetLayer:
+            transformer = {
+                "context_dim": cross_attention_dim,
+                "head_dim": attention_head_dim,
+                "self_attention": self_attention[stage],
+                "ffn_ratio": ffn_ratio,
+                "multi_query": multi_query,
+                "qk_norm": qk_norm,
+            }
             return UNetLayer(
                 in_width,
                 block_out_channels[stage],
                 time_embedding_dim,
-                residual,
-                layers=transformer_layers[stage],
-                context_dim=cross_attention_dim,
-                head_dim=attention_head_dim,
-                ffn_ratio=ffn_ratio,
-                self_attention=self_attention[stage],
-                groups=norm_num_groups,
-                expansion=expansion,
+                norm_num_groups,
+                convolution if residual else None,
+                transformer_layers[stage],
+                transformer,
             )
 
         self.time_proj = Timesteps(block_out_channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(block_out_channels[0], time_embedding_dim)
-        self.conv_in = SeparableConv2d(in_channels, block_out_channels[0])
+        self.conv_in = conv3x3(in_channels, block_out_channels[0], separable)
 
         # Down. `skips` mirrors what forward pushes: the input, every layer, every downsampling.
         skips = [block_out_channels[0]]
@@ -113,12 +140,12 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
                 skips.append(width)
             self.down.append(blocks)
             if stage < stages - 1:
-                self.downsamplers.append(Downsample(width))
+                self.downsamplers.append(Downsample(width, separable))
                 skips.append(width)
 
         last = stages - 1
         self.mid = layer(width, last, residual=True)
-        self.mid_residual = ResidualBlock(width, width, time_embedding_dim, expansion, norm_num_groups)
+        self.mid_residual = ResidualBlock(width, width, time_embedding_dim, norm_num_groups, **convolution)
 
         # Up: one layer for every skip.
         self.up = nn.ModuleList()
@@ -130,10 +157,10 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
                 width = block_out_channels[stage]
             self.up.append(blocks)
             if stage > 0:
-                self.upsamplers.append(Upsample(width, width))
+                self.upsamplers.append(Upsample(width, width, separable))
 
         self.norm_out = nn.GroupNorm(norm_num_groups, width, eps=1e-5)
-        self.conv_out = SeparableConv2d(width, out_channels)
+        self.conv_out = conv3x3(width, out_channels, separable)
         self.gradient_checkpointing = False
 
     def forward(
@@ -169,7 +196,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
             return layer(x, time, encoder_hidden_states, mask, rotary)
 
         def rotary_of(x: torch.Tensor, stage: int) -> Rotary | None:
-            if not self.config.self_attention[stage]:
+            if not (self.config.rotary and self.config.self_attention[stage]):
                 return None
             return rotary_embedding_2d(x.shape[-2], x.shape[-1], self.config.attention_head_dim, x.device)
 
@@ -178,7 +205,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
         stages = len(self.down)
         for stage, blocks in enumerate(self.down):
             rotary = rotary_of(x, stage)
-            for block in blocks:
+            for block in cast(Iterable[nn.Module], blocks):
                 x = run(block, x, rotary)
                 skips.append(x)
             if stage < stages - 1:
@@ -190,7 +217,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
 
         for index, blocks in enumerate(self.up):
             rotary = rotary_of(x, stages - 1 - index)
-            for block in blocks:
+            for block in cast(Iterable[nn.Module], blocks):
                 x = run(block, torch.cat([x, skips.pop()], dim=1), rotary)
             if index < stages - 1:
                 x = self.upsamplers[index](x, size=tuple(skips[-1].shape[-2:]))

@@ -57,6 +57,7 @@ class JointTextEncoder:
         encoded = [encoder(prompts) for encoder in [*self.clips, *([self.language] if self.language else [])]]
         for index in dropped:
             states = encoded[index].states
-            encoded[index] = absent(*states.shape, device=states.device, dtype=states.dtype)
+            batch, length, width = states.shape
+            encoded[index] = absent(batch, length, width, states.device, states.dtype)
         count = len(self.clips)
         return join(encoded[:count], encoded[count] if self.language else None)

@@ -40,7 +40,7 @@ from snapgen.weights import atomic_file, atomic_folder, provenance, remove_lefto
 STOP_SIGNALS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # signal -> exit status after the checkpoint
 
 
-def train(stage_type: type[Stage[Any]], recipe: Recipe, run: Path, resume: bool) -> Path:
+def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: bool) -> Path:
     """Trains a stage in the folder `run` and returns the folder of the finished model, `run/model`.
 
     Errors: RecipeError for a recipe or run folder that cannot be used, ValueError when training diverges.
@@ -110,7 +110,7 @@ def train(stage_type: type[Stage[Any]], recipe: Recipe, run: Path, resume: bool)
 
 def train_step(
     accelerator: Accelerator,
-    stage: Stage[Any],
+    stage: Stage[Any, Any],
     model: torch.nn.Module,
     state: TrainState,
     done: int,
@@ -207,7 +207,7 @@ def prepare_run(run: Path, content: dict[str, Any]) -> None:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def save_model(run: Path, stage: Stage[Any], state: TrainState, content: dict[str, Any]) -> None:
+def save_model(run: Path, stage: Stage[Any, Any], state: TrainState, content: dict[str, Any]) -> None:
     """Writes `run/model` with the EMA weights, and where it came from as `provenance.json` beside them."""
     with atomic_folder(run / "model") as folder, state.averaged() as averaged:
         stage.save(averaged, folder)

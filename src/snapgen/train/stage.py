@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -33,14 +33,17 @@ def derive_seed(*numbers: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class Stage(ABC, Generic[RecipeType]):
+ModelType = TypeVar("ModelType", bound=torch.nn.Module)
+
+
+class Stage(ABC, Generic[RecipeType, ModelType]):
     """What one stage adds to the loop: what it trains, its batches, its loss, what it draws and saves.
 
     A subclass sets `recipe_type`, calls `super().__init__(recipe, context)` and sets `self.model`.
     """
 
     recipe_type: ClassVar[type[Recipe]]
-    model: torch.nn.Module  # the trained network; the loop owns optimiser, EMA and distributed wrapping
+    model: ModelType  # the trained network; the loop owns optimiser, EMA and distributed wrapping
 
     def __init__(self, recipe: RecipeType, context: Context) -> None:
         rounds, batch_size = recipe.train.gradient_accumulation, recipe.train.batch_size
@@ -76,13 +79,13 @@ class Stage(ABC, Generic[RecipeType]):
         """
 
     @abstractmethod
-    def draw(self, model: torch.nn.Module) -> Image.Image | None:
+    def draw(self, model: ModelType) -> Image.Image | None:
         """A grid of samples; `model` is unwrapped, in eval mode and holds the EMA weights. First process only."""
 
     @abstractmethod
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
+    def save(self, model: ModelType, folder: Path) -> None:
         """Writes the diffusers or transformers folder of the unwrapped `model`, which holds the EMA weights."""
 
-    def metrics(self, model: torch.nn.Module) -> dict[str, float]:
+    def metrics(self, model: ModelType) -> dict[str, float]:
         """Evaluation at sample time, called as `draw` is; logged as `eval/<name>`."""
         return {}

@@ -15,10 +15,10 @@ STAGES = {
 }
 
 
-def load_stage(name: str) -> type[Stage[Any]]:
+def load_stage(name: str) -> type[Stage[Any, Any]]:
     """The class of the stage `name`, imported only now; an unknown name is a RecipeError listing the known ones."""
     if name not in STAGES:
         raise RecipeError(f"stage '{name}' is unknown; known stages: {', '.join(STAGES)}")
     module, _, attribute = STAGES[name].partition(":")
-    stage: type[Stage[Any]] = getattr(import_module(module), attribute)
+    stage: type[Stage[Any, Any]] = getattr(import_module(module), attribute)
     return stage

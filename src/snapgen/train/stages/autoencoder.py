@@ -67,12 +67,12 @@ class TrainableAutoencoder(nn.Module):
 
     def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction (as `pictures`), posterior mean and log-variance (as `noise`: B C h w)."""
-        posterior = self.autoencoder.encode(pictures).latent_dist
+        posterior = self.autoencoder.encode(pictures, return_dict=False)[0]
         latent = posterior.mean + posterior.std * noise
-        return self.autoencoder.decode(latent).sample, posterior.mean, posterior.logvar
+        return self.autoencoder.decode(latent, return_dict=False)[0], posterior.mean, posterior.logvar
 
 
-class AutoencoderStage(Stage[AutoencoderRecipe]):
+class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
     """Trains an autoencoder preset on random crops."""
 
     recipe_type = AutoencoderRecipe
@@ -86,7 +86,8 @@ class AutoencoderStage(Stage[AutoencoderRecipe]):
                 raise RecipeError(f"initial: folder {recipe.initial} does not exist")
             autoencoder = SnapGenAutoencoder.from_pretrained(recipe.initial)
         autoencoder.encoder.requires_grad_(recipe.train_encoder)
-        self.model = TrainableAutoencoder(autoencoder).to(context.device, memory_format=torch.channels_last)
+        autoencoder = autoencoder.to(context.device, memory_format=torch.channels_last)
+        self.model = TrainableAutoencoder(autoencoder)
         self.latent_channels = autoencoder.config.latent_channels
         self.factor = autoencoder.spatial_factor
 
@@ -125,33 +126,34 @@ class AutoencoderStage(Stage[AutoencoderRecipe]):
         return pictures.to(self.context.device)
 
     @torch.no_grad()
-    def metrics(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: TrainableAutoencoder) -> dict[str, float]:
         """Mean PSNR (dB) of whole pictures."""
         pictures = self._validation(VALIDATION_COUNT)
         reconstruction = torch.cat([model.autoencoder(part).sample for part in pictures.split(16)])
         return {"psnr": psnr(reconstruction, pictures).mean().item()}
 
     @torch.no_grad()
-    def draw(self, model: nn.Module) -> Image.Image:
+    def draw(self, model: TrainableAutoencoder) -> Image.Image:
         """Pictures, each beside its reconstruction."""
         pictures = self._validation(12)
         pairs = torch.stack([pictures, model.autoencoder(pictures).sample], dim=1).flatten(0, 1)
         return contact_sheet(to_uint8(pairs), ["picture", "reconstruction"] * len(pictures), columns=6)
 
     @torch.no_grad()
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: TrainableAutoencoder, folder: Path) -> None:
         """A diffusers folder whose configuration carries the measured scale and shift of the latents."""
         if self.recipe.train_encoder:
             self._measure_latents(model)
         model.autoencoder.save_pretrained(folder)
 
-    def _measure_latents(self, model: nn.Module) -> None:
+    def _measure_latents(self, model: TrainableAutoencoder) -> None:
         count = min(STATISTICS_COUNT, len(self.source))
         numbers = range(0, count, 16)
         latents = []
         for start in self.context.progress(numbers, "latent statistics", len(numbers)):
             pictures = to_tensor([self.source.image(index) for index in range(start, min(start + 16, count))])
-            latents.append(model.autoencoder.encode(pictures.to(self.context.device)).latent_dist.mode())
+            posterior = model.autoencoder.encode(pictures.to(self.context.device), return_dict=False)[0]
+            latents.append(posterior.mode())
         values = torch.cat(latents)
         model.autoencoder.register_to_config(
             scaling_factor=1.0 / values.std().item(), shift_factor=values.mean().item()

@@ -24,6 +24,7 @@ from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.presets import create_unet
+from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.text.encoder import TransformersTextEncoder
 from snapgen.train.stage import Context, Stage, derive_seed
@@ -56,7 +57,7 @@ class FlowRecipe(Recipe):
     prompts: tuple[str, ...] = ()  # of the sample grids; by default captions of the validation scenes
 
 
-class FlowStage(Stage[FlowRecipe]):
+class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
     """Trains a UNet preset by flow matching."""
 
     recipe_type = FlowRecipe
@@ -154,7 +155,7 @@ class FlowStage(Stage[FlowRecipe]):
         return {"loss": F.mse_loss(velocity.float(), velocity_target(x0, noise))}
 
     @torch.no_grad()
-    def metrics(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: SnapGenUNet) -> dict[str, float]:
         """The loss on held-out compositions, at evenly spread noise levels and fixed noise."""
         data = self.recipe.data.model_copy(update={"split": "heldout", "seed": self.recipe.data.seed + 1})
         data = data.model_copy(update={"count": VALIDATION_COUNT})
@@ -169,9 +170,11 @@ class FlowStage(Stage[FlowRecipe]):
         sigmas = (torch.arange(VALIDATION_COUNT) + 0.5) / VALIDATION_COUNT
         captions = [source.caption(index, 0) for index in range(VALIDATION_COUNT)]
         with self._autocast():
-            return {"heldout": self.loss(model, self._conditioned(self._heldout, noise, sigmas, captions))["loss"].item()}
+            return {
+                "heldout": self.loss(model, self._conditioned(self._heldout, noise, sigmas, captions))["loss"].item()
+            }
 
-    def pipeline(self, unet: nn.Module) -> SnapGenPipeline:
+    def pipeline(self, unet: SnapGenUNet) -> SnapGenPipeline:
         """The whole model around `unet`."""
         return SnapGenPipeline(
             unet,
@@ -183,16 +186,16 @@ class FlowStage(Stage[FlowRecipe]):
             default_num_inference_steps=self.recipe.num_inference_steps,
         )
 
-    def draw(self, model: nn.Module) -> Image.Image:
+    def draw(self, model: SnapGenUNet) -> Image.Image:
         """Guided samples of the recipe's prompts, from fixed noise."""
         prompts = list(self.recipe.prompts) or [self.source.caption(index, 0) for index in range(24)]
         pipeline = self.pipeline(model)
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
         with self._autocast():
-            pictures = pipeline(prompts, generator=generators, output_type="np").images
-        return contact_sheet([np.uint8(np.round(picture * 255)) for picture in pictures], prompts, columns=8)
+            pictures = pipeline(prompts, generator=generators, output_type="np", return_dict=False)[0]
+        return contact_sheet([np.round(picture * 255).astype(np.uint8) for picture in pictures], prompts, columns=8)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: SnapGenUNet, folder: Path) -> None:
         """A complete pipeline folder."""
         self.pipeline(model).save_pretrained(folder)

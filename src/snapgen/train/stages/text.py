@@ -93,7 +93,7 @@ def create_dual_encoder(settings: TextModel, tokenizer: PreTrainedTokenizerFast,
     return DualEncoder(VisionTextDualEncoderModel(config))
 
 
-class TextStage(Stage[TextRecipe]):
+class TextStage(Stage[TextRecipe, DualEncoder]):
     """Trains the text encoder contrastively; the picture encoder is saved too, for the miniature's CLIP score."""
 
     recipe_type = TextRecipe
@@ -139,7 +139,7 @@ class TextStage(Stage[TextRecipe]):
         return self._pairs(list(range(start, len(self.source))), variant=0)
 
     @torch.no_grad()
-    def metrics(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: DualEncoder) -> dict[str, float]:
         """Share of captions that find their picture among all, and that prefer it to its twin (chance: 0.5)."""
         logits = model(*self._validation())
         own = logits.diagonal()
@@ -151,14 +151,14 @@ class TextStage(Stage[TextRecipe]):
         }
 
     @torch.no_grad()
-    def draw(self, model: nn.Module) -> Image.Image:
+    def draw(self, model: DualEncoder) -> Image.Image:
         """Pictures over the caption that the model finds for each among all of the validation set."""
         pictures, ids, attention = self._validation()
         best = model(pictures, ids, attention).argmax(dim=0)[:24]
         captions = self.tokenizer.batch_decode(ids[best], skip_special_tokens=True)
         return contact_sheet(to_uint8(pictures[:24]), captions, columns=8)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: DualEncoder, folder: Path) -> None:
         """The dual encoder, and beside it `text_encoder/` and `tokenizer/` as a pipeline needs them."""
         model.encoder.save_pretrained(folder)
         model.encoder.text_model.save_pretrained(folder / "text_encoder")
