@@ -54,27 +54,25 @@ class TransformersTextEncoder:
     CLIP's states are those of the penultimate layer, before the final norm, as Stable Diffusion 3 takes them;
     any other model's are its last hidden states. Either way each token is scaled to unit RMS. `prefix` is an
     instruction put before every prompt (Sana's use of Gemma); it is not counted as part of an empty prompt.
+    `warn` tells of prompts that are cut; training, where thousands of captions go by, switches it off.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None, prefix: str = "") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, max_length: int | None = None, prefix: str = "", warn: bool = True
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = max_length or min(tokenizer.model_max_length, 300)
         self.prefix = prefix
+        self.warn = warn
         self.width: int = model.config.hidden_size
         self.layer = -2 if model.config.model_type.startswith("clip") else -1
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, both B N, padded on the right to `max_length`."""
         texts = [self.prefix + prompt for prompt in prompts]
-        counts = [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
-        for prompt, count in zip(prompts, counts, strict=True):
-            if count > self.max_length:
-                short = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-                warnings.warn(
-                    f"prompt '{short}' has {count} tokens; the text encoder reads the first {self.max_length}",
-                    stacklevel=2,
-                )
+        if self.warn:
+            self._warn_of_cuts(prompts, texts)
         tokens = self.tokenizer(
             texts,
             padding="max_length",
@@ -84,6 +82,15 @@ class TransformersTextEncoder:
             return_tensors="pt",
         )
         return tokens["input_ids"], tokens["attention_mask"]
+
+    def _warn_of_cuts(self, prompts: list[str], texts: list[str]) -> None:
+        for prompt, ids in zip(prompts, self.tokenizer(texts, verbose=False)["input_ids"], strict=True):
+            if len(ids) > self.max_length:
+                short = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+                warnings.warn(
+                    f"prompt '{short}' has {len(ids)} tokens; the text encoder reads the first {self.max_length}",
+                    stacklevel=3,
+                )
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> TextStates:

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 import yaml
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
@@ -48,6 +50,8 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
     """
     # Processes and precision
     settings, content = recipe.train, recipe.model_dump(mode="json")
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # the loop shows its own
     accelerator = make_accelerator(settings)
     main = accelerator.is_main_process
     with ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data import open_source
 from snapgen.data.latents import LatentCache, fingerprint
+from snapgen.data.pictures import to_tensor
 from snapgen.data.preview import contact_sheet
 from snapgen.data.scenes import SceneSettings
 from snapgen.flow.path import interpolate, velocity_target
@@ -70,7 +72,7 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         self.autoencoder = SnapGenAutoencoder.from_pretrained(recipe.autoencoder).to(context.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(recipe.text / "tokenizer")
         self.text_model = AutoModel.from_pretrained(recipe.text / "text_encoder").to(context.device).eval()
-        self.text = TransformersTextEncoder(self.text_model, self.tokenizer)
+        self.text = TransformersTextEncoder(self.text_model, self.tokenizer, warn=False)
         if recipe.initial is None:
             unet = create_unet(recipe.model)
         else:
@@ -154,25 +156,22 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
             velocity = model(x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], return_dict=False)[0]
         return {"loss": F.mse_loss(velocity.float(), velocity_target(x0, noise))}
 
-    @torch.no_grad()
-    def metrics(self, model: SnapGenUNet) -> dict[str, float]:
-        """The loss on held-out compositions, at evenly spread noise levels and fixed noise."""
-        data = self.recipe.data.model_copy(update={"split": "heldout", "seed": self.recipe.data.seed + 1})
-        data = data.model_copy(update={"count": VALIDATION_COUNT})
-        source = open_source(data)
-        if not hasattr(self, "_heldout"):
-            pictures = [source.image(index) for index in range(VALIDATION_COUNT)]
-            from snapgen.data.pictures import to_tensor
-
-            self._heldout = self._encode(to_tensor(pictures)).cpu()
-        generator = torch.Generator().manual_seed(self.recipe.seed)
-        noise = torch.randn(self._heldout.shape, generator=generator)
+    @cached_property
+    def _heldout(self) -> dict[str, Tensor]:
+        """A batch of held-out compositions at evenly spread noise levels."""
+        settings = {"split": "heldout", "seed": self.recipe.data.seed + 1, "count": VALIDATION_COUNT}
+        source = open_source(self.recipe.data.model_copy(update=settings))
+        latents = self._encode(to_tensor([source.image(index) for index in range(VALIDATION_COUNT)]))
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.recipe.seed))
         sigmas = (torch.arange(VALIDATION_COUNT) + 0.5) / VALIDATION_COUNT
         captions = [source.caption(index, 0) for index in range(VALIDATION_COUNT)]
+        return self._conditioned(latents, noise, sigmas, captions)
+
+    @torch.no_grad()
+    def metrics(self, model: SnapGenUNet) -> dict[str, float]:
+        """The loss on held-out compositions, always with the same noise."""
         with self._autocast():
-            return {
-                "heldout": self.loss(model, self._conditioned(self._heldout, noise, sigmas, captions))["loss"].item()
-            }
+            return {"heldout": self.loss(model, self._heldout)["loss"].item()}
 
     def pipeline(self, unet: SnapGenUNet) -> SnapGenPipeline:
         """The whole model around `unet`."""
