@@ -24,6 +24,8 @@ from typer.main import get_group
 VERBS = {  # name on the command line: "module:attribute", a function or a typer app
     "generate": "snapgen.cli.generate:generate",
     "train": "snapgen.cli.train:train",
+    "profile": "snapgen.cli.profile:profile",
+    "evaluate": "snapgen.cli.evaluate:evaluate",
     "data": "snapgen.cli.data:app",
 }
 

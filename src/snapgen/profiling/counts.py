@@ -1,0 +1,124 @@
+"""Parameters and multiply-accumulates, counted on the `meta` device: no weights, no time.
+
+The paper's "FLOPs" are multiply-accumulates (MACs) of convolutions, linear layers and, for its UNets, the two
+products inside attention: only with them does rung (b) save 17 %. They are also counted apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.presets import AUTOENCODERS, RUNG_CHANGES, UNETS
+from snapgen.models.unet import SnapGenUNet
+
+TEXT_TOKENS = 77  # CLIP's length, at which text states enter the counts
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one network: parameters, MACs, and how many of the MACs are attention's two products."""
+
+    parameters: int
+    macs: int
+    attention_macs: int
+    modules: dict[str, int]  # parameters of each top-level part
+
+
+def _count(network: nn.Module, run: Callable[[], Any]) -> Counts:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    by_operation = counter.get_flop_counts()["Global"]
+    attention = sum(flops for operation, flops in by_operation.items() if _is_attention(operation))
+    return Counts(
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        macs=counter.get_total_flops() // 2,
+        attention_macs=attention // 2,
+        modules={
+            name: sum(parameter.numel() for parameter in part.parameters()) for name, part in network.named_children()
+        },
+    )
+
+
+def _is_attention(operation: Any) -> bool:
+    """Whether `operation` belongs to attention's products: fused, or batched as its plain form does them."""
+    name = str(operation)
+    return "attention" in name or name.startswith("aten.bmm") or name.startswith("aten.baddbmm")
+
+
+def count_unet(configuration: dict[str, Any], latent: int) -> Counts:
+    """Of a UNet for one `latent` x `latent` sample under 77 text tokens."""
+    with torch.device("meta"):
+        unet = SnapGenUNet(**configuration)
+        sample = torch.empty(1, unet.config.in_channels, latent, latent)
+        states = torch.empty(1, TEXT_TOKENS, unet.config.cross_attention_dim)
+        return _count(unet, lambda: unet(sample, torch.empty(1), states))
+
+
+def count_decoder(configuration: dict[str, Any], latent: int) -> Counts:
+    """Of an autoencoder's decoder for one `latent` x `latent` latent."""
+    with torch.device("meta"):
+        autoencoder = SnapGenAutoencoder(**configuration)
+        z = torch.empty(1, autoencoder.config.latent_channels, latent, latent)
+        return _count(autoencoder.decoder, lambda: autoencoder.decoder(z))
+
+
+def count_encoder(configuration: dict[str, Any], latent: int) -> Counts:
+    """Of an autoencoder's encoder for the picture of one `latent` x `latent` latent."""
+    with torch.device("meta"):
+        autoencoder = SnapGenAutoencoder(**configuration)
+        side = latent * autoencoder.spatial_factor
+        picture = torch.empty(1, autoencoder.config.in_channels, side, side)
+        return _count(autoencoder.encoder, lambda: autoencoder.encoder(picture))
+
+
+def ladder() -> list[dict[str, Any]]:
+    """The rungs of Fig. 2-3 in order: `name`, `parameters`, `macs_32` and `macs_128` (latents of those sides)."""
+    rungs = []
+    for name in RUNG_CHANGES:
+        small, large = (count_unet(UNETS[f"rung-{name}"], latent) for latent in (32, 128))
+        rungs.append({"name": name, "parameters": small.parameters, "macs_32": small.macs, "macs_128": large.macs})
+    return rungs
+
+
+def profile(unet: dict[str, Any] | None, autoencoder: dict[str, Any] | None, latent: int | None) -> dict[str, Any]:
+    """What `snapgen profile` reports of a model's configurations; either may be None.
+
+    `latent` is the latent's side, by default the one the UNet is made for, else 128. The UNet's counts are
+    `parameters`, `macs`, `attention_macs`, `modules`; the autoencoder's begin with `encoder_` and `decoder_`.
+    """
+    side = latent or (unet or {}).get("sample_size", 128)
+    counts: dict[str, Any] = {"latent": side}
+    if unet is not None:
+        counts |= vars(count_unet(unet, side))
+    if autoencoder is not None:
+        for part, count in (("encoder", count_encoder), ("decoder", count_decoder)):
+            counts |= {f"{part}_{key}": value for key, value in vars(count(autoencoder, side)).items()}
+    return counts
+
+
+def configurations(name: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The configurations of the UNet and the autoencoder that a preset or a model folder has; ValueError if none."""
+    if name in UNETS or name in AUTOENCODERS:
+        return UNETS.get(name), AUTOENCODERS.get(name)
+    folder = Path(name)
+    if not (folder / "model_index.json").is_file():
+        known = ", ".join(["ladder", *UNETS, *(preset for preset in AUTOENCODERS if preset not in UNETS)])
+        raise ValueError(f"'{name}' is neither a preset nor a model folder: expected one of {known}, or a folder")
+    return _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {key: value for key, value in entries.items() if not key.startswith("_")}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
