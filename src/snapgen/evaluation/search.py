@@ -9,13 +9,13 @@ import numpy as np
 
 from snapgen.evaluation.background import FittedBackground
 from snapgen.evaluation.components import Box, label
-from snapgen.evaluation.templates import VISIBLE, Patches, Similarity, TemplateSheet, to_grid
+from snapgen.evaluation.templates import SPECK, VISIBLE, Patches, Similarity, TemplateSheet, to_grid
 
 SIDE = 128  # px at which every picture is looked at
 
 # What is an object. Tuned on renders, blurred and noisy renders, and blobs, so that the latter are refused.
-MIN_RESEMBLANCE = 0.72
-MIN_TEXTURE = 0.55
+MIN_RESEMBLANCE = 0.75
+MIN_TEXTURE = 0.6
 MIN_LENGTH = 12  # px, the longer side of its box
 MIN_AREA = 60  # px of foreground
 
@@ -24,7 +24,6 @@ TEXTURE_SHARE = 0.5  # the rest is the share of the shape
 COLOR_SCALE = 150.0  # levels of colour difference that cost as much as no resemblance at all
 ASPECT_SCALE = 0.8  # of the logarithm of width / height, likewise
 
-SPECK = 16  # px of foreground; smaller components are ignored
 NEIGHBOUR = 6  # px between components that may be pieces of one sprite
 LINES = 3  # places along each axis where a component may be cut
 CUT_GAIN = 0.1  # of resemblance by which the halves must surpass the whole

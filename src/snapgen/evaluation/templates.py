@@ -15,11 +15,13 @@ from PIL import Image
 from snapgen.data.scenes import background_picture
 from snapgen.data.sprites import SpriteSheet, luminance
 from snapgen.data.vocabulary import BACKGROUND, COLORS, NOUNS
+from snapgen.evaluation.components import label
 
 GRID = 24  # cells a side
-SPRITE_SIDE = 60  # px at which templates are drawn: a middling size in pictures of 128 px
+SPRITE_SIDE = 44  # px at which templates are drawn: the size of most objects in pictures of 128 px
 VISIBLE = 36.0  # Euclidean levels from the background above which a pixel is foreground
-NOISE = 14.0  # levels; luminance differences of this size are as good as none
+SPECK = 16  # px of foreground; smaller components are ignored
+NOISE = 10.0  # levels; luminance differences of this size are as good as none
 
 LOOKS: tuple[str | None, ...] = (None, *COLORS)
 KINDS: tuple[tuple[str, str | None], ...] = tuple((noun.name, look) for noun in NOUNS for look in LOOKS)
@@ -61,6 +63,9 @@ class Templates:
             opacity = alpha.astype(np.float32) / 255
             seen = sprite * opacity + background * (1 - opacity)
             mask = ((seen - background) ** 2).sum(axis=-1) > VISIBLE**2
+            labels, boxes = label(mask)
+            if len(boxes) > 1:  # as the search does, which ignores them
+                mask = (np.bincount(labels.ravel()) >= SPECK)[labels] & mask
             if mask.mean() < 0.02:
                 self.visible[index] = False
                 mask[:] = True

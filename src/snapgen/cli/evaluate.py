@@ -1,0 +1,77 @@
+"""`snapgen evaluate`: score a model. What can be refused is refused before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snapgen.cli.generate import LARGEST_SEED, check_range
+from snapgen.cli.model import check_model_name, load_pipeline
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="'mini', a model folder, or a hub name (owner/name).")],
+    suite: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="What to measure: scenes.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for pictures and reports; default runs/evaluation/MODEL. Continues there."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    count: Annotated[int, typer.Option(help="Prompts a category.")] = 50,
+    seeds: Annotated[str, typer.Option(metavar="N[,N]", help="A picture a prompt and seed.")] = "0",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps from noise to picture; the model's own if not given.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strictly to follow the prompt; the model's own if not given.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the pictures in px; the model's own if not given.")] = None,
+) -> None:
+    """Score MODEL by a benchmark; prints the table, or with --json the numbers."""
+    from snapgen.evaluation import EvaluationSettings, check_suites, load_suite
+
+    names = [name.strip() for name in suite.split(",")]
+    check_suites(names)
+    check_range("--count", count, 2, 100_000)
+    check_range("--steps", steps, 1, 1000)
+    check_range("--guidance", guidance, 0, 100)
+    check_range("--size", size, 32, 4096)
+    settings = EvaluationSettings(count, parse_seeds(seeds), steps, guidance, size)
+    check_model_name(model)
+    folder = out or Path("runs") / "evaluation" / Path(model).resolve().name
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} exists and is not a folder")
+
+    suites = {name: load_suite(name) for name in names}
+    pipeline = load_pipeline(model)
+    reports = {name: run(pipeline, settings, folder / name, show_progress) for name, run in suites.items()}
+    if as_json:
+        typer.echo(json.dumps(next(iter(reports.values())) if len(reports) == 1 else reports, ensure_ascii=False))
+    else:
+        for name in reports:
+            typer.echo((folder / name / "report.md").read_text(encoding="utf-8"), nl=False)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds of "0,1,2"; ValueError unless all are different whole numbers that a generator takes."""
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--seeds {text} is not of the form N,N,... for example 0,1,2") from None
+    for seed in seeds:
+        check_range("--seeds", seed, 0, LARGEST_SEED)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text} names a seed twice")
+    return seeds
+
+
+def show_progress(message: str) -> None:
+    """`message` on standard error, if somebody watches."""
+    if sys.stderr.isatty():
+        typer.echo(message, err=True)

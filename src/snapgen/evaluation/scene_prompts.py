@@ -1,0 +1,61 @@
+"""The prompts of the scene benchmark, each with the scene that a right picture shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from snapgen.data.ground_truth import CATEGORIES, Category, Scene
+from snapgen.data.scenes import SceneSettings, SceneSource
+
+SEED = 2412  # of the benchmark's scenes; trainings draw theirs from other seeds
+POOL = 1_000_000  # scenes that a category's prompts are taken from, in order
+
+BenchmarkSplit = Literal["heldout", "train"]
+SPLITS: tuple[BenchmarkSplit, ...] = ("heldout", "train")
+
+
+@dataclass(frozen=True)
+class ScenePrompt:
+    """One prompt of the benchmark."""
+
+    split: BenchmarkSplit
+    index: int  # within its split and category
+    scene: Scene
+    prompt: str
+
+    @property
+    def category(self) -> Category:
+        """GenEval's category."""
+        return self.scene.category
+
+    @property
+    def name(self) -> str:
+        """Unique in the benchmark, fit for a file."""
+        return f"{self.split}-{self.category}-{self.index:04d}"
+
+
+def scene_prompts(split: BenchmarkSplit, count: int) -> list[ScenePrompt]:
+    """`count` prompts of each category, the same for ever: those of a smaller count are the first of a larger.
+
+    "heldout": compositions that training never sees; "train": those that it may see, in new pictures. The wording is
+    that of training in both, so that the composition alone is new. As in GenEval, colours are asked for in their own
+    two categories only: scenes of counting and position whose objects are tinted are passed over.
+    """
+    wording = SceneSource(SceneSettings(split="train", count=POOL, seed=SEED))
+    prompts: list[ScenePrompt] = []
+    for category in CATEGORIES:
+        source = SceneSource(SceneSettings(split=split, count=POOL, seed=SEED, mixture={category: 1.0}))
+        index, taken = 0, 0
+        while taken < count:
+            scene = source.scene(index)
+            if category not in ("counting", "position") or scene.objects[0].color is None:
+                prompts.append(ScenePrompt(split, taken, scene, wording.describe(scene, 0, index)))
+                taken += 1
+            index += 1
+    return prompts
+
+
+def renderer(resolution: int, font: str | None = None) -> SceneSource:
+    """Draws the ground truth of prompts at `resolution` px a side."""
+    return SceneSource(SceneSettings(resolution=resolution, font=font))
