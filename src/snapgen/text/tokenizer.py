@@ -1,32 +1,38 @@
-"""A small tokenizer trained on captions: lower-cased WordPiece, so that known words are one token each."""
+"""A small tokenizer made from captions: lower-cased WordPiece, so that known words are one token each."""
 
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 # Not 2 for the end token: transformers' CLIP treats that number as a legacy case.
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
+CHARACTERS = string.ascii_lowercase + string.digits
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocabulary_size` tokens; any text in letters and digits is expressible."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """A tokenizer of at most `vocabulary_size` tokens: single characters, and the most frequent words of `captions`.
+
+    Other words are spelled, so that any text in letters and digits is expressible. The same captions give the same
+    tokens in the same order, on every process and after every resume; the trainers of `tokenizers` do not.
+    """
+    normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    splitter = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    tokens = dict.fromkeys([*SPECIAL_TOKENS, *CHARACTERS, *(f"##{character}" for character in CHARACTERS), *words])
+    vocabulary = {token: index for index, token in enumerate(list(tokens)[:vocabulary_size])}
+
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=list(string.ascii_lowercase + string.digits),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(captions, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", 3)]
     )
