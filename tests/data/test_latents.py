@@ -1,0 +1,124 @@
+"""The cache of latents, and the conversions between pictures and tensors that it and the stages use."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from snapgen.data.latents import BATCH, LatentCache, fingerprint
+from snapgen.data.pictures import random_crop, to_tensor, to_uint8
+
+COUNT, SHARD = 100, 40  # three shards, the last one short
+
+
+class Numbers:
+    """A source whose picture `index` is all of one value."""
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def image(self, index: int) -> np.ndarray:
+        return np.full((16, 8, 3), index, np.uint8)
+
+    def caption(self, index: int, variant: int) -> str:
+        return str(index)
+
+
+def silent(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    return items
+
+
+class Encoder:
+    """Pictures to 2-channel latents of an eighth of the size; remembers what it saw and fails once that is `enough`."""
+
+    def __init__(self, enough: int | None = None) -> None:
+        self.seen: list[int] = []
+        self.enough = enough
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        if self.enough is not None and len(self.seen) >= self.enough:
+            raise KeyboardInterrupt
+        assert pictures.shape[1:] == (3, 16, 8) and len(pictures) <= BATCH
+        self.seen += [round((value + 1) * 127.5) for value in pictures[:, 0, 0, 0].tolist()]
+        return torch.nn.functional.avg_pool2d(pictures[:, :2], 8)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], LatentCache]:
+    monkeypatch.setattr("snapgen.data.latents.SHARD", SHARD)
+    return lambda: LatentCache(Numbers(), tmp_path / "latents")
+
+
+def expected() -> torch.Tensor:
+    values = torch.arange(COUNT) / 127.5 - 1
+    return values[:, None, None, None].expand(COUNT, 2, 2, 1).half()
+
+
+def test_every_picture_is_encoded_once(cache: Callable[[], LatentCache]) -> None:
+    encoder = Encoder()
+    cache().build(encoder, 0, 1, silent)
+    assert encoder.seen == list(range(COUNT))
+    latents = cache().load()
+    assert latents.dtype == torch.float16
+    torch.testing.assert_close(latents, expected())
+    assert len(list(cache().folder.iterdir())) == 3
+    again = Encoder()
+    cache().build(again, 0, 1, silent)
+    assert again.seen == []
+
+
+def test_an_interrupted_build_goes_on(cache: Callable[[], LatentCache]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        cache().build(Encoder(enough=SHARD + BATCH), 0, 1, silent)  # in the middle of the second shard
+    assert [path.name for path in cache().folder.iterdir()] == ["latents_00000.safetensors"]
+    encoder = Encoder()
+    cache().build(encoder, 0, 1, silent)
+    assert encoder.seen == list(range(SHARD, COUNT))
+    torch.testing.assert_close(cache().load(), expected())
+
+
+def test_processes_share_the_shards(cache: Callable[[], LatentCache]) -> None:
+    encoders = [Encoder(), Encoder()]
+    for rank in (1, 0):
+        cache().build(encoders[rank], rank, 2, silent)
+    assert encoders[0].seen == [*range(SHARD), *range(2 * SHARD, COUNT)]
+    assert encoders[1].seen == list(range(SHARD, 2 * SHARD))
+    torch.testing.assert_close(cache().load(), expected())
+
+
+def test_a_damaged_shard_is_named(cache: Callable[[], LatentCache]) -> None:
+    cache().build(Encoder(), 0, 1, silent)
+    path = cache().folder / "latents_00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="latents_00001.safetensors is damaged"):
+        cache().load()
+
+
+def test_fingerprints_tell_settings_and_weights_apart() -> None:
+    one = fingerprint({"count": 3, "seed": 0}, b"weights")
+    assert len(one) == 12
+    assert one == fingerprint({"seed": 0, "count": 3}, b"weights")
+    assert len({one, fingerprint({"count": 4, "seed": 0}, b"weights"), fingerprint({"count": 3, "seed": 0}, b"w")}) == 3
+
+
+def test_pictures_survive_the_way_to_tensors_and_back() -> None:
+    picture = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, axis=2)
+    tensor = to_tensor([picture, picture])
+    assert tensor.shape == (2, 3, 8, 32) and tensor.dtype == torch.float32
+    assert (tensor.min().item(), tensor.max().item()) == (-1, 1)
+    assert all(np.array_equal(back, picture) for back in to_uint8(tensor))
+    assert to_uint8(torch.tensor([-3.0, 3.0, 0.0]).reshape(1, 3, 1, 1))[0].tolist() == [[[0, 255, 128]]]
+
+
+def test_crops_are_decided_by_the_seed() -> None:
+    picture = np.arange(20 * 30).reshape(20, 30, 1).repeat(3, axis=2)
+    crops = [random_crop(picture, 8, (0, number)) for number in range(200)]
+    assert all(crop.shape == (8, 8, 3) for crop in crops)
+    assert np.array_equal(crops[5], random_crop(picture, 8, (0, 5)))
+    corners = {divmod(int(crop[0, 0, 0]), 30) for crop in crops}
+    assert {min(y for y, _ in corners), max(y for y, _ in corners)} == {0, 12}  # the borders are reached
+    assert {min(x for _, x in corners), max(x for _, x in corners)} == {0, 22}
+    assert random_crop(picture, 32, (0,)) is picture
