@@ -1,0 +1,211 @@
+"""The stages, run for real: every debug recipe through the loop, one on the result of another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from snapgen.config import RecipeError, parse_recipe, read_recipe
+from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.pipeline import SnapGenPipeline
+from snapgen.train.loop import train
+from snapgen.train.stage import Context
+from snapgen.train.stages import load_stage
+from snapgen.train.stages.flow import FlowStage
+from snapgen.weights import load_file, sha256
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def recipe_of(path: Path, *overrides: str) -> Any:
+    mapping = read_recipe(path, list(overrides))
+    return parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, str(path))
+
+
+def run_recipe(name: str, run: Path, *overrides: str, resume: bool = False) -> Path:
+    recipe = recipe_of(RECIPES / "debug" / f"{name}.yaml", *overrides)
+    return train(load_stage(recipe.stage), recipe, run, resume)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the autoencoder, text and flow stages have run, in `<stage>/`."""
+    folder = tmp_path_factory.mktemp("debug")
+    run_recipe("autoencoder", folder / "autoencoder")
+    run_recipe("text", folder / "text")
+    run_recipe("flow", folder / "flow", *paths_below(folder))
+    return folder
+
+
+def paths_below(folder: Path) -> list[str]:
+    """The overrides that make the flow recipe read and write in `folder`."""
+    paths = {"autoencoder": "autoencoder/model", "text": "text/model", "cache": "latents"}
+    return [f"{key}={folder / path}" for key, path in paths.items()]
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_can_be_read(path: Path) -> None:
+    recipe_of(path)
+
+
+def test_every_full_size_recipe_has_a_debug_twin() -> None:
+    stages = {read_recipe(path, [])["stage"] for path in RECIPES.rglob("*.yaml")}
+    assert stages == {read_recipe(path, [])["stage"] for path in (RECIPES / "debug").glob("*.yaml")}
+
+
+@pytest.mark.parametrize(("stage", "measured"), [("autoencoder", "psnr"), ("text", "twin"), ("flow", "heldout")])
+def test_a_stage_records_draws_and_measures(folder: Path, stage: str, measured: str) -> None:
+    run = folder / stage
+    last = metrics_of(run)[-1]
+    assert last["step"] == 4
+    assert any(key.startswith("eval/") and measured in key for key in last)
+    assert all(np.isfinite(value) for value in last.values())
+    assert (run / "samples" / "step_00000004.png").stat().st_size > 0
+    assert (run / "model" / "provenance.json").is_file()
+
+
+def test_the_autoencoder_carries_the_scale_of_its_latents(folder: Path) -> None:
+    autoencoder = SnapGenAutoencoder.from_pretrained(folder / "autoencoder" / "model")
+    (cache,) = (folder / "latents").iterdir()
+    latents = load_file(cache / "latents_00000.safetensors")["latents"].float()
+    assert latents.shape == (64, 16, 4, 4)
+    # Measured over "all" scenes, cached of the "train" split: nearly, not exactly, 0 and 1.
+    assert abs(latents.mean().item()) < 0.2
+    assert latents.std().item() == pytest.approx(1, abs=0.2)
+    assert autoencoder.config.scaling_factor != 1.0
+
+
+def test_the_text_model_is_a_folder_as_pipelines_have(folder: Path) -> None:
+    model = folder / "text" / "model"
+    tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
+    text = AutoModel.from_pretrained(model / "text_encoder")
+    assert text.config.hidden_size == 32 and text.config.vocab_size == len(tokenizer) <= 300
+    assert AutoModel.from_pretrained(model).config.projection_dim == 32  # the dual encoder, for a CLIP score
+
+
+def test_the_result_is_a_pipeline_that_draws(folder: Path) -> None:
+    pipeline = SnapGenPipeline.from_pretrained(folder / "flow" / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    assert (pipeline.config.shift, pipeline.config.default_num_inference_steps) == (3.0, 2)
+    picture = pipeline("two red apples", generator=torch.Generator().manual_seed(0)).images[0]
+    assert picture.size == (32, 32)
+
+
+def test_a_resumed_flow_stage_is_the_one_never_interrupted(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_recipe("flow", run, "train.steps=2", *paths_below(folder))
+    run_recipe("flow", run, *paths_below(folder), resume=True)
+    expected = [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in metrics_of(folder / "flow")]
+    assert [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in metrics_of(run)] == expected
+    weights = Path("model/unet/diffusion_pytorch_model.safetensors")
+    assert sha256(run / weights) == sha256(folder / "flow" / weights)
+
+
+def test_a_stage_can_start_from_trained_weights(folder: Path, tmp_path: Path) -> None:
+    initial = folder / "flow" / "model"
+    run_recipe("flow", tmp_path / "flow", f"initial={initial}", "train.steps=1", *paths_below(folder))
+    start = load_file(initial / "unet" / "diffusion_pytorch_model.safetensors")
+    end = load_file(tmp_path / "flow" / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all((end[name] - tensor).abs().max() < 0.01 for name, tensor in start.items())
+
+
+def test_a_frozen_encoder_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
+    initial = folder / "autoencoder" / "model"
+    run_recipe("autoencoder", tmp_path / "run", f"initial={initial}", "train_encoder=false", "train.steps=1")
+    before, after = (
+        load_file(model / "diffusion_pytorch_model.safetensors") for model in (initial, tmp_path / "run" / "model")
+    )
+    changed = {name.split(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"decoder"}
+    configs = [SnapGenAutoencoder.load_config(model) for model in (initial, tmp_path / "run" / "model")]
+    assert configs[0]["scaling_factor"] == configs[1]["scaling_factor"]  # the latents are the same: so is their scale
+
+
+@pytest.fixture
+def flow_stage(folder: Path, tmp_path: Path) -> FlowStage:
+    recipe = recipe_of(RECIPES / "debug" / "flow.yaml", "caption_dropout=0.4", *paths_below(folder))
+    context = Context(torch.device("cpu"), 0, 1, tmp_path, lambda items, description, total: items)
+    return FlowStage(recipe, context)
+
+
+def test_one_process_or_two_see_the_same_batch(flow_stage: FlowStage) -> None:
+    alone = flow_stage.batch(3)
+    shares = []
+    for rank in (0, 1):
+        flow_stage.context = replace(flow_stage.context, rank=rank, world=2)
+        shares.append(flow_stage.batch(3))
+    for name in ("x0", "noise", "sigmas"):
+        assert torch.equal(torch.cat([share[name] for share in shares]), alone[name])
+    visible = [share["mask"].sum(dim=1) for share in shares]
+    assert torch.equal(torch.cat(visible), alone["mask"].sum(dim=1))
+
+
+def test_a_batch_is_a_function_of_its_number(flow_stage: FlowStage) -> None:
+    one, other = flow_stage.batch(5), flow_stage.batch(6)
+    again = flow_stage.batch(5)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["noise"], other["noise"])
+
+
+def test_an_epoch_visits_every_picture_once_and_drops_some_captions(flow_stage: FlowStage) -> None:
+    count, size = len(flow_stage.source), 8
+    assert sorted(flow_stage._index(number) for number in range(count)) == list(range(count))
+    assert sorted(flow_stage._index(number) for number in range(count, 2 * count)) == list(range(count))
+    assert [flow_stage._index(n) for n in range(count)] != [flow_stage._index(n) for n in range(count, 2 * count)]
+    masks = [flow_stage.batch(step)["mask"].sum(dim=1) for step in range(2 * count // size)]
+    dropped = (torch.cat(masks) == 1).float().mean().item()
+    assert dropped == pytest.approx(0.4, abs=0.15)  # of 128
+
+
+def test_the_loss_is_the_error_of_the_velocity(flow_stage: FlowStage) -> None:
+    """Eq. 2: a network that knows data and noise has no loss, one that says nothing has the velocity's square."""
+    batch = flow_stage.batch(0)
+    sigma = batch["sigmas"][:, None, None, None]
+
+    class Knowing(torch.nn.Module):
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor, *text: Any, **options: Any) -> tuple[torch.Tensor]:
+            assert torch.equal(timestep, 1000 * batch["sigmas"])
+            torch.testing.assert_close(x, (1 - sigma) * batch["x0"] + sigma * batch["noise"])
+            return (batch["noise"] - batch["x0"],)
+
+    class Silent(torch.nn.Module):
+        def forward(self, x: torch.Tensor, *inputs: Any, **options: Any) -> tuple[torch.Tensor]:
+            return (torch.zeros_like(x),)
+
+    assert flow_stage.loss(Knowing(), batch)["loss"].item() == 0
+    expected = (batch["noise"] - batch["x0"]).square().mean()
+    torch.testing.assert_close(flow_stage.loss(Silent(), batch)["loss"], expected)
+
+
+def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="^text: folder .*nowhere does not exist; train that stage first"):
+        run_recipe("flow", tmp_path / "a", *paths_below(folder), f"text={tmp_path / 'nowhere'}")
+    with pytest.raises(RecipeError, match="model mini reads text states of width 256, .* gives 32"):
+        run_recipe("flow", tmp_path / "b", *paths_below(folder), "model=mini")
+    with pytest.raises(RecipeError, match="even batch"):
+        run_recipe("text", tmp_path / "c", "train.batch_size=5")
+    with pytest.raises(RecipeError, match="train_encoder: false needs initial"):
+        run_recipe("autoencoder", tmp_path / "d", "train_encoder=false")
+    with pytest.raises(RecipeError, match="initial: folder .* does not exist"):
+        run_recipe("autoencoder", tmp_path / "e", f"initial={tmp_path / 'nowhere'}")
+
+
+def test_training_shows_no_bars_of_the_libraries(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe("flow", tmp_path / "run", "train.steps=1", *paths_below(folder))
+    err = capfd.readouterr().err
+    assert not [line for line in ("Loading weights", "Writing model shards", "Loading pipeline") if line in err]
+    assert "the text encoder reads" not in err
