@@ -17,7 +17,7 @@ UNETS: dict[str, dict[str, Any]] = {
     "t2i": {"cross_attention_dim": 2304},  # Gemma-2-2b's width
     "imagenet": {"cross_attention_dim": 768, "sample_size": 32},  # CLIP-L's width
     # Two stages: a 16x16 latent is too small for three. As in the paper the first stage is transformer blocks
-    # without self-attention, which only the lowest has. Narrow heads, so that many can share one key and value.
+    # without self-attention, which only the lowest has.
     "mini": {
         "sample_size": 16,
         "block_out_channels": (96, 192),
@@ -26,7 +26,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "residual_blocks": (False, True),
         "layers_per_block": 1,
         "cross_attention_dim": 256,
-        "attention_head_dim": 32,
+        "attention_head_dim": 48,
         "time_embedding_dim": 256,
     },
     "debug": {

@@ -2,7 +2,9 @@
 
 A CLIP text transformer and a small ConvNeXt learn to match captions with scenes. Every scene comes with its
 twin, which differs in one stated attribute (a colour, a count, who is on the left), so that telling objects
-apart is not enough: word order and binding must enter the states that the UNet reads later.
+apart is not enough: word order and binding must enter the states that the UNet reads later. A second wording
+of every scene is matched with the first: synonyms come together, and which noun was said stays told apart even
+where the small picture encoder still sees little more than colours.
 """
 
 from __future__ import annotations
@@ -55,16 +57,34 @@ class TextRecipe(Recipe):
 
 
 class DualEncoder(nn.Module):
-    """The two encoders with a forward pass that gives the logits of all pairs."""
+    """The two encoders with a forward pass that gives the logits of all pairs.
+
+    Token embeddings start at unit variance, not at CLIP's 0.02: the residual stream then still says which word
+    it began with when the UNet reads it, instead of drowning it in what the layers add.
+    """
 
     def __init__(self, encoder: VisionTextDualEncoderModel):
         super().__init__()
         self.encoder = encoder
+        embeddings = encoder.text_model.embeddings
+        nn.init.normal_(embeddings.token_embedding.weight, std=1.0)
+        nn.init.normal_(embeddings.position_embedding.weight, std=0.3)
 
-    def forward(self, pictures: Tensor, ids: Tensor, attention: Tensor) -> Tensor:
-        """Temperature-scaled cosine similarities, captions x pictures (B B)."""
+    def forward(self, pictures: Tensor, ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        """Temperature-scaled cosine similarities, captions x pictures and captions x second wordings (both B B).
+
+        pictures: B 3 H W; ids, attention: 2B N, first all captions and then their second wordings.
+        """
         output = self.encoder(input_ids=ids, pixel_values=pictures, attention_mask=attention)
-        return output.logits_per_text
+        captions, wordings = output.text_embeds.chunk(2)
+        scale = self.encoder.logit_scale.exp()
+        return scale * captions @ output.image_embeds.T, scale * captions @ wordings.T
+
+
+def contrastive_loss(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of both directions of `logits` (B B), whose diagonal is right."""
+    targets = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
 def create_dual_encoder(settings: TextModel, tokenizer: PreTrainedTokenizerFast, resolution: int) -> DualEncoder:
@@ -108,14 +128,22 @@ class TextStage(Stage[TextRecipe, DualEncoder]):
         self.model = create_dual_encoder(recipe.model, self.tokenizer, recipe.data.resolution).to(context.device)
 
     def _pairs(self, indices: list[int], variant: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures 2B 3 H W, token ids and attention mask 2B N of scenes and their twins, alternating."""
-        pictures, captions = [], []
+        """Pictures 2B 3 H W of scenes and their twins, alternating; token ids and attention mask 4B N.
+
+        The first half of the tokens are captions, the second other wordings of the same.
+        """
+        pictures, captions, wordings = [], [], []
         for index in indices:
             for scene in (self.source.scene(index), self.source.twin(index)):
                 pictures.append(self.source.render(scene))
-                captions.append(self.source.describe(scene, variant, index))
+                captions.append(self.source.describe(scene, 2 * variant, index))
+                wordings.append(self.source.describe(scene, 2 * variant + 1, index))
         tokens = self.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.recipe.model.max_length, return_tensors="pt"
+            captions + wordings,
+            padding=True,
+            truncation=True,
+            max_length=self.recipe.model.max_length,
+            return_tensors="pt",
         )
         device = self.context.device
         tensors = to_tensor(pictures).to(device).contiguous(memory_format=torch.channels_last)
@@ -128,11 +156,9 @@ class TextStage(Stage[TextRecipe, DualEncoder]):
         return self._pairs([number // 2 % count for number in numbers], variant=1 + step)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """CLIP's symmetric cross-entropy over the pairs of this process."""
-        logits = model(*batch).float()
-        targets = torch.arange(len(logits), device=logits.device)
-        to_picture, to_caption = F.cross_entropy(logits, targets), F.cross_entropy(logits.T, targets)
-        return {"loss": (to_picture + to_caption) / 2, "to_picture": to_picture, "to_caption": to_caption}
+        """CLIP's symmetric cross-entropy over the pairs of this process, with pictures and with wordings, added."""
+        picture, wording = (contrastive_loss(logits.float()) for logits in model(*batch))
+        return {"loss": picture + wording, "picture": picture, "wording": wording}
 
     def _validation(self) -> tuple[Tensor, Tensor, Tensor]:
         start = max(len(self.source) - VALIDATION_COUNT, 0)
@@ -140,21 +166,23 @@ class TextStage(Stage[TextRecipe, DualEncoder]):
 
     @torch.no_grad()
     def metrics(self, model: DualEncoder) -> dict[str, float]:
-        """Share of captions that find their picture among all, and that prefer it to its twin (chance: 0.5)."""
-        logits = model(*self._validation())
-        own = logits.diagonal()
-        targets = torch.arange(len(logits), device=logits.device)
-        twin = logits.gather(1, (targets ^ 1)[:, None])[:, 0]
-        return {
-            "retrieval": (logits.argmax(dim=1) == targets).float().mean().item(),
-            "twin": (own > twin).float().mean().item(),
-        }
+        """Share of captions that find their picture or second wording among all, or prefer it to the twin's.
+
+        Chance is 1 in 256, and 0.5.
+        """
+        measures = {}
+        for name, logits in zip(("picture", "wording"), model(*self._validation()), strict=True):
+            targets = torch.arange(len(logits), device=logits.device)
+            twin = logits.gather(1, (targets ^ 1)[:, None])[:, 0]
+            measures[f"{name}_retrieval"] = (logits.argmax(dim=1) == targets).float().mean().item()
+            measures[f"{name}_twin"] = (logits.diagonal() > twin).float().mean().item()
+        return measures
 
     @torch.no_grad()
     def draw(self, model: DualEncoder) -> Image.Image:
         """Pictures over the caption that the model finds for each among all of the validation set."""
         pictures, ids, attention = self._validation()
-        best = model(pictures, ids, attention).argmax(dim=0)[:24]
+        best = model(pictures, ids, attention)[0].argmax(dim=0)[:24]
         captions = self.tokenizer.batch_decode(ids[best], skip_special_tokens=True)
         return contact_sheet(to_uint8(pictures[:24]), captions, columns=8)
 

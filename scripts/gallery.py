@@ -1,0 +1,38 @@
+"""Draw the README's contact sheet: every prompt of docs/gallery_prompts.txt once, with seed 0, none picked.
+
+python scripts/gallery.py [--model FOLDER] [--steps N] [--out docs/gallery.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from snapgen.data.preview import contact_sheet, save_png
+from snapgen.pipeline import SnapGenPipeline
+
+DOCS = Path(__file__).parent.parent / "docs"
+COLUMNS = 8
+
+
+def main() -> None:
+    """Read the command line and write the sheet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="pipeline folder; by default the bundled model")
+    parser.add_argument("--steps", type=int, help="by default the model's own")
+    parser.add_argument("--out", type=Path, default=DOCS / "gallery.png")
+    options = parser.parse_args()
+
+    pipeline = SnapGenPipeline.from_pretrained(options.model) if options.model else SnapGenPipeline.bundled()
+    prompts = (DOCS / "gallery_prompts.txt").read_text().splitlines()
+    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    pictures = pipeline(prompts, num_inference_steps=options.steps, generator=generators, return_dict=False)[0]
+    save_png(contact_sheet([np.asarray(picture) for picture in pictures], prompts, COLUMNS), options.out)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
