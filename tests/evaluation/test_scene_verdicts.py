@@ -57,7 +57,7 @@ def test_attribution_takes_each_colour_to_its_own_object() -> None:
 
 def test_own_colours_that_are_like_a_tint_count_as_it() -> None:
     assert alike("heart", "red")
-    assert not alike("cat", "orange")
+    assert not alike("frog", "yellow")
     assert verdict(asked("color", ("heart", "red")), seen("heart")).correct
     assert not verdict(asked("color", ("heart", "blue")), seen("heart")).correct
 

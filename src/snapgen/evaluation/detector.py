@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -44,7 +45,7 @@ class SceneDetector:
 
     def __init__(self, font: str | None = None) -> None:
         """`font`: path of the emoji font, None to look it up. Raises `FontMissingError`."""
-        self._sheet = TemplateSheet(font)
+        self._sheet = _template_sheet(font)
 
     def __call__(self, picture: np.ndarray) -> Sighting:
         """`picture`: uint8 H W 3, sRGB, square."""
@@ -56,6 +57,11 @@ class SceneDetector:
         found = Search(picture, background.name, background, self._sheet).run()
         found.sort(key=lambda candidate: -candidate.score)
         return Sighting(tuple(_detection(candidate) for candidate in found), background.name)
+
+
+@cache
+def _template_sheet(font: str | None) -> TemplateSheet:
+    return TemplateSheet(font)
 
 
 def _detection(candidate: Candidate) -> Detection:

@@ -71,12 +71,12 @@ def draw_pictures(
     missing = [request for request in requests if not _holds(folder, request)]
     for start in range(0, len(missing), BATCH):
         batch = missing[start : start + BATCH]
-        images = pipeline(
+        drawn: Any = pipeline(
             prompt=[request.prompt for request in batch],
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
             **settings,
-        ).images
-        for request, image in zip(batch, images, strict=True):
+        )
+        for request, image in zip(batch, drawn.images, strict=True):
             _save(image, _path(folder, request), request)
         progress(f"pictures: {len(requests) - len(missing) + start + len(batch)} of {len(requests)}")
     return [np.asarray(Image.open(_path(folder, request)).convert("RGB")) for request in requests]

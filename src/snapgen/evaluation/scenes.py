@@ -146,7 +146,7 @@ def summarize(pictures: Sequence[JudgedPicture]) -> dict[str, Any]:
     tallies = {category: (sum(right), len(right)) for category, right in rights.items()}
     stated = [picture for picture in pictures if picture.prompt.scene.background_stated]
     seeds = sorted({picture.seed for picture in pictures})
-    categories = {category: round(right / count, 4) for category, (right, count) in tallies.items()}
+    categories: dict[str, float] = {category: round(right / count, 4) for category, (right, count) in tallies.items()}
     return {
         "score": mean(categories),
         "interval": [round(bound, 4) for bound in interval_of_mean(list(tallies.values()))],
@@ -226,11 +226,14 @@ def mean(categories: dict[str, float]) -> float:
 
 
 def shuffled(prompts: Sequence[ScenePrompt], sightings: Sequence[Sighting]) -> list[Sighting]:
-    """Every sighting moved on to another prompt of its category."""
+    """For every prompt what was seen for the next of its category that asks for other nouns; nothing if none does."""
+    nouns = [{placed.name for placed in prompt.scene.objects} for prompt in prompts]
     moved: list[Sighting] = []
-    for category in CATEGORIES:
-        part = [seen for prompt, seen in zip(prompts, sightings, strict=True) if prompt.category == category]
-        moved += part[1:] + part[:1]
+    for i, prompt in enumerate(prompts):
+        following = [*range(i + 1, len(prompts)), *range(i)]
+        others = (j for j in following if prompts[j].category == prompt.category and nouns[j] != nouns[i])
+        other = next(others, None)
+        moved.append(Sighting((), None) if other is None else sightings[other])
     return moved
 
 
