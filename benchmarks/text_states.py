@@ -1,0 +1,64 @@
+"""Do a text encoder's token states tell the scene world's nouns apart, whatever the wording?
+
+    python benchmarks/text_states.py [FOLDER]    # with text_encoder/ and tokenizer/; by default the bundled model
+
+Over all nouns of one token, each read in "a <noun>": how many dimensions the states span (the exponential of the
+entropy of their principal variances), the share that finds itself again inside other sentences by nearest
+neighbour, and the share of one-token synonyms whose nearest noun is their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from snapgen.data.vocabulary import NOUNS
+from snapgen.text.encoder import TransformersTextEncoder
+
+BUNDLED = Path(__file__).parent.parent / "src" / "snapgen" / "bundled"
+SENTENCES = ("a red {}", "there is a {} on a blue background", "two green {} and a cow")
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=BUNDLED)
+    folder = parser.parse_args().folder
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = TransformersTextEncoder(AutoModel.from_pretrained(folder / "text_encoder"), tokenizer)
+
+    def one_token(word: str) -> bool:
+        return len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1
+
+    def states(sentence: str, words: list[str]) -> Tensor:
+        """The state of each word in its place in `sentence`, B D."""
+        place = 1 + sentence.split().index("{}")  # after the start token
+        return encoder([sentence.format(word) for word in words]).states[:, place]
+
+    nouns = [noun.name for noun in NOUNS if one_token(noun.name)]
+    reference = states("a {}", nouns)
+    variances = torch.linalg.svdvals(reference - reference.mean(dim=0)).square()
+    shares = variances / variances.sum()
+    own = torch.arange(len(nouns))
+    pairs = [(noun.name, word) for noun in NOUNS if noun.name in nouns for word in noun.synonyms if one_token(word)]
+    nearest = torch.cdist(states("a {}", [word for _, word in pairs]), reference).argmin(dim=1)
+    report = {
+        "nouns": len(nouns),
+        "dimensions": torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item(),
+        "found_in": {
+            sentence: (torch.cdist(states(sentence, nouns), reference).argmin(dim=1) == own).float().mean().item()
+            for sentence in SENTENCES
+        },
+        "synonyms": len(pairs),
+        "synonyms_found": sum(nouns[index] == name for (name, _), index in zip(pairs, nearest, strict=True)),
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
