@@ -83,6 +83,7 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
         (["--suite", "scenes", "--seeds", "a"], "--seeds a is not of the form"),
         (["--suite", "scenes", "--seeds", "1,1"], "names a seed twice"),
         (["--suite", "scenes", "--seeds", "-1"], "--seeds -1 is out of range"),
+        (["--suite", "scenes", "--size", "100"], "--size 100 cannot be drawn"),
         (["--suite", "scenes", "--steps", "0"], "--steps 0 is out of range"),
         ([], "Missing option '--suite'"),
     ],

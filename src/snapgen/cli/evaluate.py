@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from snapgen.cli.generate import LARGEST_SEED, check_range
+from snapgen.cli.generate import LARGEST_SEED, SIZES, check_range
 from snapgen.cli.model import check_model_name, load_pipeline
 
 
@@ -41,7 +41,8 @@ def evaluate(
     check_range("--count", count, 2, 100_000)
     check_range("--steps", steps, 1, 1000)
     check_range("--guidance", guidance, 0, 100)
-    check_range("--size", size, 32, 4096)
+    if size is not None and size not in SIZES:
+        raise ValueError(f"--size {size} cannot be drawn: a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}")
     settings = EvaluationSettings(count, parse_seeds(seeds), steps, guidance, size)
     check_model_name(model)
     folder = out or Path("runs") / "evaluation" / Path(model).resolve().name
