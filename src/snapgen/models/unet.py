@@ -89,6 +89,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
         multi_query: bool = True,  # one key and value head for all query heads (e')
         qk_norm: bool = True,  # RMS-normalised queries and keys (f)
         rotary: bool = True,  # 2D RoPE in self-attention (f)
+        input_skip: bool = False,  # add the input to the output: not in the paper, see the preset `mini`
         time_embedding_dim: int = 512,
         norm_num_groups: int = 32,
     ):
@@ -223,4 +224,6 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
                 x = self.upsamplers[index](x, size=tuple(skips[-1].shape[-2:]))
 
         velocity = self.conv_out(nn.functional.silu(self.norm_out(x)))
+        if self.config.input_skip:
+            velocity = velocity + sample
         return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)
