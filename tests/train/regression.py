@@ -23,7 +23,7 @@ class RegressionRecipe(Recipe):
     explode_at: int | None = None  # batch number from which the loss is infinite
 
 
-class RegressionStage(Stage[RegressionRecipe]):
+class RegressionStage(Stage[RegressionRecipe, torch.nn.Module]):
     recipe_type = RegressionRecipe
     signals: ClassVar[dict[int, int]] = {}  # batch number -> the signal that the process then sends itself
 
