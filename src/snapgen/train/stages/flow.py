@@ -69,14 +69,18 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         for name, folder in (("autoencoder", recipe.autoencoder), ("text", recipe.text)):
             if not folder.is_dir():
                 raise RecipeError(f"{name}: folder {folder} does not exist; train that stage first, or name another")
-        self.autoencoder = SnapGenAutoencoder.from_pretrained(recipe.autoencoder).to(context.device).eval()
+        self.autoencoder = (
+            SnapGenAutoencoder.from_pretrained(recipe.autoencoder, torch_dtype=torch.float32).to(context.device).eval()
+        )
         self.tokenizer = AutoTokenizer.from_pretrained(recipe.text / "tokenizer")
-        self.text_model = AutoModel.from_pretrained(recipe.text / "text_encoder").to(context.device).eval()
+        self.text_model = (
+            AutoModel.from_pretrained(recipe.text / "text_encoder", dtype=torch.float32).to(context.device).eval()
+        )
         self.text = TransformersTextEncoder(self.text_model, self.tokenizer, warn=False)
         if recipe.initial is None:
             unet = create_unet(recipe.model)
         else:
-            unet = SnapGenPipeline.from_pretrained(recipe.initial).unet
+            unet = SnapGenPipeline.from_pretrained(recipe.initial, torch_dtype=torch.float32).unet
         if unet.config.cross_attention_dim != self.text.width:
             raise RecipeError(
                 f"model {recipe.model} reads text states of width {unet.config.cross_attention_dim}, "
