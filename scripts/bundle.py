@@ -38,10 +38,10 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=Path, help="take the autoencoder from here (same encoder and scale)")
     options = parser.parse_args()
 
-    pipeline = SnapGenPipeline.from_pretrained(options.model, torch_dtype=torch.float16)
+    pipeline = SnapGenPipeline.from_pretrained(options.model, dtype=torch.float16)
     provenance = stage_provenance(options.model)
     if options.autoencoder is not None:
-        autoencoder = SnapGenAutoencoder.from_pretrained(options.autoencoder, torch_dtype=torch.float16)
+        autoencoder = SnapGenAutoencoder.from_pretrained(options.autoencoder, dtype=torch.float16)
         for key, tensor in pipeline.vae.encoder.state_dict().items():
             if not torch.equal(tensor, autoencoder.encoder.state_dict()[key]):
                 raise SystemExit(f"{options.autoencoder}: encoder weight {key} differs: its latents are others")

@@ -80,7 +80,7 @@ class SnapGenPipeline(DiffusionPipeline):
         folder = Path(str(files("snapgen") / "bundled"))
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"the package has no bundled weights in {folder}; name a model folder instead")
-        pipeline: SnapGenPipeline = cls.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        pipeline: SnapGenPipeline = cls.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return pipeline
 
     # Attributes of the call in progress, under diffusers' names.

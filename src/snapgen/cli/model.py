@@ -89,13 +89,12 @@ def _load_part(folder: Path, library: str, class_name: str) -> Any:
         raise ValueError(f"{folder} is a {library}.{class_name}, which this package does not load")
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing")
-    precision = "dtype" if library == "transformers" else "torch_dtype"
     try:
         part_type = getattr(import_module(library), class_name)
         if not issubclass(part_type, torch.nn.Module):
             return part_type.from_pretrained(folder)
         network, report = part_type.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **{precision: torch.float32}
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
         )
     except Exception as error:  # each library has its own for a file that is missing, truncated or something else
         raise ValueError(f"{folder} cannot be loaded: {error}") from error

@@ -84,7 +84,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         if recipe.initial is not None:
             if not recipe.initial.is_dir():
                 raise RecipeError(f"initial: folder {recipe.initial} does not exist")
-            autoencoder = SnapGenAutoencoder.from_pretrained(recipe.initial, torch_dtype=torch.float32)
+            autoencoder = SnapGenAutoencoder.from_pretrained(recipe.initial, dtype=torch.float32)
         autoencoder.encoder.requires_grad_(recipe.train_encoder)
         autoencoder = autoencoder.to(context.device, memory_format=torch.channels_last)
         self.model = TrainableAutoencoder(autoencoder)

@@ -70,7 +70,7 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
             if not folder.is_dir():
                 raise RecipeError(f"{name}: folder {folder} does not exist; train that stage first, or name another")
         self.autoencoder = (
-            SnapGenAutoencoder.from_pretrained(recipe.autoencoder, torch_dtype=torch.float32).to(context.device).eval()
+            SnapGenAutoencoder.from_pretrained(recipe.autoencoder, dtype=torch.float32).to(context.device).eval()
         )
         self.tokenizer = AutoTokenizer.from_pretrained(recipe.text / "tokenizer")
         self.text_model = (
@@ -80,7 +80,7 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         if recipe.initial is None:
             unet = create_unet(recipe.model)
         else:
-            unet = SnapGenPipeline.from_pretrained(recipe.initial, torch_dtype=torch.float32).unet
+            unet = SnapGenPipeline.from_pretrained(recipe.initial, dtype=torch.float32).unet
         if unet.config.cross_attention_dim != self.text.width:
             raise RecipeError(
                 f"model {recipe.model} reads text states of width {unet.config.cross_attention_dim}, "
