@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from snapgen.weights import atomic_file
 
 _PADDING = 6  # px around every cell
 _FONT_SIZE = 11  # px
@@ -45,9 +46,5 @@ def save_png(image: Image.Image, path: Path) -> None:
     """Writes `image` to `path` as a PNG, whole or not at all: under a temporary name, then renamed."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_file(path) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

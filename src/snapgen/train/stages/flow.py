@@ -80,7 +80,7 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         if recipe.initial is None:
             unet = create_unet(recipe.model)
         else:
-            unet = SnapGenPipeline.from_pretrained(recipe.initial, dtype=torch.float32).unet
+            unet = SnapGenUNet.from_pretrained(recipe.initial / "unet", dtype=torch.float32)
         if unet.config.cross_attention_dim != self.text.width:
             raise RecipeError(
                 f"model {recipe.model} reads text states of width {unet.config.cross_attention_dim}, "
