@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from snapgen.flow.guidance import guided
+from snapgen.flow.guidance import Velocity, conditional, guided
 from snapgen.flow.sampling import euler
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
 from snapgen.models.autoencoder import SnapGenAutoencoder
@@ -258,18 +258,25 @@ class SnapGenPipeline(DiffusionPipeline):
         elif latents.shape != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
 
-        def network(x: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        def network(x: torch.Tensor, timestep: torch.Tensor, states: Any, mask: torch.Tensor) -> torch.Tensor:
             return self.unet(x.to(self.unet.dtype), timestep, states, mask, return_dict=False)[0].float()
+
+        def under(text: TextStates) -> Velocity:
+            return conditional(network, self.unet.text_key_values(text.states), text.mask)
+
+        parts = [
+            (under(positive), under(TextStates.cat([negative, positive])))
+            for positive, negative in zip(text.split(together), negatives.split(together), strict=True)
+        ]
 
         def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
             if self.interrupt:
                 return torch.zeros_like(x)
-            parts = zip(x.split(together), text.split(together), negatives.split(together), strict=True)
             return torch.cat(
                 [
                     # Made anew at every step: a callback may have changed the scale.
-                    guided(network, positive, negative, self.guidance_scale, guidance_interval)(part, sigma)
-                    for part, positive, negative in parts
+                    guided(with_text, with_both, self.guidance_scale, guidance_interval)(part, sigma)
+                    for part, (with_text, with_both) in zip(x.split(together), parts, strict=True)
                 ]
             )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from snapgen.flow.guidance import conditional, guided
+from snapgen.flow.guidance import Velocity, conditional, guided
 from snapgen.models.presets import UNETS, create_unet
 from snapgen.text.encoder import TextStates
 
@@ -34,13 +34,19 @@ def texts() -> tuple[TextStates, TextStates]:
     return TextStates(states[0], masks[0]), TextStates(states[1], masks[1])
 
 
+def velocities(network: Network, text: TextStates, negative: TextStates) -> tuple[Velocity, Velocity]:
+    """Under the text, and under both in one batch."""
+    both = TextStates.cat([negative, text])
+    return conditional(network, text.states, text.mask), conditional(network, both.states, both.mask)
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
 def test_guidance_leads_away_from_the_negative(network: Network, texts: tuple[TextStates, TextStates], scale: float):
     x = torch.randn(3, 16, 4, 4, dtype=torch.float64)
     text, negative = texts
-    v_text, v_negative = conditional(network, text)(x, SIGMA), conditional(network, negative)(x, SIGMA)
+    v_text, v_negative = (conditional(network, part.states, part.mask)(x, SIGMA) for part in texts)
     expected = v_negative + scale * (v_text - v_negative)
-    torch.testing.assert_close(guided(network, text, negative, scale)(x, SIGMA), expected)
+    torch.testing.assert_close(guided(*velocities(network, text, negative), scale)(x, SIGMA), expected)
 
 
 def test_the_network_is_told_a_thousand_sigma_and_runs_once(texts: tuple[TextStates, TextStates]) -> None:
@@ -53,9 +59,9 @@ def test_the_network_is_told_a_thousand_sigma_and_runs_once(texts: tuple[TextSta
 
     text, negative = texts
     x = torch.zeros(3, 16, 2, 2)
-    guided(network, text, negative, 4.0)(x, 0.25)
-    guided(network, text, negative, 1.0)(x, 0.5)  # switched off: no second half
-    velocity = guided(network, text, negative, 4.0, interval=(0.2, 0.8))
+    guided(*velocities(network, text, negative), 4.0)(x, 0.25)
+    guided(*velocities(network, text, negative), 1.0)(x, 0.5)  # switched off: no second half
+    velocity = guided(*velocities(network, text, negative), 4.0, interval=(0.2, 0.8))
     for sigma in (0.9, 0.8, 0.5, 0.2, 0.1):
         velocity(x, sigma)
     batches = [batch for batch, _ in calls]
@@ -66,5 +72,5 @@ def test_the_network_is_told_a_thousand_sigma_and_runs_once(texts: tuple[TextSta
 def test_outside_the_interval_the_text_alone_counts(network: Network, texts: tuple[TextStates, TextStates]) -> None:
     x = torch.randn(3, 16, 4, 4, dtype=torch.float64)
     text, negative = texts
-    velocity = guided(network, text, negative, 4.0, interval=(0.7, 1.0))
-    assert torch.equal(velocity(x, SIGMA), conditional(network, text)(x, SIGMA))
+    velocity = guided(*velocities(network, text, negative), 4.0, interval=(0.7, 1.0))
+    assert torch.equal(velocity(x, SIGMA), conditional(network, text.states, text.mask)(x, SIGMA))

@@ -186,3 +186,15 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         SnapGenUNet(**UNETS["debug"] | {"self_attention": (True,)})
     with pytest.raises(ValueError, match="unknown UNet preset 'tiny': expected one of t2i, imagenet"):
         create_unet("tiny")
+
+
+@pytest.mark.parametrize("preset", ["debug", "no transformer in the first stage"])
+def test_text_projected_once_changes_no_bit(preset: str) -> None:
+    torch.manual_seed(0)
+    changes = {} if preset == "debug" else {"transformer_layers": (0, 2), "residual_blocks": (True, True)}
+    network = SnapGenUNet(**UNETS["debug"] | changes | {"multi_query": not changes}).eval()
+    x, timestep, states, mask = inputs()
+    with torch.no_grad():
+        keys_and_values = network.text_key_values(states)
+        assert torch.equal(network(x, timestep, keys_and_values, mask).sample, network(x, timestep, states, mask).sample)
+    assert [len(layers) for layers in keys_and_values] == ([1] * 7 if preset == "debug" else [0, 2, 2, 2, 2, 0, 0])

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from snapgen.flow.timesteps import TIMESTEP_SCALE
-from snapgen.text.encoder import TextStates
 
 # x (B C H W) and sigma in [0, 1] -> velocity B C H W
 Velocity = Callable[[Tensor, float], Tensor]
 
 
-def conditional(network: Callable[..., Tensor], text: TextStates) -> Velocity:
-    """The velocity under `text`. `network` takes x, timestep (a scalar tensor), states, mask."""
+def conditional(network: Callable[..., Tensor], states: Any, mask: Tensor) -> Velocity:
+    """The velocity under a text. `network` takes x, timestep (a scalar tensor), `states`, `mask`."""
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
-        return network(x, torch.tensor(TIMESTEP_SCALE * sigma, device=x.device), text.states, text.mask)
+        return network(x, torch.tensor(TIMESTEP_SCALE * sigma, device=x.device), states, mask)
 
     return velocity
 
 
 def guided(
-    network: Callable[..., Tensor],
-    text: TextStates,
-    negative: TextStates,
-    scale: float,
-    interval: tuple[float, float] = (0.0, 1.0),
+    with_text: Velocity, with_both: Velocity, scale: float, interval: tuple[float, float] = (0.0, 1.0)
 ) -> Velocity:
-    """`v_negative + scale (v_text - v_negative)`, both halves evaluated in one batch.
+    """`v_negative + scale (v_text - v_negative)`.
 
-    Outside `interval` (of sigma, both ends included; Kynkaanniemi et al. 2024) and for scale 1 only the
-    conditional half is evaluated. `text` and `negative` must have the same number of tokens.
+    `with_both` is the velocity of a batch of two halves, under the negative text and under the text. Outside
+    `interval` (of sigma, both ends included; Kynkaanniemi et al. 2024) and for scale 1 only `with_text` is evaluated.
     """
-    with_text, with_both = conditional(network, text), conditional(network, TextStates.cat([negative, text]))
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         if scale == 1.0 or not interval[0] <= sigma <= interval[1]:

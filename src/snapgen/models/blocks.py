@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snapgen.models.layers import RESIDUAL_GAIN, Attention, GatedFeedForward, conv3x3
+from snapgen.models.layers import RESIDUAL_GAIN, Attention, GatedFeedForward, KeyValue, conv3x3
 
 
 class ResidualBlock(nn.Module):
@@ -69,11 +69,11 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        context: torch.Tensor,
+        context: torch.Tensor | KeyValue,
         mask: torch.Tensor | None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
-        """x: B N D; context: B M D'; mask: B 1 1 M boolean."""
+        """x: B N D; context: B M D', or its keys and values; mask: B 1 1 M boolean."""
         if self.attn1 is not None and self.norm1 is not None:
             x = x + self.attn1(self.norm1(x), rotary=rotary)
         x = x + self.attn2(self.norm2(x), context, mask)
@@ -96,19 +96,23 @@ class SpatialTransformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(channels, **layer) for _ in range(layers))
         self.proj_out = nn.Linear(channels, channels)
 
+    def key_values(self, context: torch.Tensor) -> list[KeyValue]:
+        """What each layer's cross-attention makes of B M D' states; `forward` takes it in their place."""
+        return [cast(TransformerLayer, layer).attn2.key_value(context) for layer in self.layers]
+
     def forward(
         self,
         x: torch.Tensor,
-        context: torch.Tensor,
+        context: torch.Tensor | list[KeyValue],
         mask: torch.Tensor | None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
-        """x: B C H W; context: B M D'; mask: B 1 1 M boolean. Returns B C' H W."""
+        """x: B C H W; context: B M D', or its `key_values`; mask: B 1 1 M boolean. Returns B C' H W."""
         x = self.channel_proj(x)
         batch, channels, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # B HW C
         tokens = self.proj_in(tokens)
-        for layer in self.layers:
-            tokens = layer(tokens, context, mask, rotary)
+        for index, layer in enumerate(self.layers):
+            tokens = layer(tokens, context[index] if isinstance(context, list) else context, mask, rotary)
         tokens = self.proj_out(tokens)
         return x + tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -96,6 +96,10 @@ def apply_rotary(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> 
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
+# Of one attention: keys and values, each B M kv_heads head_dim.
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
 class Attention(nn.Module):
     """Attention whose query heads share one key and value head, or (rungs (a) to (d)) have one each.
 
@@ -124,20 +128,25 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.to_out = nn.Linear(dim, dim)
 
+    def key_value(self, context: torch.Tensor) -> KeyValue:
+        """The normalised keys and the values of B M D' states, each B M kv_heads head_dim."""
+        k, v = self.to_kv(context).unflatten(-1, (2 * self.kv_heads, self.head_dim)).chunk(2, dim=2)
+        return self.norm_k(k), v
+
     def forward(
         self,
         x: torch.Tensor,
-        context: torch.Tensor | None = None,
+        context: torch.Tensor | KeyValue | None = None,
         mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """x: B N D; context: B M D' (default: x); mask: B 1 1 M boolean, True = attend. Returns B N D."""
+        """x: B N D; context: B M D', or its `key_value` (default: x); mask: B 1 1 M boolean, True = attend.
+
+        Returns B N D.
+        """
         batch, tokens, dim = x.shape
-        q = self.to_q(x).reshape(batch, tokens, self.heads, self.head_dim)  # B N heads head_dim
-        k, v = self.to_kv(x if context is None else context).chunk(2, dim=-1)
-        k = k.reshape(batch, -1, self.kv_heads, self.head_dim)  # B M kv_heads head_dim
-        v = v.reshape(batch, -1, self.kv_heads, self.head_dim)
-        q, k = self.norm_q(q), self.norm_k(k)
+        q = self.norm_q(self.to_q(x).reshape(batch, tokens, self.heads, self.head_dim))  # B N heads head_dim
+        k, v = context if isinstance(context, tuple) else self.key_value(x if context is None else context)
         if rotary is not None:
             q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
         # To attention, N tokens of many heads that share a key and value are N * heads queries of one head.

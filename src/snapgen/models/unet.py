@@ -9,6 +9,7 @@ it are other settings of the same class (`snapgen.models.presets.RUNGS`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, repeat
 from typing import Any, cast
 
 import torch
@@ -19,9 +20,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from snapgen.models.blocks import ResidualBlock, SpatialTransformer
-from snapgen.models.layers import Downsample, Upsample, conv3x3, rotary_embedding_2d
+from snapgen.models.layers import Downsample, KeyValue, Upsample, conv3x3, rotary_embedding_2d
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
+# Keys and values of the text for every cross-attention: by `UNetLayer` in the order of `forward`, then by layer.
+TextKeyValues = list[list[KeyValue]]
 
 
 class UNetLayer(nn.Module):
@@ -50,11 +53,14 @@ class UNetLayer(nn.Module):
         self,
         x: torch.Tensor,
         time: torch.Tensor,
-        context: torch.Tensor,
+        context: torch.Tensor | list[KeyValue],
         mask: torch.Tensor | None,
         rotary: Rotary | None,
     ) -> torch.Tensor:
-        """x: B C H W; time: B T or 1 T; context: B M D; mask: B 1 1 M boolean. Returns B C' H W."""
+        """x: B C H W; time: B T or 1 T; context: B M D or its keys and values; mask: B 1 1 M boolean.
+
+        Returns B C' H W.
+        """
         if self.residual is not None:
             x = self.residual(x, time)
         return x if self.transformer is None else self.transformer(x, context, mask, rotary)
@@ -164,11 +170,19 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
         self.conv_out = conv3x3(width, out_channels, separable)
         self.gradient_checkpointing = False
 
+    def text_key_values(self, encoder_hidden_states: torch.Tensor) -> TextKeyValues:
+        """What cross-attention needs of text states B M D: projected here once, `forward` need not at every step."""
+        blocks = cast(Iterable[UNetLayer], [*chain(*self.down), self.mid, *chain(*self.up)])
+        return [
+            [] if block.transformer is None else block.transformer.key_values(encoder_hidden_states)
+            for block in blocks
+        ]
+
     def forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | TextKeyValues,
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
@@ -177,7 +191,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
         Args:
             sample: noisy latent x_t, B C H W; any height and width.
             timestep: 1000 * sigma, in [0, 1000]; a number or a tensor of shape () or (B,).
-            encoder_hidden_states: text states, B M D.
+            encoder_hidden_states: text states, B M D, or their `text_key_values`.
             encoder_attention_mask: B M, True or 1 where a text token may be attended; every row needs one.
             return_dict: False returns a plain tuple, as diffusers' models do.
 
@@ -191,10 +205,14 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
         if encoder_attention_mask is not None:
             mask = encoder_attention_mask.bool()[:, None, None, :]  # B 1 1 M
 
+        given = encoder_hidden_states
+        contexts = iter(given) if isinstance(given, list) else repeat(given)
+
         def run(layer: nn.Module, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+            context = next(contexts)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                return self._gradient_checkpointing_func(layer, x, time, encoder_hidden_states, mask, rotary)
-            return layer(x, time, encoder_hidden_states, mask, rotary)
+                return self._gradient_checkpointing_func(layer, x, time, context, mask, rotary)
+            return layer(x, time, context, mask, rotary)
 
         def rotary_of(x: torch.Tensor, stage: int) -> Rotary | None:
             if not (self.config.rotary and self.config.self_attention[stage]):
