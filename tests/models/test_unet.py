@@ -196,5 +196,7 @@ def test_text_projected_once_changes_no_bit(preset: str) -> None:
     x, timestep, states, mask = inputs()
     with torch.no_grad():
         keys_and_values = network.text_key_values(states)
-        assert torch.equal(network(x, timestep, keys_and_values, mask).sample, network(x, timestep, states, mask).sample)
+        assert torch.equal(
+            network(x, timestep, keys_and_values, mask).sample, network(x, timestep, states, mask).sample
+        )
     assert [len(layers) for layers in keys_and_values] == ([1] * 7 if preset == "debug" else [0, 2, 2, 2, 2, 0, 0])

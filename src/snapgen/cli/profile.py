@@ -3,62 +3,164 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-# The paper's change of each rung from the one before (Sec. 3.1), where it gives one; (c) counts from (b).
+if TYPE_CHECKING:
+    from snapgen.profiling.measure import Conditions
+
+# The paper's change of each rung from the one before (Sec. 3.1), where it gives one.
 PAPER = {
-    "b": "MACs -17 %",
-    "c0": "parameters -24 %",
-    "c": "from (b): parameters -15 %, MACs -27 %",
+    "b": "MACs -17 %, latency -24 %",
+    "c0": "parameters -24 %, latency -62 %",
+    "c": "from (b): parameters -15 %, MACs -27 %, latency -58 %",
     "d": "parameters -12 %, MACs -12 %",
-    "e1": "parameters -16 %, MACs -6 %",
-    "e": "smaller",
+    "e1": "parameters -16 %, MACs -6 %, latency -9 %",
+    "e": "smaller, faster",
     "f": "negligible",
 }
+BEFORE = {"c": "b"}  # the rung that a change is counted from, where it is not the one before
+LADDER_LATENT = 32  # side at which the ladder's latency is measured by default: seconds a rung on a CPU
 
 
 def profile(
     model: Annotated[str, typer.Argument(metavar="PRESET|MODEL|ladder", help="A preset, a model folder, or 'ladder'.")],
     latent: Annotated[
-        int | None, typer.Option(min=4, max=1024, help="Side of the latent; the model's own if not given.")
+        int | None, typer.Option(min=4, max=1024, help="Side of the latent; the model's own (ladder: 32) if not given.")
     ] = None,
+    latency: Annotated[bool, typer.Option(help="Run the networks too: latency and memory.")] = True,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="Where to run them; the GPU if there is one.")
+    ] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="In which precision.")] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's choice if not given.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Timed calls, of which the median is taken.")] = 3,
+    warmup: Annotated[int, typer.Option(min=1, max=1000, help="Calls before them that do not count.")] = 1,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Ladder only: draw it as PNG, SVG or PDF.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Count parameters and multiply-accumulates; nothing is loaded or run."""
-    from snapgen.profiling import counts
+    """Count parameters and multiply-accumulates; measure latency and memory with random weights."""
+    if plot is not None and (model != "ladder" or plot.suffix not in (".png", ".svg", ".pdf")):
+        raise ValueError(f"--plot {plot}: it draws the ladder, into a file ending in .png, .svg or .pdf")
 
+    import torch
+
+    from snapgen.profiling import counts, measure
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no CUDA device; use --device cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    conditions = None
+    if latency:
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        conditions = measure.Conditions(place, getattr(torch, dtype), repeats, warmup)
     if model == "ladder":
-        if latent is not None:
-            raise ValueError("--latent does not go with ladder: it is counted at 32 and 128, as in the paper")
-        rungs = counts.ladder()
-        typer.echo(json.dumps({"rungs": rungs}) if as_json else ladder_table(rungs))
+        rungs = ladder(latent or LADDER_LATENT, conditions)
+        if plot is not None:
+            save_plot(rungs, plot)
+        typer.echo(json.dumps({"latent": latent or LADDER_LATENT, "rungs": rungs}) if as_json else ladder_table(rungs))
         return
-    report = {"model": model} | counts.profile(*counts.configurations(model), latent)
+    unet, autoencoder = counts.configurations(model)
+    report = {"model": model} | counts.profile(unet, autoencoder, latent)
+    side = report["latent"]
+    if conditions is not None:
+        parts = [
+            *([("latency", measure.measure_unet, unet)] if unet else []),
+            *([("decoder_latency", measure.measure_decoder, autoencoder)] if autoencoder else []),
+        ]
+        with run_progress(len(parts) * conditions.calls, conditions) as counted:
+            for name, run, configuration in parts:
+                report[name] = run(configuration, side, counted).model_dump()
     typer.echo(json.dumps(report) if as_json else report_table(report))
+
+
+def ladder(latent: int, conditions: Conditions | None) -> list[dict[str, Any]]:
+    """Counts of every rung; its latency under `conditions`, if given, at a latent of side `latent`."""
+    from snapgen.models.presets import UNETS
+    from snapgen.profiling import counts, measure
+
+    rungs = counts.ladder()
+    if conditions is not None:
+        with run_progress(len(rungs) * conditions.calls, conditions) as counted:
+            for rung in rungs:
+                measured = measure.measure_unet(UNETS[f"rung-{rung['name']}"], latent, counted)
+                rung["latency"] = measured.model_dump()
+    return rungs
+
+
+@contextmanager
+def run_progress(total: int, conditions: Conditions) -> Iterator[Conditions]:
+    """`conditions` whose calls move a bar of `total` on a terminal's standard error, if there is one."""
+    from dataclasses import replace
+
+    if not sys.stderr.isatty():
+        yield conditions
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("measuring", total=total)
+        advance: Callable[[], object] = lambda: progress.advance(task)  # noqa: E731
+        yield replace(conditions, on_run=advance)
+
+
+def save_plot(rungs: list[dict[str, Any]], path: Path) -> None:
+    """Draw the ladder into `path`."""
+    from snapgen.profiling.plots import plot_ladder
+    from snapgen.weights import atomic_file
+
+    title = "counted on the meta device"
+    if "latency" in rungs[0]:
+        title += "; latency: {device}, {threads} threads, {dtype}".format(**rungs[0]["latency"])
+    with atomic_file(path) as temporary:
+        plot_ladder(rungs, title).savefig(temporary, format=path.suffix[1:], dpi=150)
 
 
 def ladder_table(rungs: list[dict[str, Any]]) -> str:
     """The rungs as Markdown, each with its change from the rung before and the paper's."""
+    measured = "latency" in rungs[0]
+    by_name = {rung["name"]: rung for rung in rungs}
+    names = list(by_name)
+    extra = " latency | peak memory |" if measured else ""
     lines = [
-        "| rung | parameters | MACs, 32x32 | MACs, 128x128 | change here (parameters, MACs at 128x128) | paper |",
-        "|---|---|---|---|---|---|",
+        f"| rung | parameters | MACs, 32x32 | MACs, 128x128 |{extra} change here | paper |",
+        "|" + "---|" * (6 + 2 * measured),
     ]
-    before: dict[str, Any] | None = None
-    for rung in rungs:
+    for index, (name, rung) in enumerate(by_name.items()):
         change = ""
-        if before is not None:
-            percent = [100 * (rung[key] / before[key] - 1) for key in ("parameters", "macs_128")]
-            change = f"{percent[0]:+.1f} %, {percent[1]:+.1f} %"
-        size = f"{rung['parameters'] / 1e6:.1f} M | {rung['macs_32'] / 1e9:.1f} G | {rung['macs_128'] / 1e9:.1f} G"
-        lines.append(f"| {rung['name']} | {size} | {change} | {PAPER.get(rung['name'], '')} |")
-        before = rung
+        if index:
+            before = by_name[BEFORE.get(name, names[index - 1])]
+            kinds = {"parameters": "parameters", "MACs": "macs_128"}
+            ratios = {kind: rung[key] / before[key] for kind, key in kinds.items()}
+            if measured:
+                ratios["latency"] = rung["latency"]["median_s"] / before["latency"]["median_s"]
+            change = ", ".join(f"{kind} {100 * (ratio - 1):+.1f} %" for kind, ratio in ratios.items())
+            change = f"from ({BEFORE[name]}): {change}" if name in BEFORE else change
+        cells = [
+            f"({name})",
+            f"{rung['parameters'] / 1e6:.1f} M",
+            f"{rung['macs_32'] / 1e9:.1f} G",
+            f"{rung['macs_128'] / 1e9:.1f} G",
+        ]
+        if measured:
+            cells += [seconds(rung["latency"]["median_s"]), megabytes(peak(rung["latency"]))]
+        lines.append("| " + " | ".join([*cells, change, PAPER.get(name, "")]) + " |")
+    if measured:
+        lines += ["", conditions_line(rungs[0]["latency"])]
     return "\n".join(lines)
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """The counts as Markdown, in millions of parameters and billions of multiply-accumulates."""
+    """Counts as Markdown, in millions of parameters and billions of multiply-accumulates; then what was measured."""
     rows = [f"{report['model']}, latent {report['latent']}x{report['latent']}", "", "| | |", "|---|---|"]
     for key, value in report.items():
         if key.endswith("parameters"):
@@ -68,4 +170,36 @@ def report_table(report: dict[str, Any]) -> str:
         elif key.endswith("modules"):
             prefix = key.removesuffix("modules").replace("_", " ")
             rows += [f"| {prefix}{name} | {parameters / 1e6:.3f} M |" for name, parameters in value.items()]
+    measured = {key: value for key, value in report.items() if key.endswith("latency")}
+    for key, value in measured.items():
+        name = key.replace("_", " ")
+        spread = f"{seconds(value['fastest_s'])} to {seconds(value['slowest_s'])}"
+        rows.append(f"| {name} | {seconds(value['median_s'])} ({spread}) |")
+        rows.append(f"| {name.removesuffix('latency')}activation memory | {megabytes(value['activation_bytes'])} |")
+        rows.append(f"| {name.removesuffix('latency')}weights | {megabytes(value['weight_bytes'])} |")
+    if measured:
+        rows += ["", conditions_line(next(iter(measured.values())))]
     return "\n".join(rows)
+
+
+def conditions_line(measured: dict[str, Any]) -> str:
+    """Under what a measurement was made."""
+    return (
+        "Latency of one call without guidance: median of {repeats} after {warmup}; {device}, {threads} CPU threads, "
+        "{dtype}, random weights.".format(**measured)
+    )
+
+
+def peak(measured: dict[str, Any]) -> int:
+    """Weights and activations together, bytes."""
+    return int(measured["weight_bytes"] + measured["activation_bytes"])
+
+
+def seconds(value: float) -> str:
+    """In seconds, or below one in milliseconds."""
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+
+
+def megabytes(value: int) -> str:
+    """In MiB."""
+    return f"{value / 2**20:.0f} MiB"

@@ -174,8 +174,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin):
         """What cross-attention needs of text states B M D: projected here once, `forward` need not at every step."""
         blocks = cast(Iterable[UNetLayer], [*chain(*self.down), self.mid, *chain(*self.up)])
         return [
-            [] if block.transformer is None else block.transformer.key_values(encoder_hidden_states)
-            for block in blocks
+            [] if block.transformer is None else block.transformer.key_values(encoder_hidden_states) for block in blocks
         ]
 
     def forward(

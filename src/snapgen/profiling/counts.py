@@ -33,7 +33,8 @@ class Counts:
     modules: dict[str, int]  # parameters of each top-level part
 
 
-def _count(network: nn.Module, run: Callable[[], Any]) -> Counts:
+def count(network: nn.Module, run: Callable[[], Any]) -> Counts:
+    """Of `network` and of `run`, a call of it; both may be on the `meta` device."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
     by_operation = counter.get_flop_counts()["Global"]
@@ -60,7 +61,7 @@ def count_unet(configuration: dict[str, Any], latent: int) -> Counts:
         unet = SnapGenUNet(**configuration)
         sample = torch.empty(1, unet.config.in_channels, latent, latent)
         states = torch.empty(1, TEXT_TOKENS, unet.config.cross_attention_dim)
-        return _count(unet, lambda: unet(sample, torch.empty(1), states))
+        return count(unet, lambda: unet(sample, torch.empty(1), states))
 
 
 def count_decoder(configuration: dict[str, Any], latent: int) -> Counts:
@@ -68,7 +69,7 @@ def count_decoder(configuration: dict[str, Any], latent: int) -> Counts:
     with torch.device("meta"):
         autoencoder = SnapGenAutoencoder(**configuration)
         z = torch.empty(1, autoencoder.config.latent_channels, latent, latent)
-        return _count(autoencoder.decoder, lambda: autoencoder.decoder(z))
+        return count(autoencoder.decoder, lambda: autoencoder.decoder(z))
 
 
 def count_encoder(configuration: dict[str, Any], latent: int) -> Counts:
@@ -77,7 +78,7 @@ def count_encoder(configuration: dict[str, Any], latent: int) -> Counts:
         autoencoder = SnapGenAutoencoder(**configuration)
         side = latent * autoencoder.spatial_factor
         picture = torch.empty(1, autoencoder.config.in_channels, side, side)
-        return _count(autoencoder.encoder, lambda: autoencoder.encoder(picture))
+        return count(autoencoder.encoder, lambda: autoencoder.encoder(picture))
 
 
 def ladder() -> list[dict[str, Any]]:
@@ -100,8 +101,11 @@ def profile(unet: dict[str, Any] | None, autoencoder: dict[str, Any] | None, lat
     if unet is not None:
         counts |= vars(count_unet(unet, side))
     if autoencoder is not None:
-        for part, count in (("encoder", count_encoder), ("decoder", count_decoder)):
-            counts |= {f"{part}_{key}": value for key, value in vars(count(autoencoder, side)).items()}
+        for part, counted in (
+            ("encoder", count_encoder(autoencoder, side)),
+            ("decoder", count_decoder(autoencoder, side)),
+        ):
+            counts |= {f"{part}_{key}": value for key, value in vars(counted).items()}
     return counts
 
 

@@ -1,0 +1,182 @@
+"""Latency and memory, measured: a network with random weights is run on the machine at hand."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.unet import SnapGenUNet
+from snapgen.profiling.counts import TEXT_TOKENS
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Measurement(BaseModel):
+    """What one call of a network takes, in seconds and bytes, and what it ran on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    median_s: float  # of `repeats` calls, after `warmup` that do not count
+    fastest_s: float
+    slowest_s: float
+    repeats: int
+    warmup: int
+    activation_bytes: int  # most that was alive at a time of what operators returned; on CUDA, of all allocations
+    weight_bytes: int
+    device: str
+    dtype: str
+    threads: int  # of the CPU
+
+
+class LiveMemory(TorchDispatchMode):
+    """Within it, `peak` is the most bytes alive at any time of the tensors that operators return.
+
+    What an operator needs inside and gives back before it returns does not show. Tensors that were there before
+    (weights, inputs) do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._known.setdefault(tensor.untyped_storage(), 0)
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:  # a view, or written in place
+            return
+        size = storage.nbytes()
+        self._known[storage] = size
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.alive -= size
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How to measure."""
+
+    device: str = "cpu"  # or "cuda"
+    dtype: torch.dtype = torch.float32
+    repeats: int = 3
+    warmup: int = 1  # at least 1: the first call also counts memory
+    on_run: Callable[[], object] = lambda: None  # called after every call
+
+    @property
+    def calls(self) -> int:
+        """Calls of one measurement."""
+        return self.warmup + self.repeats
+
+
+def random_network(build: Callable[[], Network], conditions: Conditions) -> Network:
+    """The network of `build` with small random weights, channels-last, in evaluation mode.
+
+    The usual initialisation of some hundred million parameters would take longer than the measurement.
+    """
+    with torch.device("meta"):
+        network = build()
+    network = network.to(conditions.dtype).to_empty(device=conditions.device)
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(-0.02, 0.02)
+            else:
+                tensor.zero_()
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network.eval()
+
+
+@torch.no_grad()
+def measure(network: nn.Module, run: Callable[[], object], conditions: Conditions) -> Measurement:
+    """The latency and memory of `run`, a call of `network`, which is where and what `conditions` say."""
+    device = torch.device(conditions.device)
+    activations = _activation_bytes(run, device)
+    conditions.on_run()
+    times = []
+    for _ in range(conditions.calls - 1):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+        conditions.on_run()
+    times = times[-conditions.repeats :]
+    return Measurement(
+        median_s=statistics.median(times),
+        fastest_s=min(times),
+        slowest_s=max(times),
+        repeats=conditions.repeats,
+        warmup=conditions.warmup,
+        activation_bytes=activations,
+        weight_bytes=sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers())),
+        device=device_name(device),
+        dtype=str(conditions.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+    )
+
+
+def measure_unet(configuration: dict[str, Any], latent: int, conditions: Conditions) -> Measurement:
+    """One step of a UNet on one `latent` x `latent` sample under 77 text tokens, without guidance."""
+    unet = random_network(lambda: SnapGenUNet(**configuration), conditions)
+    channels, width = unet.config.in_channels, unet.config.cross_attention_dim
+    placed: dict[str, Any] = {"device": conditions.device, "dtype": conditions.dtype}
+    sample = torch.randn(1, channels, latent, latent, **placed).to(memory_format=torch.channels_last)
+    states, timestep = torch.randn(1, TEXT_TOKENS, width, **placed), torch.tensor(500.0, device=conditions.device)
+    return measure(unet, lambda: unet(sample, timestep, states), conditions)
+
+
+def measure_decoder(configuration: dict[str, Any], latent: int, conditions: Conditions) -> Measurement:
+    """The decoding of one `latent` x `latent` latent."""
+    decoder = random_network(lambda: SnapGenAutoencoder(**configuration).decoder, conditions)
+    z = torch.randn(1, configuration.get("latent_channels", 16), latent, latent, device=conditions.device)
+    z = z.to(conditions.dtype).to(memory_format=torch.channels_last)
+    return measure(decoder, lambda: decoder(z), conditions)
+
+
+def _activation_bytes(run: Callable[[], object], device: torch.device) -> int:
+    if device.type != "cuda":
+        with LiveMemory() as memory:
+            run()
+        return memory.peak
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "cpu"

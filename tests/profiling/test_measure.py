@@ -1,0 +1,168 @@
+"""What is measured, against what is known; the command with measurements; the peers' published sizes."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from snapgen.cli.main import run
+from snapgen.models.presets import RUNGS, UNETS
+from snapgen.profiling.measure import Conditions, LiveMemory, measure, random_network
+
+KIB = 1024
+
+
+def test_live_memory_is_the_peak_of_what_operators_return() -> None:
+    x = torch.zeros(KIB // 4)  # there before: does not count
+    with LiveMemory() as memory:
+        a = x + 1  # 1 KiB
+        b = torch.cat([a, a])  # 3 KiB alive
+        a.mul_(2)
+        view = b[:10]
+        del a, b  # the view keeps b
+        c = x.repeat(4)  # 2 + 4 KiB alive: the peak
+        del view, c
+        x + 1
+    assert memory.peak == 6 * KIB
+    assert memory.alive == 0
+
+
+def test_measurement_of_a_known_network() -> None:
+    conditions = Conditions(repeats=5, warmup=2)
+    network = random_network(lambda: nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 256)), conditions)
+    calls = []
+    x = torch.zeros(64, 256)
+    measured = measure(network, lambda: calls.append(network(x).shape), conditions)
+    assert len(calls) == conditions.calls == 7
+    assert 0 < measured.fastest_s <= measured.median_s <= measured.slowest_s
+    assert measured.weight_bytes == 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert measured.activation_bytes == 4 * 64 * (1024 + 1024)  # before and after the ReLU
+    assert (measured.repeats, measured.warmup, measured.dtype) == (5, 2, "float32")
+    assert measured.threads == torch.get_num_threads()
+
+
+def test_random_networks_are_where_and_what_was_asked() -> None:
+    network = random_network(lambda: nn.Conv2d(3, 8, 3), Conditions(dtype=torch.bfloat16))
+    assert network.weight.dtype == torch.bfloat16 and not network.training
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+    assert 0 < network.weight.abs().max() <= 0.0201
+
+
+def test_the_command_measures_presets_and_folders(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", str(tiny_model), "--json", "--dtype", "bfloat16", "--repeats", "2", "--threads", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for part in ("latency", "decoder_latency"):
+        measured = report[part]
+        assert measured["median_s"] > 0 and measured["activation_bytes"] > 0
+        assert (measured["dtype"], measured["repeats"], measured["threads"]) == ("bfloat16", 2, 1)
+    assert report["latency"]["weight_bytes"] == 2 * report["parameters"]
+    assert run(["profile", "debug"]) == 0
+    table = capsys.readouterr().out
+    assert "| decoder latency |" in table and "median of 3 after 1" in table
+
+
+@pytest.fixture
+def small_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, rung in RUNGS.items():
+        small = {**UNETS["debug"], **rung, "cross_attention_dim": 32}
+        small |= {key: value[-2:] for key, value in rung.items() if isinstance(value, tuple)}
+        monkeypatch.setitem(UNETS, f"rung-{name}", small)
+
+
+def test_the_ladder_is_measured_and_drawn(
+    small_ladder: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "ladder.png"
+    assert run(["profile", "ladder", "--latent", "8", "--json", "--repeats", "1", "--plot", str(picture)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["latent"] == 8
+    assert all(rung["latency"]["median_s"] > 0 for rung in report["rungs"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run(["profile", "ladder", "--repeats", "1", "--latent", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[5].startswith("| (c) |") and "from (b): parameters" in lines[5] and "latency" in lines[5]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mini", "--plot", "a.png"],
+        ["ladder", "--plot", "a.doc"],
+        ["mini", "--repeats", "0"],
+        ["mini", "--dtype", "int8"],
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", *arguments]) != 0
+    error = capsys.readouterr().err
+    assert error.startswith("snapgen: error: ") and error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
+def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", "debug", "--device", "cuda"]) != 0
+    assert "no CUDA device; use --device cpu" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def peers() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "peers.py"
+    spec = importlib.util.spec_from_file_location("peers", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["peers"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),  # as published
+    [
+        ("SD-1.5", 859.5),
+        ("SDXL", 2567.5),
+        ("SD3-Medium", 2028.3),
+        ("PixArt-Sigma", 610.9),
+        ("Sana-0.6B", 591.7),
+        ("Sana-1.6B", 1604.5),
+        ("SD3 decoder", 49.55),
+        ("SDXL decoder", 49.49),
+        ("Sana DC-AE decoder", 159.2),
+        ("TAESD3 decoder", 1.23),
+    ],
+)
+def test_peers_have_their_published_sizes(peers: ModuleType, name: str, millions: float) -> None:
+    with torch.device("meta"):
+        network = peers.PEERS[name].build()
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, rel=2e-3)
+
+
+def test_peers_measure_and_report(peers: ModuleType, tmp_path: Path) -> None:
+    from snapgen.models.presets import create_autoencoder, create_unet
+
+    tiny = {
+        "SnapGen": peers.Peer(lambda: create_unet("debug"), peers.text_input("sample", 16, 8, 7, 32)),
+        "SnapGen decoder": peers.Peer(
+            lambda: create_autoencoder("debug").decoder, peers.latent_input("latent", 16, 8), True
+        ),
+    }
+    results = []
+    for name, peer in tiny.items():
+        result = peers.measure_peer(name, 32, Conditions(repeats=1), tiny)
+        results.append({"name": name, "size": 32, "decoder": peer.decoder} | result)
+    results.append({"name": "SDXL", "size": 32, "decoder": False, "failure": "does not fit in memory"})
+    report = {"device": "cpu", "threads": 1, "dtype": "float32", "versions": {"torch": "2"}, "results": results}
+    text = peers.table(report)
+    assert "| SnapGen | 32 |" in text and "1.00x" in text and "| SDXL | 32 | does not fit in memory |" in text
+    peers.plot(report, tmp_path / "peers.png")
+    assert (tmp_path / "peers.png").stat().st_size > 1000
+
+
+def test_a_peer_that_fails_says_so(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.PEERS, "broken", peers.PEERS["SnapGen"])  # here, but not in the process that measures
+    result = peers.outside("broken", 32, [])
+    assert "KeyError" in result["failure"]
