@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline import SnapGenPipeline, multiplies_bfloat16
 
 PROMPTS = ["a cat", "two red apples", "", "a dog on a blue background", "red", "a", "two dog"]
 
@@ -269,3 +269,47 @@ def test_no_bundled_weights_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("snapgen.pipeline.files", lambda package: tmp_path)
     with pytest.raises(FileNotFoundError, match="the package has no bundled weights in .*; name a model folder"):
         SnapGenPipeline.bundled()
+
+
+# What `optimize` turns on.
+def test_optimized_pictures_differ_by_rounding(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = SnapGenPipeline.from_pretrained(tiny_model)
+    expected = draw(plain, "a cat", num_inference_steps=4)
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr("snapgen.pipeline.multiplies_bfloat16", lambda device, dtype=dtype: dtype == torch.bfloat16)
+        fast = SnapGenPipeline.from_pretrained(tiny_model).optimize()
+        assert fast.unet.dtype == fast.vae.dtype == dtype
+        pointwise = fast.vae.decoder.conv_out[1].weight
+        assert pointwise.is_contiguous(memory_format=torch.channels_last)
+        picture = draw(fast, "a cat", num_inference_steps=4)
+        assert (picture - expected).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
+        assert dtype == torch.float32 or not torch.equal(picture, expected)
+
+
+def test_compiled_as_whole_graphs(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the backend that runs graphs as they are: what is tested is that there is one graph, traced once."""
+    monkeypatch.setattr("snapgen.pipeline.multiplies_bfloat16", lambda device: False)
+    graphs = []
+
+    def as_it_is(graph: Any, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda module, mode=None, **settings: compile_module(module, backend=as_it_is, **settings),
+    )
+    expected = draw(SnapGenPipeline.from_pretrained(tiny_model), "a cat", num_inference_steps=3)
+    fast = SnapGenPipeline.from_pretrained(tiny_model).optimize(compile=True)
+    torch.testing.assert_close(draw(fast, "a cat", num_inference_steps=3), expected, rtol=0, atol=1e-4)
+    draw(fast, "a dog", num_inference_steps=2)
+    assert len(graphs) == 2  # the UNet's and the decoder's
+
+
+def test_bfloat16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, expected in (("avx512_bf16", True), ("amx_bf16", True), ("bf16", True), ("avx2", False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
+        assert multiplies_bfloat16(torch.device("cpu")) == expected
+    assert not multiplies_bfloat16(torch.device("meta"))

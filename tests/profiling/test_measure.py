@@ -1,8 +1,7 @@
 """What is measured, against what is known; the command with measurements; the peers' published sizes."""
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +10,8 @@ import torch
 from torch import nn
 
 from snapgen.cli.main import run
-from snapgen.models.presets import RUNGS, UNETS
+from snapgen.models.presets import RUNGS, UNETS, create_autoencoder, create_unet
+from snapgen.profiling.counts import count
 from snapgen.profiling.measure import Conditions, LiveMemory, measure, random_network
 
 KIB = 1024
@@ -110,14 +110,8 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def peers() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "peers.py"
-    spec = importlib.util.spec_from_file_location("peers", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["peers"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def peers(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("peers")
 
 
 @pytest.mark.parametrize(
@@ -142,8 +136,6 @@ def test_peers_have_their_published_sizes(peers: ModuleType, name: str, millions
 
 
 def test_peers_measure_and_report(peers: ModuleType, tmp_path: Path) -> None:
-    from snapgen.models.presets import create_autoencoder, create_unet
-
     tiny = {
         "SnapGen": peers.Peer(lambda: create_unet("debug"), peers.text_input("sample", 16, 8, 7, 32)),
         "SnapGen decoder": peers.Peer(
@@ -166,3 +158,34 @@ def test_a_peer_that_fails_says_so(peers: ModuleType, monkeypatch: pytest.Monkey
     monkeypatch.setitem(peers.PEERS, "broken", peers.PEERS["SnapGen"])  # here, but not in the process that measures
     result = peers.outside("broken", 32, [])
     assert "KeyError" in result["failure"]
+
+
+@pytest.fixture(scope="module")
+def search(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("decoder_search")
+
+
+def test_candidates_have_the_papers_size(search: ModuleType) -> None:
+    for name in search.CANDIDATES:
+        with torch.device("meta"):
+            decoder, z = search.build(name), torch.empty(1, 16, 128, 128)
+            counts = count(decoder, lambda: decoder(z))  # noqa: B023
+        assert counts.parameters == pytest.approx(1.38e6, rel=0.02), name
+        assert counts.macs == pytest.approx(224e9, rel=0.03), name
+
+
+def test_the_preset_is_one_of_the_candidates(search: ModuleType) -> None:
+    decoder = create_autoencoder("decoder").decoder
+    assert decoder.state_dict().keys() == search.build("wide above, few blocks").state_dict().keys()
+
+
+def test_the_search_trains_and_scores(search: ModuleType) -> None:
+    torch.manual_seed(0)
+    data = search.Data(create_autoencoder("debug").eval(), steps=3, batch=2, held_out=2)
+    name = "expanded by 4"
+    untrained = search.score(search.build(name), data)
+    rows = list(search.search([name], data, latent=2, repeats=1))
+    assert rows[0]["latency_s"] > 0 and rows[0]["norms"] == "first"
+    assert rows[0]["psnr"] != untrained["psnr"]
+    report = {"device": "cpu", "threads": 1, "steps": 3, "batch": 2, "rows": rows}
+    assert "| expanded by 4 | 192, 160, 128, 64 | 2, 1, 3, 2 | 4 | first |" in search.table(report)
