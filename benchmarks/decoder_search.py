@@ -59,8 +59,11 @@ def build(name: str) -> TinyDecoder:
             if norms == "none":
                 module.norm = nn.Identity()
             elif norms == "all":
-                module.norm = nn.GroupNorm(groups, module.conv1[0].in_channels, eps=1e-6)
-    return decoder.to(memory_format=torch.channels_last)
+                module.norm = nn.GroupNorm(groups, module.conv2[1].out_channels, eps=1e-6)  # type: ignore[arg-type]
+    for parameter in decoder.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return decoder
 
 
 @torch.no_grad()
@@ -91,7 +94,7 @@ class Data:
     @torch.no_grad()
     def _pair(vae: SnapGenAutoencoder, pictures: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         target = to_tensor(pictures)
-        latents = [vae.encode(part).latent_dist.mode() for part in target.split(16)]
+        latents = [vae.encode(part, return_dict=False)[0].mode() for part in target.split(16)]
         return vae.normalize(torch.cat(latents)).contiguous(memory_format=torch.channels_last), target
 
 

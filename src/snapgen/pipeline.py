@@ -101,10 +101,10 @@ class SnapGenPipeline(DiffusionPipeline):
         minute or more. `compile` decides that otherwise. Pictures change by rounding; call it after `to(device)`.
         """
         device = self._execution_device
-        dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
         for network in (self.unet, self.vae):
-            network.to(device, dtype)
-            network.to(memory_format=torch.channels_last)
+            network.to(device, memory_format=torch.channels_last)
+            if multiplies_bfloat16(device):
+                network.bfloat16()
         if compile is None:
             compile = device.type == "cuda"
         if compile:

@@ -98,7 +98,10 @@ def random_network(build: Callable[[], Network], conditions: Conditions) -> Netw
     """
     with torch.device("meta"):
         network = build()
-    network = network.to(conditions.dtype).to_empty(device=conditions.device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(conditions.dtype)
+    network = network.to_empty(device=conditions.device)
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
             if tensor.is_floating_point():
