@@ -37,8 +37,13 @@ class TrainSettings(Settings):
     weight_decay: float = Field(default=0.01, ge=0)  # on matrices and kernels only
     gradient_clip: float = Field(default=1.0, gt=0)  # global norm
     gradient_accumulation: int = Field(default=1, gt=0)  # rounds a step
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)  # warmed up by diffusers' EMAModel
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)  # of the weights that are saved; 0: no average
+    ema_power: float | None = Field(default=0.75, gt=0)  # after n steps at most 1 - n^-power; null: constant decay
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
+    compile: bool = False  # torch.compile the network
+    skip_factor: float = Field(default=20.0, gt=1)  # a step whose loss is that many times the average is left out
+    max_skipped: int = Field(default=10, gt=0)  # steps left out in a row that stop the run
     log_every: int = Field(default=10, gt=0)  # steps between lines of metrics.jsonl's console echo and TensorBoard
     sample_every: int = Field(default=500, gt=0)  # steps between sample grids and loss curves
     checkpoint_every: int = Field(default=500, gt=0)  # steps

@@ -20,7 +20,9 @@ from snapgen.weights import save_file_atomic
 class RegressionRecipe(Recipe):
     hidden: int = 16
     dropout: float = 0.0
-    explode_at: int | None = None  # batch number from which the loss is infinite
+    explode_at: int | None = None  # batch number from which targets are `explode_by` times what they should be
+    explode_for: int = 1_000_000  # batches
+    explode_by: float = 1e30  # squared, it is infinite in fp32
 
 
 class RegressionStage(Stage[RegressionRecipe, torch.nn.Module]):
@@ -45,7 +47,9 @@ class RegressionStage(Stage[RegressionRecipe, torch.nn.Module]):
             for index in self.local_indices(step)
         ]
         inputs = torch.stack(rows).to(self.context.device)
-        scale = float("inf") if self.recipe.explode_at is not None and step >= self.recipe.explode_at else 1.0
+        first = self.recipe.explode_at
+        exploding = first is not None and first <= step < first + self.recipe.explode_for
+        scale = self.recipe.explode_by if exploding else 1.0
         return inputs, scale * inputs.sin().sum(1, keepdim=True)
 
     def loss(self, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:

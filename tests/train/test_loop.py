@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -164,12 +167,127 @@ def test_run_folders_that_are_refused(tmp_path: Path) -> None:
     assert kept == ["step_00000005", "step_00000006", "step_00000008"]
 
 
-def test_infinite_loss_stops_before_the_update(tmp_path: Path) -> None:
+def test_steps_that_would_spoil_the_weights_are_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Three infinite steps: the weights stand still, their moments too, and the run goes on."""
     run = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"^step 8: loss is inf; .*\S$"):
-        train(RegressionStage, make_recipe(explode_at=7), run, resume=False)
+    train(RegressionStage, make_recipe({"checkpoint_every": 1}, explode_at=6, explode_for=3), run, resume=False)
+    lines = metrics_of(run)
+    assert [line.get("skipped", 0) for line in lines] == [0] * 6 + [1, 2, 3] + [3] * 3
+    assert [line["loss"] is None for line in lines] == [False] * 6 + [True] * 3 + [False] * 3
+    assert all(math.isfinite(line["grad_norm"]) for line in lines if line["loss"] is not None)
+    assert "step 7 is left out: loss is inf (1 so far)" in capfd.readouterr().err
+    assert Image.open(run / "plots" / "loss.png").width > 100
+
+    keep_all = {"checkpoint_every": 1, "keep_checkpoints": 12}
+    train(RegressionStage, make_recipe(keep_all, explode_at=6, explode_for=3), tmp_path / "all", resume=False)
+    before, after, next_one = (
+        {
+            file: load_file(tmp_path / "all" / "checkpoints" / f"step_{step:08d}" / f"{file}.safetensors")
+            for file in ("model", "ema", "optimizer")
+        }
+        for step in (6, 9, 10)
+    )
+    for file, tensors in before.items():
+        assert all(torch.equal(after[file][name], tensor) for name, tensor in tensors.items()), file
+        assert not all(torch.equal(next_one[file][name], tensor) for name, tensor in tensors.items()), file
+
+
+def test_an_exploding_loss_is_left_out(tmp_path: Path) -> None:
+    settings = {"steps": 70, "sample_every": 70, "checkpoint_every": 70}
+    run = tmp_path / "run"
+    train(RegressionStage, make_recipe(settings, explode_at=60, explode_for=2, explode_by=100.0), run, resume=False)
+    assert [line["step"] for line in metrics_of(run) if line.get("skipped") == 1] == [61]
+    assert metrics_of(run)[-1]["skipped"] == 2
+
+
+def test_too_many_in_a_row_stop_the_run_with_the_evidence(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = make_recipe({"max_skipped": 3}, explode_at=7)
+    with pytest.raises(ValueError, match=r"^step 10: loss is inf; 3 steps in a row .* evidence is in .*failure: .*\S$"):
+        train(RegressionStage, recipe, run, resume=False)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000005"]
-    assert metrics_of(run)[-1]["step"] == 7
+    assert metrics_of(run)[-1]["step"] == 9
+    report = json.loads((run / "failure" / "failure.json").read_text())
+    assert (report["step"], report["objection"], report["metrics"]["loss"]) == (10, "loss is inf", "inf")
+    batch = load_file(run / "failure" / "batch.safetensors")
+    assert sorted(tensor.shape for tensor in batch.values()) == [(8, 1), (8, 4)]
+
+
+def test_what_was_left_out_is_part_of_a_resume(tmp_path: Path) -> None:
+    """Resumed between two bad steps, the second still makes too many in a row."""
+    keep_all = {"checkpoint_every": 1, "keep_checkpoints": 20}
+    run, explode = tmp_path / "run", {"explode_at": 7, "explode_for": 3}
+    with pytest.raises(ValueError, match="step 10: "):
+        train(RegressionStage, make_recipe(keep_all | {"max_skipped": 3}, **explode), run, resume=False)
+    with pytest.raises(ValueError, match="step 10: "):
+        train(RegressionStage, make_recipe(keep_all | {"max_skipped": 3}, **explode), run, resume=True)
+
+
+def test_killed_at_random_moments_twenty_times(tmp_path: Path) -> None:
+    """SIGKILL whenever it comes, in the middle of writing a checkpoint too: the end is the same to the bit."""
+    recipe = make_recipe({"steps": 800, "checkpoint_every": 2, "sample_every": 400, "schedule": "cosine"}, dropout=0.3)
+    train(RegressionStage, recipe, tmp_path / "whole", resume=False)
+
+    parts, random = tmp_path / "parts", np.random.default_rng(0)
+    kills, reached = 0, 0
+    while kills < 20:
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            train(RegressionStage, recipe, parts, resume=True)
+            os._exit(0)
+        # Once it has written something, after a moment of its own
+        at = reached
+        while at <= reached and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.01)
+            at = max((int(path.name[5:]) for path in (parts / "checkpoints").glob("step_*")), default=0)
+        time.sleep(random.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "finished before it was killed twenty times"
+        kills, reached = kills + 1, at
+    train(RegressionStage, recipe, parts, resume=True)
+
+    same_run(tmp_path / "whole", parts)
+    assert leftovers(parts) == []
+
+
+def test_resumed_on_another_number_of_processes(tmp_path: Path) -> None:
+    train(RegressionStage, make_recipe(), tmp_path / "whole", resume=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER]
+    subprocess.run([*command, str(tmp_path / "run"), make_recipe({"steps": 6}).model_dump_json()], check=True)
+    train(RegressionStage, make_recipe(), tmp_path / "run", resume=True)
+    for here, there in zip(metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "run"), strict=True):
+        here, there = ({key: value for key, value in line.items() if "eval" not in key} for line in (here, there))
+        assert there == pytest.approx(here, rel=1e-4, abs=1e-6)
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
+    """The checkpoint before it stays whole, and a resume goes on from there."""
+    recipe = make_recipe({"steps": 6}, hidden=4000)  # 4 times 100 kB a file
+    run = tmp_path / "run"
+    train(RegressionStage, recipe, run, resume=False)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises(ValueError, match=r"^checkpoint .*step_00000010 could not be written: .*; .*--resume"):
+            train(RegressionStage, make_recipe(hidden=4000), run, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000005", "step_00000006"]
+    train(RegressionStage, make_recipe(hidden=4000), run, resume=True)
+
+
+def test_compilation_and_recomputation_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"train.activation_checkpointing: Sequential has no blocks to recompute"):
+        train(RegressionStage, make_recipe({"activation_checkpointing": True}), tmp_path / "a", resume=False)
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
+    train(RegressionStage, make_recipe({"compile": True}), tmp_path / "compiled", resume=False)
+    train(RegressionStage, make_recipe(), tmp_path / "plain", resume=False)
+    for here, there in zip(metrics_of(tmp_path / "compiled"), metrics_of(tmp_path / "plain"), strict=True):
+        assert there == pytest.approx(here, rel=1e-4, abs=1e-6)
 
 
 def test_precisions_follow_each_other_in_one_process(tmp_path: Path) -> None:

@@ -43,6 +43,26 @@ def test_smoothing_is_unbiased() -> None:
     assert smooth([0.0, 3.0], window=2) == pytest.approx([0.0, 2.0])  # (0 * 1/4 + 3 * 1/2) / (3/4)
 
 
+def test_steps_left_out_are_gaps_in_the_curves() -> None:
+    assert smooth([2.0, float("nan"), 2.0], window=3) == pytest.approx([2.0] * 3)
+    lines = [
+        {"step": i, "loss": loss, "grad_norm": loss, "learning_rate": 0.1} for i, loss in enumerate([1.0, None, 0.5])
+    ]
+    raw = plot_metrics(lines).axes[0].lines[0].get_ydata()
+    assert [value == value for value in raw] == [True, False, True]
+
+
+def test_curves_by_noise_level_gather_in_one_file(tmp_path: Path) -> None:
+    report = Report(tmp_path, make_recipe().train, 0, Display(enabled=False))
+    report.timesteps(1, {})
+    assert not (tmp_path / "timesteps.jsonl").exists()
+    for step in (2, 4, 6, 4):  # the second 4 is a resume from before it: what came after is dropped
+        report.timesteps(step, {"sigma": [0.25, 0.75], "loss": [1.0 / step, 0.5]})
+    report.close()
+    assert [line["step"] for line in read_metrics(tmp_path / "timesteps.jsonl")] == [2, 4]
+    assert (tmp_path / "plots" / "timesteps.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_tracking_passes_items_on(enabled: bool) -> None:
     display = Display(enabled)

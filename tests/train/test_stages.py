@@ -103,6 +103,22 @@ def test_the_result_is_a_pipeline_that_draws(folder: Path) -> None:
     assert picture.size == (32, 32)
 
 
+def test_the_loss_by_noise_level_is_recorded(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "flow" / "timesteps.jsonl").read_text().splitlines()]
+    measured = [line for line in metrics_of(folder / "flow") if "eval/heldout" in line]
+    assert [line["step"] for line in lines] == [line["step"] for line in measured]
+    for line, metrics in zip(lines, measured, strict=True):
+        assert line["sigma"] == [(index + 0.5) / 16 for index in range(16)]
+        assert sum(line["loss"]) / 16 == pytest.approx(metrics["eval/heldout"])
+    assert (folder / "flow" / "plots" / "timesteps.png").exists()
+
+
+def test_recomputed_activations_give_the_same_training(folder: Path, tmp_path: Path) -> None:
+    run_recipe("flow", tmp_path / "run", "train.activation_checkpointing=true", *paths_below(folder))
+    for here, there in zip(metrics_of(folder / "flow"), metrics_of(tmp_path / "run"), strict=True):
+        assert there == pytest.approx(here, rel=1e-3, abs=1e-5)
+
+
 def test_a_resumed_flow_stage_is_the_one_never_interrupted(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_recipe("flow", run, "train.steps=2", *paths_below(folder))

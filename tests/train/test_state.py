@@ -9,6 +9,7 @@ import pytest
 import torch
 from regression import make_recipe
 
+from snapgen.train.guard import Guard
 from snapgen.train.state import (
     Checkpoint,
     TrainState,
@@ -44,7 +45,7 @@ class Tied(torch.nn.Module):
 def make_state(seed: int) -> TrainState:
     torch.manual_seed(seed)
     model = Tied()
-    return TrainState(model, make_optimizer(model, SETTINGS), make_ema(model, SETTINGS))
+    return TrainState(model, make_optimizer(model, SETTINGS), make_ema(model, SETTINGS), Guard(SETTINGS))
 
 
 def take_steps(state: TrainState, first: int, last: int) -> None:
@@ -55,10 +56,11 @@ def take_steps(state: TrainState, first: int, last: int) -> None:
         torch.nn.functional.cross_entropy(state.model(tokens).mT, tokens).backward()
         state.optimizer.step()
         state.ema.step(state.model.parameters())
+        state.guard.accept(1.0 + step)
 
 
 def saved(run: Path, state: TrainState, step: int, keep: int = 9) -> Checkpoint:
-    return Checkpoint(save_checkpoint(run, state, step, {"seed": 1}, keep), step, {"seed": 1})
+    return Checkpoint(save_checkpoint(run, state, step, {"seed": 1}, keep), step, {"seed": 1}, state.guard.state())
 
 
 def test_a_checkpoint_restores_everything(tmp_path: Path) -> None:
@@ -156,4 +158,4 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, state, 1)
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"model.safetensors does not fit this model: .* first is"):
-        TrainState(other, make_optimizer(other, SETTINGS), make_ema(other, SETTINGS)).load(checkpoint)
+        TrainState(other, make_optimizer(other, SETTINGS), make_ema(other, SETTINGS), Guard(SETTINGS)).load(checkpoint)

@@ -22,9 +22,11 @@ import transformers
 import yaml
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, TrainSettings
+from snapgen.train.guard import Guard, save_evidence
 from snapgen.train.report import Display, Report
 from snapgen.train.stage import Context, Stage, derive_seed
 from snapgen.train.state import (
@@ -67,9 +69,10 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
         torch.manual_seed(recipe.seed)
         context = Context(accelerator.device, accelerator.process_index, accelerator.num_processes, run, display.track)
         stage = stage_type(recipe, context)
-        stage.model.train()
+        prepare_network(stage.model, settings)
         model = accelerator.prepare_model(stage.model)
-        state = TrainState(stage.model, make_optimizer(stage.model, settings), make_ema(stage.model, settings))
+        optimizer, ema = make_optimizer(stage.model, settings), make_ema(stage.model, settings)
+        state = TrainState(stage.model, optimizer, ema, Guard(settings))
         start = 0
         if checkpoint is not None:
             state.load(checkpoint)
@@ -82,7 +85,9 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
         for done in range(start, settings.steps):
             step, started = done + 1, time.monotonic()
             torch.manual_seed(derive_seed(recipe.seed, done, accelerator.process_index))
-            metrics, stopping = train_step(accelerator, stage, model, state, done, caught)
+            metrics, stopping, objection = train_step(accelerator, stage, model, state, done, caught)
+            if objection is not None:
+                display.line(f"snapgen: warning: step {step} is left out: {objection} ({state.guard.skipped} so far)")
             seconds = time.monotonic() - started
             metrics["samples_per_second"] = settings.batch_size / seconds
             last = step == settings.steps
@@ -94,11 +99,12 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
                     with state.averaged() as averaged:
                         report.samples(step, stage.draw(averaged))
                         metrics |= {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
+                        report.timesteps(step, stage.timestep_losses(averaged))
                 report.step(step, metrics, seconds)
                 if sampling:
                     report.plot()
                 if last or stopping is not None or step % settings.checkpoint_every == 0:
-                    save_checkpoint(run, state, step, content, settings.keep_checkpoints)
+                    write_checkpoint(run, state, step, content, settings.keep_checkpoints)
             if stopping is not None:
                 accelerator.wait_for_everyone()
                 display.line(f"stopped after step {step} with a checkpoint; --resume continues")
@@ -119,8 +125,11 @@ def train_step(
     state: TrainState,
     done: int,
     caught: set[signal.Signals],
-) -> tuple[dict[str, float], signal.Signals | None]:
-    """One optimiser step after `done` others: its metrics, and the signal on which all processes agree to stop."""
+) -> tuple[dict[str, float], signal.Signals | None, str | None]:
+    """One optimiser step after `done` others.
+
+    Returns its metrics, the signal on which all processes agree to stop, and why it was left out if it was.
+    """
     settings: TrainSettings = stage.recipe.train
     rounds = settings.gradient_accumulation
 
@@ -140,17 +149,38 @@ def train_step(
     means = accelerator.reduce(torch.stack([*sums.values(), *flags]), "mean").tolist()
     metrics = dict(zip(sums, means, strict=False))
     stopping = next((number for number, flag in zip(STOP_SIGNALS, means[len(sums) :], strict=True) if flag), None)
-    refuse_non_finite(metrics, done + 1)
+    objection = state.guard.objection(metrics)
 
-    # Update
-    grad_norm = torch.nn.utils.clip_grad_norm_(stage.model.parameters(), settings.gradient_clip)
-    metrics |= {"grad_norm": grad_norm.item(), "learning_rate": learning_rate(done, settings)}
-    refuse_non_finite(metrics, done + 1)
-    for group in state.optimizer.param_groups:
-        group["lr"] = metrics["learning_rate"]
-    state.optimizer.step()
-    state.ema.step(stage.model.parameters())
-    return metrics, stopping
+    # Update, or not
+    grad_norm = torch.nn.utils.clip_grad_norm_(stage.model.parameters(), settings.gradient_clip).item()
+    objection = objection or state.guard.objection(metrics | {"grad_norm": grad_norm})
+    metrics |= {"grad_norm": grad_norm, "learning_rate": learning_rate(done, settings)}
+    if objection is None:
+        for group in state.optimizer.param_groups:
+            group["lr"] = metrics["learning_rate"]
+        state.optimizer.step()
+        state.ema.step(stage.model.parameters())
+        state.guard.accept(metrics["loss"])
+    elif state.guard.skip():
+        where = ""
+        if accelerator.is_main_process:
+            where = f"; the evidence is in {save_evidence(stage.context.run, done + 1, objection, metrics, batch)}"
+        raise ValueError(
+            f"step {done + 1}: {objection}; {state.guard.in_a_row} steps in a row were left out and training stopped, "
+            f"the last checkpoint is intact{where}: look at the data, or lower train.learning_rate"
+        )
+    return metrics | ({"skipped": state.guard.skipped} if state.guard.skipped else {}), stopping, objection
+
+
+def write_checkpoint(run: Path, state: TrainState, step: int, content: dict[str, Any], keep: int) -> None:
+    """`save_checkpoint`, with one line for a disk that is full or gone."""
+    try:
+        save_checkpoint(run, state, step, content, keep)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"checkpoint {run / 'checkpoints'}/step_{step:08d} could not be written: {' '.join(str(error).split())}; "
+            "those before it are intact: make room, then continue with --resume"
+        ) from error
 
 
 def learning_rate(done: int, settings: TrainSettings) -> float:
@@ -162,14 +192,17 @@ def learning_rate(done: int, settings: TrainSettings) -> float:
     return settings.learning_rate * factor[settings.schedule]
 
 
-def refuse_non_finite(metrics: dict[str, float], step: int) -> None:
-    """Stops before a value that is not finite reaches the weights."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise ValueError(
-                f"step {step}: {name} is {value}; training stopped before the update, the last checkpoint is intact: "
-                "lower train.learning_rate or train.gradient_clip"
+def prepare_network(network: torch.nn.Module, settings: TrainSettings) -> None:
+    """Training mode, activation checkpointing and compilation, as the recipe asks."""
+    network.train()
+    if settings.activation_checkpointing:
+        if not getattr(network, "_supports_gradient_checkpointing", False):
+            raise RecipeError(
+                f"train.activation_checkpointing: {type(network).__name__} has no blocks to recompute; leave it out"
             )
+        network.enable_gradient_checkpointing()  # type: ignore[operator]
+    if settings.compile:
+        network.compile()
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:

@@ -120,6 +120,17 @@ class Report:
             image.save(temporary)
         self.writer.add_image("samples", numpy.asarray(image.convert("RGB")), step, dataformats="HWC")
 
+    def timesteps(self, step: int, losses: Mapping[str, list[float]]) -> None:
+        """Adds a line to timesteps.jsonl and draws all of them, as Fig. 6 does; nothing if there are no losses."""
+        if not losses:
+            return
+        path = self.run / "timesteps.jsonl"
+        lines = [line for line in read_metrics(path) if line["step"] < step] + [{"step": step, **losses}]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with atomic_file(self.run / "plots" / "timesteps.png") as temporary:
+            plot_timesteps(lines).savefig(temporary, dpi=120)
+
     def plot(self) -> None:
         """Draws the curves anew from metrics.jsonl."""
         lines = read_metrics(self.metrics)
@@ -151,14 +162,15 @@ def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
     axes = figure.subplots(2 + bool(evaluated), 1, sharex=True)
     steps = [line["step"] for line in lines]
 
-    losses = [line["loss"] for line in lines]
+    losses = _finite(lines, "loss")
     axes[0].plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes[0].plot(steps, smooth(losses, window=max(1, len(losses) // 50)), color="tab:blue", label="loss, smoothed")
-    if min(losses) > 0 and max(losses) > 10 * min(losses):
+    if numpy.nanmin(losses) > 0 and numpy.nanmax(losses) > 10 * numpy.nanmin(losses):
         axes[0].set_yscale("log")
 
-    axes[1].plot(steps, [line["grad_norm"] for line in lines], color="tab:orange", linewidth=0.8, label="grad_norm")
-    if min(line["grad_norm"] for line in lines) > 0:
+    norms = _finite(lines, "grad_norm")
+    axes[1].plot(steps, norms, color="tab:orange", linewidth=0.8, label="grad_norm")
+    if numpy.nanmin(norms) > 0:
         axes[1].set_yscale("log")
     rate = axes[1].twinx()
     rate.plot(steps, [line["learning_rate"] for line in lines], color="tab:green", label="learning_rate")
@@ -175,11 +187,35 @@ def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def plot_timesteps(lines: list[dict[str, Any]]) -> Figure:
+    """Losses by noise level after Fig. 6, a panel a loss: the latest curve strong, those before it fading."""
+    names = [name for name in lines[-1] if name not in ("step", "sigma")]
+    figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for age, line in enumerate(reversed(lines)):
+            strength = 1.0 if age == 0 else max(0.1, 0.5 - 0.05 * age)
+            label = f"step {line['step']}" if age in (0, len(lines) - 1) else None
+            axes.plot(line["sigma"], line[name], "o-", markersize=2, color="tab:blue", alpha=strength, label=label)
+        axes.set(xlabel="sigma", ylabel=name)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _finite(lines: list[dict[str, Any]], key: str) -> list[float]:
+    """The values of `key`, NaN where there was none that is finite."""
+    return [math.nan if line[key] is None else line[key] for line in lines]
+
+
 def smooth(values: list[float], window: int) -> list[float]:
-    """Exponential moving average over about `window` values, without the pull of its start towards 0."""
+    """Exponential moving average over about `window` values, without the pull of its start towards 0.
+
+    A NaN counts for nothing: the average stays.
+    """
     keep, average, weight, result = 1 - 1 / window, 0.0, 0.0, []
     for value in values:
-        average = keep * average + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        result.append(average / weight)
+        if not math.isnan(value):
+            average = keep * average + (1 - keep) * value
+            weight = keep * weight + (1 - keep)
+        result.append(average / weight if weight else math.nan)
     return result

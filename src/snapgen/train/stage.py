@@ -89,3 +89,10 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
     def metrics(self, model: ModelType) -> dict[str, float]:
         """Evaluation at sample time, called as `draw` is; logged as `eval/<name>`."""
         return {}
+
+    def timestep_losses(self, model: ModelType) -> dict[str, list[float]]:
+        """Losses by noise level, called as `metrics` is: "sigma", rising, and one list as long for every loss.
+
+        Empty for a stage without noise levels. Fig. 6 draws them.
+        """
+        return {}

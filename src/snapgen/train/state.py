@@ -1,7 +1,7 @@
 """Checkpoints of the training loop: everything an exact resume needs, in safetensors and JSON, nothing pickled.
 
 A checkpoint is a folder `checkpoints/step_00000500` with `model`, `ema` and `optimizer` .safetensors and a
-`state.json` that holds the step, the recipe and the SHA-256 of the three files.
+`state.json` that holds the step, the recipe, the guard's numbers and the SHA-256 of the three files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from snapgen.config import RecipeError, TrainSettings
+from snapgen.train.guard import Guard
 from snapgen.weights import atomic_folder, load_file, manifest, save_file_atomic
 
 # What a resume may change without becoming another training.
@@ -34,6 +35,7 @@ class Checkpoint:
     folder: Path
     step: int  # optimiser steps done
     recipe: dict[str, Any]
+    guard: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class TrainState:
     model: torch.nn.Module  # unwrapped
     optimizer: torch.optim.AdamW
     ema: EMAModel
+    guard: Guard
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of each file of a checkpoint, live (not copied), by name."""
@@ -69,7 +72,8 @@ class TrainState:
         for file, targets in self.tensors().items():
             path = checkpoint.folder / f"{file}.safetensors"
             _copy_into(targets, moments if file == "optimizer" else load_file(path), path)
-        self.ema.optimization_step = checkpoint.step
+        self.guard.load(checkpoint.guard)
+        self.ema.optimization_step = self.guard.accepted
 
     @contextmanager
     def averaged(self) -> Iterator[torch.nn.Module]:
@@ -96,8 +100,14 @@ def make_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.opt
 
 
 def make_ema(model: torch.nn.Module, settings: TrainSettings) -> EMAModel:
-    """The moving average: after n steps, decay = min(ema_decay, 1 - n^(-3/4)), so that it follows early training."""
-    return EMAModel(model.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+    """The moving average: after n steps, decay = min(ema_decay, 1 - n^-power), so that it follows early training.
+
+    Without a power the decay is constant.
+    """
+    decay, power = settings.ema_decay, settings.ema_power
+    if power is None:
+        return EMAModel(model.parameters(), decay=decay, min_decay=decay, foreach=True)
+    return EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=power, foreach=True)
 
 
 def save_checkpoint(run: Path, state: TrainState, step: int, recipe: Mapping[str, Any], keep: int) -> Path:
@@ -106,7 +116,7 @@ def save_checkpoint(run: Path, state: TrainState, step: int, recipe: Mapping[str
     with atomic_folder(folder) as temporary:
         for file, tensors in state.tensors().items():
             save_file_atomic(tensors, temporary / f"{file}.safetensors")
-        content = {"step": step, "files": manifest(temporary), "recipe": dict(recipe)}
+        content = {"step": step, "files": manifest(temporary), "recipe": dict(recipe), "guard": state.guard.state()}
         (temporary / "state.json").write_text(json.dumps(content, indent=1))
     # Newer ones can only be damaged ones that a resume skipped: they must not push good ones out.
     older = [path for path in checkpoint_folders(run) if path.name <= folder.name]
@@ -125,7 +135,7 @@ def newest_checkpoint(run: Path, warn: Callable[[str], None]) -> Checkpoint | No
     for folder in reversed(checkpoint_folders(run)):
         try:
             content = json.loads((folder / "state.json").read_text())
-            checkpoint = Checkpoint(folder, int(content["step"]), content["recipe"])
+            checkpoint = Checkpoint(folder, int(content["step"]), content["recipe"], content["guard"])
             found = {name: digest for name, digest in manifest(folder).items() if name != "state.json"}
             damaged = sorted(set(content["files"].items()) ^ set(found.items()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

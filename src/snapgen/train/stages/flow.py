@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from snapgen.text.encoder import TransformersTextEncoder
 from snapgen.train.stage import Context, Stage, derive_seed
 
 VALIDATION_COUNT = 128
+TIMESTEP_BINS = 16  # of the curve of losses by noise level; divides VALIDATION_COUNT
 
 
 class TimestepSettings(Settings):
@@ -152,13 +152,18 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 2."""
+        return {"loss": self._losses(model, batch).mean()}
+
+    def _losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Eq. 2 for each sample, shape B."""
         x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
         x = interpolate(x0, noise, sigmas)
-        # The CPU's fused attention is several times slower backwards than its plain form.
-        plain = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext()
-        with plain:
+        # The CPU's fused attention is several times slower backwards than its plain form. Activations are recomputed
+        # outside this function, where the choice would be another.
+        plain = x.device.type == "cpu" and not self.recipe.train.activation_checkpointing
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             velocity = model(x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], return_dict=False)[0]
-        return {"loss": F.mse_loss(velocity.float(), velocity_target(x0, noise))}
+        return (velocity.float() - velocity_target(x0, noise)).square().flatten(1).mean(dim=1)
 
     @cached_property
     def _heldout(self) -> dict[str, Tensor]:
@@ -174,8 +179,14 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
     @torch.no_grad()
     def metrics(self, model: SnapGenUNet) -> dict[str, float]:
         """The loss on held-out compositions, always with the same noise."""
+        return {"heldout": float(np.mean(self.timestep_losses(model)["loss"]))}
+
+    @torch.no_grad()
+    def timestep_losses(self, model: SnapGenUNet) -> dict[str, list[float]]:
+        """The same by noise level, in `TIMESTEP_BINS` equal parts of [0, 1]."""
         with self._autocast():
-            return {"heldout": self.loss(model, self._heldout)["loss"].item()}
+            losses = self._losses(model, self._heldout).reshape(TIMESTEP_BINS, -1).mean(dim=1)
+        return {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)], "loss": losses.tolist()}
 
     def pipeline(self, unet: SnapGenUNet) -> SnapGenPipeline:
         """The whole model around `unet`."""

@@ -1,0 +1,77 @@
+"""A run that defends itself: a step that would spoil the weights is left out and counted; too many stop the run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import keystr, tree_flatten_with_path
+
+from snapgen.config import TrainSettings
+from snapgen.weights import atomic_folder, save_file_atomic
+
+SETTLED = 50  # accepted steps after which a loss is held against the average of those before
+KEEP = 0.98  # of the average, at every accepted step
+
+
+class Guard:
+    """Judges every step by its metrics, the same on all processes. Its numbers are part of a checkpoint."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.settings = settings
+        self.average = 0.0  # of the loss, over accepted steps
+        self.accepted = self.skipped = self.in_a_row = 0
+
+    def state(self) -> dict[str, float]:
+        """What `load` takes."""
+        return {name: value for name, value in vars(self).items() if name != "settings"}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """Continues from another guard's `state`."""
+        vars(self).update(state)
+
+    def objection(self, metrics: Mapping[str, float]) -> str | None:
+        """Why a step with these metrics must not reach the weights; None if it may."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+        loss, factor = metrics["loss"], self.settings.skip_factor
+        if self.accepted >= SETTLED and self.average > 0 and loss > factor * self.average:
+            return f"loss is {loss:.4g}, more than {factor:g} times its average {self.average:.4g}"
+        return None
+
+    def accept(self, loss: float) -> None:
+        """Notes a step that reached the weights."""
+        keep = min(KEEP, self.accepted / (self.accepted + 1))  # a plain mean at first
+        self.average = keep * self.average + (1 - keep) * loss
+        self.accepted += 1
+        self.in_a_row = 0
+
+    def skip(self) -> bool:
+        """Notes a step that was left out; True when that makes too many in a row."""
+        self.skipped += 1
+        self.in_a_row += 1
+        return self.in_a_row >= self.settings.max_skipped
+
+
+def save_evidence(run: Path, step: int, objection: str, metrics: Mapping[str, float], batch: Any) -> Path:
+    """Writes `run/failure`: the last batch of this process as safetensors, and what was found wrong with the step."""
+    tensors = {
+        keystr(path).strip("[].'\"") or "batch": leaf.detach().cpu().clone()
+        for path, leaf in tree_flatten_with_path(batch)[0]
+        if isinstance(leaf, torch.Tensor)
+    }
+    folder = run / "failure"
+    with atomic_folder(folder) as temporary:
+        save_file_atomic(tensors, temporary / "batch.safetensors")
+        report = {
+            "step": step,
+            "objection": objection,
+            "metrics": {name: str(value) for name, value in metrics.items()},
+        }
+        (temporary / "failure.json").write_text(json.dumps(report, indent=1))
+    return folder
