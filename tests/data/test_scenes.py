@@ -255,3 +255,15 @@ def test_another_file_is_not_taken_for_the_font(tmp_path: Path) -> None:
 
 def test_the_font_has_a_hash_to_record() -> None:
     assert len(font_sha256()) == 64
+
+
+def test_snapped_objects_stand_on_the_grid() -> None:
+    free, snapped = (SceneSource(SceneSettings(resolution=128, count=200, snap=snap)) for snap in (1, 8))
+    for index in range(200):
+        scene = snapped.scene(index)
+        assert scene == free.scene(index)  # the truth is the same, only the drawing moves
+        for (left, top, right, bottom), before in zip(snapped.boxes(scene), free.boxes(scene), strict=True):
+            assert left % 8 == top % 8 == 0 and max(right - left, bottom - top) % 8 == 0
+            assert left >= 0 and top >= 0 and right <= 128 and bottom <= 128
+            assert max(abs(left - before[0]), abs(top - before[1])) < 12
+    assert snapped.image(0).shape == (128, 128, 3)

@@ -38,6 +38,7 @@ class SceneSettings(Settings):
     seed: int = Field(default=0, ge=0)
     split: Split = "train"
     mixture: dict[Category, float] = DEFAULT_MIXTURE  # weights, need not sum to 1; a category left out is not drawn
+    snap: int = Field(default=1, ge=1)  # px: sides and corners of objects are multiples of it
     font: str | None = None  # path of NotoColorEmoji.ttf; looked up if not given
 
     @field_validator("mixture")
@@ -105,11 +106,13 @@ class SceneSource:
 
     def _box(self, placed: Placed) -> tuple[int, int, int, int, int]:
         """The box, and the longer side in px."""
-        resolution = self.settings.resolution
-        side = max(1, int(placed.size * resolution))
+        resolution, snap = self.settings.resolution, self.settings.snap
+        side = max(snap, int(placed.size * resolution) // snap * snap)
         width, height = self._sheet().box(placed.name, side)
-        left = int(placed.x * resolution - width / 2 + 0.5)
-        top = int(placed.y * resolution - height / 2 + 0.5)
+        left, top = (
+            min(int((centre * resolution - length / 2) / snap + 0.5), (resolution - length) // snap) * snap
+            for centre, length in ((placed.x, width), (placed.y, height))
+        )
         return left, top, left + width, top + height, side
 
     def _sheet(self) -> SpriteSheet:
