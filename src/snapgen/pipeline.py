@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from snapgen.flow.guidance import Velocity, conditional, guided
@@ -27,6 +28,14 @@ MAX_STEPS = 1000
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
+def bundled_folder() -> Path:
+    """Where the package keeps the miniature's weights."""
+    folder = Path(str(files("snapgen") / "bundled"))
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"the package has no bundled weights in {folder}; name a model folder instead")
+    return folder
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether `device` has instructions for products of bf16 matrices: without them bf16 is slower than fp32."""
     if device.type == "cuda":
@@ -37,7 +46,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-class SnapGenPipeline(DiffusionPipeline):
+class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Text to image with `SnapGenUNet` and `SnapGenAutoencoder`.
 
     One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three as Stable
@@ -87,9 +96,7 @@ class SnapGenPipeline(DiffusionPipeline):
     @classmethod
     def bundled(cls) -> SnapGenPipeline:
         """The miniature whose weights ship in the package, on the CPU in fp32."""
-        folder = Path(str(files("snapgen") / "bundled"))
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"the package has no bundled weights in {folder}; name a model folder instead")
+        folder = bundled_folder()
         pipeline: SnapGenPipeline = cls.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return pipeline
 

@@ -298,3 +298,34 @@ def test_an_unknown_hub_name_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
     err = capfd.readouterr().err
     assert err.startswith("snapgen: error: 'nobody/nothing' is no folder here, and the hub does not hand it out")
     assert err.count("\n") == 1
+
+
+def test_adapters_change_the_picture(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from peft.utils import get_peft_model_state_dict
+
+    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.train.stages.flow import LoraSettings, add_adapters
+
+    torch.manual_seed(0)
+    pipeline = SnapGenPipeline.from_pretrained(tiny_model)
+    add_adapters(pipeline.unet, LoraSettings(rank=2))
+    for name, parameter in pipeline.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapters = tmp_path / "adapters"
+    SnapGenPipeline.save_lora_weights(adapters, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+    drawn = []
+    capsys.readouterr()
+    for index, options in enumerate(([], ["--lora", str(adapters)], ["--optimize"])):
+        out = tmp_path / f"{index}.png"
+        assert run(["generate", "a cat", "-o", str(out), "--model", str(tiny_model), "--steps", "2", *options]) == 0
+        drawn.append(out.read_bytes())
+    assert capsys.readouterr().err == ""
+    assert len(set(drawn)) == 3
+
+    (adapters / "pytorch_lora_weights.safetensors").write_bytes(b"nothing")
+    for folder, message in ((adapters, "does not fit the model"), (tmp_path, "expected a folder with pytorch_lora")):
+        assert run(["generate", "a cat", "-o", str(tmp_path / "x.png"), "--lora", str(folder)]) != 0
+        error = capsys.readouterr().err
+        assert error.startswith("snapgen: error: --lora") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()

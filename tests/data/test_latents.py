@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from snapgen.data import BadSampleError
 from snapgen.data.latents import BATCH, LatentCache, fingerprint
 from snapgen.data.pictures import random_crop, to_tensor, to_uint8
 
@@ -22,6 +23,9 @@ class Numbers:
 
     def image(self, index: int) -> np.ndarray:
         return np.full((16, 8, 3), index, np.uint8)
+
+    def signature(self) -> Any:
+        return COUNT
 
     def caption(self, index: int, variant: int) -> str:
         return str(index)
@@ -59,38 +63,60 @@ def expected() -> torch.Tensor:
 
 def test_every_picture_is_encoded_once(cache: Callable[[], LatentCache]) -> None:
     encoder = Encoder()
-    cache().build(encoder, 0, 1, silent)
+    cache().build(encoder, 0, 1, silent, print)
     assert encoder.seen == list(range(COUNT))
-    latents = cache().load()
+    latents, indices = cache().load()
+    assert indices.tolist() == list(range(COUNT))
     assert latents.dtype == torch.float16
     torch.testing.assert_close(latents, expected())
     assert len(list(cache().folder.iterdir())) == 3
     again = Encoder()
-    cache().build(again, 0, 1, silent)
+    cache().build(again, 0, 1, silent, print)
     assert again.seen == []
 
 
 def test_an_interrupted_build_goes_on(cache: Callable[[], LatentCache]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        cache().build(Encoder(enough=SHARD + BATCH), 0, 1, silent)  # in the middle of the second shard
+        cache().build(Encoder(enough=SHARD + BATCH), 0, 1, silent, print)  # in the middle of the second shard
     assert [path.name for path in cache().folder.iterdir()] == ["latents_00000.safetensors"]
     encoder = Encoder()
-    cache().build(encoder, 0, 1, silent)
+    cache().build(encoder, 0, 1, silent, print)
     assert encoder.seen == list(range(SHARD, COUNT))
-    torch.testing.assert_close(cache().load(), expected())
+    torch.testing.assert_close(cache().load()[0], expected())
 
 
 def test_processes_share_the_shards(cache: Callable[[], LatentCache]) -> None:
     encoders = [Encoder(), Encoder()]
     for rank in (1, 0):
-        cache().build(encoders[rank], rank, 2, silent)
+        cache().build(encoders[rank], rank, 2, silent, print)
     assert encoders[0].seen == [*range(SHARD), *range(2 * SHARD, COUNT)]
     assert encoders[1].seen == list(range(SHARD, 2 * SHARD))
-    torch.testing.assert_close(cache().load(), expected())
+    torch.testing.assert_close(cache().load()[0], expected())
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_named(
+    cache: Callable[[], LatentCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def image(source: Numbers, index: int) -> np.ndarray:
+        if index in (3, 41, 42):
+            raise BadSampleError(f"picture {index} cannot be read")
+        return np.full((16, 8, 3), index, np.uint8)
+
+    monkeypatch.setattr(Numbers, "image", image)
+    warnings: list[str] = []
+    cache().build(Encoder(), 0, 1, silent, warnings.append)
+    assert warnings == [f"picture {index} cannot be read; it is left out" for index in (3, 41, 42)]
+    latents, indices = cache().load()
+    assert indices.tolist() == [index for index in range(COUNT) if index not in (3, 41, 42)]
+    torch.testing.assert_close(latents, expected()[indices])
+
+    monkeypatch.setattr("snapgen.data.latents.SHARD", 1)
+    with pytest.raises(ValueError, match="none of the pictures 3 to 3 can be read"):
+        LatentCache(Numbers(), cache().folder.parent / "other").build(Encoder(), 0, 1, silent, print)
 
 
 def test_a_damaged_shard_is_named(cache: Callable[[], LatentCache]) -> None:
-    cache().build(Encoder(), 0, 1, silent)
+    cache().build(Encoder(), 0, 1, silent, print)
     path = cache().folder / "latents_00001.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="latents_00001.safetensors is damaged"):

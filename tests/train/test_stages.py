@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from snapgen.config import RecipeError, parse_recipe, read_recipe
 from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline import SnapGenPipeline, bundled_folder
 from snapgen.train.loop import train
 from snapgen.train.stage import Context
 from snapgen.train.stages import load_stage
-from snapgen.train.stages.flow import FlowStage
+from snapgen.train.stages.flow import FlowStage, locate
 from snapgen.weights import load_file, sha256
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -225,3 +226,62 @@ def test_training_shows_no_bars_of_the_libraries(
     err = capfd.readouterr().err
     assert not [line for line in ("Loading weights", "Writing model shards", "Loading pipeline") if line in err]
     assert "the text encoder reads" not in err
+
+
+def lora_overrides(folder: Path) -> list[str]:
+    examples = RECIPES.parent / "examples" / "unicorns"
+    return [*paths_below(folder), f"initial={folder / 'flow' / 'model'}", f"data.path={examples}"]
+
+
+def test_adapters_are_trained_saved_and_loaded(folder: Path, tmp_path: Path) -> None:
+    """The adapted pipeline draws what the stage drew at its end; without the adapters it is the one before."""
+    adapters = run_recipe("lora", tmp_path / "lora", *lora_overrides(folder))
+    files = {path.name for path in adapters.iterdir()}
+    assert files == {"pytorch_lora_weights.safetensors", "provenance.json"}
+    tensors = load_file(adapters / "pytorch_lora_weights.safetensors")
+    assert tensors and all("lora_A" in name or "lora_B" in name for name in tensors)
+    assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+
+    pipeline = SnapGenPipeline.from_pretrained(folder / "flow" / "model")
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw() -> np.ndarray:
+        generator = [torch.Generator().manual_seed(0)]
+        return np.asarray(pipeline("a unicorn", generator=generator, output_type="np").images)
+
+    before = draw()
+    pipeline.load_lora_weights(adapters)
+    drawn = np.asarray(Image.open(tmp_path / "lora" / "samples" / "step_00000004.png").convert("RGB"))
+    adapted = draw()
+    assert np.abs(adapted - before).max() > 1e-3
+    picture = np.round(adapted[0] * 255).astype(int)
+    found = [
+        np.abs(drawn[top : top + 32, left : left + 32].astype(int) - picture).max()
+        for top in range(drawn.shape[0] - 31)
+        for left in range(drawn.shape[1] - 31)
+    ]
+    assert min(found) <= 3  # the sheet was drawn under autocast or not, of the same weights
+    pipeline.unload_lora_weights()
+    assert np.array_equal(draw(), before)
+
+
+def test_a_resumed_lora_run_is_the_one_never_interrupted(folder: Path, tmp_path: Path) -> None:
+    whole = run_recipe("lora", tmp_path / "whole", *lora_overrides(folder))
+    run_recipe("lora", tmp_path / "parts", *lora_overrides(folder), "train.steps=2")
+    parts = run_recipe("lora", tmp_path / "parts", *lora_overrides(folder), resume=True)
+    name = "pytorch_lora_weights.safetensors"
+    assert sha256(whole / name) == sha256(parts / name)
+
+
+def test_lora_settings_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="lora needs initial"):
+        recipe_of(RECIPES / "debug" / "flow.yaml", "lora={}")
+    with pytest.raises(RecipeError, match=r"lora.targets \['nothing'\]: .*not found"):
+        run_recipe("lora", tmp_path / "run", *lora_overrides(folder), "lora.targets=[nothing]")
+
+
+def test_the_bundled_model_can_be_started_from(tmp_path: Path) -> None:
+    assert locate("initial", Path("mini")) == bundled_folder()
+    assert locate("autoencoder", Path("mini"), "vae") == bundled_folder() / "vae"
+    with pytest.raises(RecipeError, match="text: folder .*nowhere does not exist"):
+        locate("text", tmp_path / "nowhere")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen.cli.model import BUNDLED, check_model_name, load_pipeline
+from snapgen.cli.model import BUNDLED, check_model_name, load_adapters, load_pipeline
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def generate(
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Width and height in pixels; the model's own if not given.")
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Adapters that `snapgen train` made with a lora: setting.")
+    ] = None,
     optimize: Annotated[
         bool, typer.Option("--optimize", help="Compute in bf16, compiled on a GPU: faster, other rounding.")
     ] = False,
@@ -71,6 +74,8 @@ def generate(
     destination = choose_destination(out, len(requests))
 
     pipeline = load_pipeline(model)
+    if lora is not None:
+        load_adapters(pipeline, lora)
     if optimize:
         pipeline.optimize()
     given = {"num_inference_steps": steps, "guidance_scale": guidance, "width": width, "height": height}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BUNDLED = "mini"  # the model that comes with the package
 INDEX = "model_index.json"
+ADAPTERS = "pytorch_lora_weights.safetensors"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 
 
@@ -57,6 +58,22 @@ def load_pipeline(model: str) -> SnapGenPipeline:
         pipeline = _load_folder(Path(folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
+    """Give `pipeline` the adapters in `folder`; ValueError if there are none, or they belong to another network."""
+    from importlib.util import find_spec
+
+    if find_spec("peft") is None:
+        raise ValueError("--lora needs peft: pip install peft")
+    if not (folder / ADAPTERS).is_file():
+        raise ValueError(f"--lora {folder}: expected a folder with {ADAPTERS}, as `snapgen train` writes it")
+    try:
+        # Not load_lora_weights: it warns that the text encoder, which is frozen here, has no adapters.
+        state, alphas, metadata = pipeline.lora_state_dict(folder, weight_name=ADAPTERS, return_lora_metadata=True)
+        pipeline.load_lora_into_unet(state, alphas, pipeline.unet, metadata=metadata, _pipeline=pipeline)
+    except Exception as error:  # diffusers, peft and safetensors each have their own
+        raise ValueError(f"--lora {folder} does not fit the model: {' '.join(str(error).split())[:300]}") from error
 
 
 def _load_folder(folder: Path) -> SnapGenPipeline:

@@ -9,7 +9,12 @@ import numpy as np
 
 SOURCES = {  # the recipe's `data.source` -> module:class, imported when opened
     "scenes": "snapgen.data.scenes:SceneSource",
+    "folder": "snapgen.data.folder:FolderSource",
 }
+
+
+class BadSampleError(ValueError):
+    """A picture that cannot be read; the message names it."""
 
 
 class Source(Protocol):
@@ -20,7 +25,11 @@ class Source(Protocol):
         ...
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 H W 3, sRGB; a function of (settings, index) alone."""
+        """uint8 H W 3, sRGB; a function of (settings, index) alone. Raises `BadSampleError`."""
+        ...
+
+    def signature(self) -> Any:
+        """A JSON value that changes when any picture may have."""
         ...
 
     def caption(self, index: int, variant: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snapgen.data import Source
+from snapgen.data import BadSampleError, Source
 from snapgen.data.pictures import to_tensor
 from snapgen.weights import load_file, save_file_atomic
 
@@ -45,18 +45,38 @@ class LatentCache:
         return self.folder / f"latents_{shard:05d}.safetensors"
 
     @torch.no_grad()
-    def build(self, encode: Callable[[Tensor], Tensor], rank: int, world: int, progress: Progress) -> None:
-        """Write this process's missing shards. `encode`: pictures B 3 H W in [-1, 1] -> latents B C h w."""
+    def build(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        rank: int,
+        world: int,
+        progress: Progress,
+        warn: Callable[[str], object],
+    ) -> None:
+        """Write this process's missing shards. `encode`: pictures B 3 H W in [-1, 1] -> latents B C h w.
+
+        Pictures that cannot be read are left out, and named to `warn`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [shard for shard in range(rank, self.shards, world) if not self._path(shard).exists()]
         for shard in progress(missing, "encoding pictures", len(missing)):
             indices = range(shard * SHARD, min((shard + 1) * SHARD, len(self.source)))
-            latents = []
+            latents, kept = [], []
             for start in range(indices.start, indices.stop, BATCH):
-                part = range(start, min(start + BATCH, indices.stop))
-                latents.append(encode(to_tensor([self.source.image(index) for index in part])).half().cpu())
-            save_file_atomic({"latents": torch.cat(latents)}, self._path(shard))
+                pictures = []
+                for index in range(start, min(start + BATCH, indices.stop)):
+                    try:
+                        pictures.append(self.source.image(index))
+                        kept.append(index)
+                    except BadSampleError as error:
+                        warn(f"{error}; it is left out")
+                if pictures:
+                    latents.append(encode(to_tensor(pictures)).half().cpu())
+            if not latents:
+                raise ValueError(f"none of the pictures {indices.start} to {indices.stop - 1} can be read")
+            save_file_atomic({"latents": torch.cat(latents), "indices": torch.tensor(kept)}, self._path(shard))
 
-    def load(self) -> Tensor:
-        """All latents, fp16, len(source) C h w."""
-        return torch.cat([load_file(self._path(shard))["latents"] for shard in range(self.shards)])
+    def load(self) -> tuple[Tensor, Tensor]:
+        """The latents of all pictures that could be read, fp16, N C h w, and the pictures' indices, N."""
+        shards = [load_file(self._path(shard)) for shard in range(self.shards)]
+        return torch.cat([shard["latents"] for shard in shards]), torch.cat([shard["indices"] for shard in shards])

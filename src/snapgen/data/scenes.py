@@ -50,6 +50,10 @@ class SceneSettings(Settings):
             raise ValueError("at least one category needs a weight above 0")
         return mixture
 
+    def validation(self, count: int) -> SceneSettings:
+        """`count` scenes of held-out compositions."""
+        return self.model_copy(update={"split": "heldout", "seed": self.seed + 1, "count": count})
+
 
 class SceneSource:
     """The source "scenes": `scene(index)` is the truth that `image` draws and `caption` tells."""
@@ -68,6 +72,10 @@ class SceneSource:
     def __getstate__(self) -> dict[str, Any]:
         # A font handle cannot go to a worker process; the worker opens its own.
         return self.__dict__ | {"_sprites": None}
+
+    def signature(self) -> Any:
+        """The settings, of which the pictures are a function."""
+        return self.settings.model_dump(mode="json")
 
     def _rng(self, stream: int, index: int, variant: int = 0) -> np.random.Generator:
         if not 0 <= index < len(self):

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -66,7 +67,7 @@ class UNetLayer(nn.Module):
         return x if self.transformer is None else self.transformer(x, context, mask, rotary)
 
 
-class SnapGenUNet(ModelMixin, ConfigMixin):
+class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the velocity `eps - x_0` (Eq. 2) of a noisy latent, given the time and text states.
 
     The arguments are the configuration; `snapgen.models.presets` names the ones that are used.

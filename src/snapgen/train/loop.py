@@ -67,7 +67,14 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
 
         # Stage, model, optimiser, moving average
         torch.manual_seed(recipe.seed)
-        context = Context(accelerator.device, accelerator.process_index, accelerator.num_processes, run, display.track)
+        context = Context(
+            accelerator.device,
+            accelerator.process_index,
+            accelerator.num_processes,
+            run,
+            display.track,
+            lambda text: print(f"snapgen: warning: {text}", file=sys.stderr, flush=True),  # of any process
+        )
         stage = stage_type(recipe, context)
         prepare_network(stage.model, settings)
         model = accelerator.prepare_model(stage.model)

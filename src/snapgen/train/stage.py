@@ -25,6 +25,7 @@ class Context:
     world: int  # processes that share a batch
     run: Path  # the run folder
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, description, total) -> the same items, shown
+    warn: Callable[[str], object] = lambda text: None  # one line about something that training gets over
 
 
 def derive_seed(*numbers: int) -> int:

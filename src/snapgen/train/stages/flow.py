@@ -5,18 +5,19 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModel, AutoTokenizer
 
 from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data import open_source
+from snapgen.data.folder import FolderSettings
 from snapgen.data.latents import LatentCache, fingerprint
 from snapgen.data.pictures import to_tensor
 from snapgen.data.preview import contact_sheet
@@ -26,9 +27,11 @@ from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.presets import create_unet
 from snapgen.models.unet import SnapGenUNet
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline import SnapGenPipeline, bundled_folder
 from snapgen.text.encoder import TransformersTextEncoder
 from snapgen.train.stage import Context, Stage, derive_seed
+
+DataSettings = Annotated[SceneSettings | FolderSettings, Field(discriminator="source")]
 
 VALIDATION_COUNT = 128
 TIMESTEP_BINS = 16  # of the curve of losses by noise level; divides VALIDATION_COUNT
@@ -42,21 +45,36 @@ class TimestepSettings(Settings):
     shift: float = Field(default=3.0, gt=0)
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al. 2021) on linear layers; everything else stays frozen."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=16.0, gt=0)  # the adapter's output is scaled by alpha / rank
+    targets: tuple[str, ...] = ("to_q", "to_kv", "to_out", "proj_in", "proj_out")  # names of layers
+
+
 class FlowRecipe(Recipe):
     """Settings of the `flow` stage."""
 
     stage: Literal["flow"]
     model: str  # UNet preset
-    autoencoder: Path  # diffusers folder of a SnapGenAutoencoder
+    autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; here and below, "mini" is the bundled model's
     text: Path  # folder with text_encoder/ and tokenizer/
-    data: SceneSettings
+    data: DataSettings
     cache: Path  # folder for the latents of data.count pictures
     initial: Path | None = None  # pipeline folder whose UNet weights to start from
+    lora: LoraSettings | None = None  # train adapters of `initial` instead of the whole UNet
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of captions replaced by the empty prompt
     timesteps: TimestepSettings = TimestepSettings()
     guidance_scale: float = Field(default=4.0, ge=0)  # default of the pipeline, used for the sample grids
     num_inference_steps: int = Field(default=28, gt=0)
     prompts: tuple[str, ...] = ()  # of the sample grids; by default captions of the validation scenes
+
+    @model_validator(mode="after")
+    def _adapters_adapt_something(self) -> FlowRecipe:
+        if self.lora is not None and self.initial is None:
+            raise ValueError("lora needs initial, the pipeline folder to adapt")
+        return self
 
 
 class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
@@ -66,39 +84,38 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
 
     def __init__(self, recipe: FlowRecipe, context: Context):
         super().__init__(recipe, context)
-        for name, folder in (("autoencoder", recipe.autoencoder), ("text", recipe.text)):
-            if not folder.is_dir():
-                raise RecipeError(f"{name}: folder {folder} does not exist; train that stage first, or name another")
-        self.autoencoder = (
-            SnapGenAutoencoder.from_pretrained(recipe.autoencoder, dtype=torch.float32).to(context.device).eval()
-        )
-        self.tokenizer = AutoTokenizer.from_pretrained(recipe.text / "tokenizer")
-        self.text_model = (
-            AutoModel.from_pretrained(recipe.text / "text_encoder", dtype=torch.float32).to(context.device).eval()
-        )
+        self.autoencoder_folder = locate("autoencoder", recipe.autoencoder, "vae")
+        autoencoder = SnapGenAutoencoder.from_pretrained(self.autoencoder_folder, dtype=torch.float32)
+        self.autoencoder = autoencoder.to(context.device).eval()
+        text = locate("text", recipe.text)
+        self.tokenizer = AutoTokenizer.from_pretrained(text / "tokenizer")
+        text_model = AutoModel.from_pretrained(text / "text_encoder", dtype=torch.float32)
+        self.text_model = text_model.to(context.device).eval()
         self.text = TransformersTextEncoder(self.text_model, self.tokenizer, warn=False)
         if recipe.initial is None:
             unet = create_unet(recipe.model)
         else:
-            unet = SnapGenUNet.from_pretrained(recipe.initial / "unet", dtype=torch.float32)
+            unet = SnapGenUNet.from_pretrained(locate("initial", recipe.initial) / "unet", dtype=torch.float32)
         if unet.config.cross_attention_dim != self.text.width:
             raise RecipeError(
                 f"model {recipe.model} reads text states of width {unet.config.cross_attention_dim}, "
                 f"the encoder in {recipe.text} gives {self.text.width}"
             )
+        if recipe.lora is not None:
+            add_adapters(unet, recipe.lora)
         self.model = unet.to(context.device, memory_format=torch.channels_last)
 
         self.source = open_source(recipe.data)
-        self.latents = self._cached_latents(recipe.data, recipe.data.count)
+        self.latents, self.indices = self._cached_latents()
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
-    def _cached_latents(self, data: SceneSettings, count: int) -> Tensor:
-        """Normalised latents of the first `count` pictures of `data`, fp16."""
-        weights = (self.recipe.autoencoder / "diffusion_pytorch_model.safetensors").read_bytes()
-        data = data.model_copy(update={"count": count})
-        key = fingerprint(data.model_dump(mode="json"), weights)
-        cache = LatentCache(open_source(data), self.recipe.cache / key)
-        cache.build(self._encode, self.context.rank, self.context.world, self.context.progress)
+    def _cached_latents(self) -> tuple[Tensor, Tensor]:
+        """Normalised latents of the pictures that can be read, fp16, and their indices."""
+        recipe = self.recipe
+        weights = (self.autoencoder_folder / "diffusion_pytorch_model.safetensors").read_bytes()
+        key = fingerprint(self.source.signature(), weights)
+        cache = LatentCache(self.source, recipe.cache / key)
+        cache.build(self._encode, self.context.rank, self.context.world, self.context.progress, self.context.warn)
         if self.context.world > 1:
             torch.distributed.barrier()
         return cache.load()
@@ -112,10 +129,10 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
     def _index(self, number: int) -> int:
-        """The picture that is sample `number`: every epoch visits all in another order."""
-        epoch, place = divmod(number, len(self.source))
+        """The latent that is sample `number`: every epoch visits all in another order."""
+        epoch, place = divmod(number, len(self.latents))
         if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.source)))
+            self._order = (epoch, np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.latents)))
         return int(self._order[1][place])
 
     def batch(self, step: int) -> dict[str, Tensor]:
@@ -132,7 +149,7 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
 
         indices = [self._index(number) for number in numbers]
         captions = [
-            "" if drop else self.source.caption(index, number // len(self.source))
+            "" if drop else self.source.caption(int(self.indices[index]), number // len(self.latents))
             for index, number, drop in zip(indices, numbers, dropped[own].tolist(), strict=True)
         ]
         return self._conditioned(self.latents[indices].float(), noise[own], sigmas[own], captions)
@@ -168,12 +185,12 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
     @cached_property
     def _heldout(self) -> dict[str, Tensor]:
         """A batch of held-out compositions at evenly spread noise levels."""
-        settings = {"split": "heldout", "seed": self.recipe.data.seed + 1, "count": VALIDATION_COUNT}
-        source = open_source(self.recipe.data.model_copy(update=settings))
-        latents = self._encode(to_tensor([source.image(index) for index in range(VALIDATION_COUNT)]))
+        source = open_source(self.recipe.data.validation(VALIDATION_COUNT))
+        indices = [index % len(source) for index in range(VALIDATION_COUNT)]
+        latents = self._encode(to_tensor([source.image(index) for index in indices]))
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.recipe.seed))
         sigmas = (torch.arange(VALIDATION_COUNT) + 0.5) / VALIDATION_COUNT
-        captions = [source.caption(index, 0) for index in range(VALIDATION_COUNT)]
+        captions = [source.caption(index, 0) for index in indices]
         return self._conditioned(latents, noise, sigmas, captions)
 
     @torch.no_grad()
@@ -202,7 +219,9 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
 
     def draw(self, model: SnapGenUNet) -> Image.Image:
         """Guided samples of the recipe's prompts, from fixed noise."""
-        prompts = list(self.recipe.prompts) or [self.source.caption(index, 0) for index in range(24)]
+        prompts = list(self.recipe.prompts) or [
+            self.source.caption(index, 0) for index in range(min(24, len(self.source)))
+        ]
         pipeline = self.pipeline(model)
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
@@ -211,5 +230,38 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         return contact_sheet([np.round(picture * 255).astype(np.uint8) for picture in pictures], prompts, columns=8)
 
     def save(self, model: SnapGenUNet, folder: Path) -> None:
-        """A complete pipeline folder."""
-        self.pipeline(model).save_pretrained(folder)
+        """A complete pipeline folder; of adapters, what `SnapGenPipeline.load_lora_weights` reads."""
+        if self.recipe.lora is None:
+            self.pipeline(model).save_pretrained(folder)
+            return
+        from peft.utils import get_peft_model_state_dict
+
+        settings = model.peft_config["default"].to_dict()  # it goes along: alpha is in no tensor
+        SnapGenPipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=get_peft_model_state_dict(model),
+            unet_lora_adapter_metadata=settings | {"target_modules": sorted(settings["target_modules"])},
+        )
+
+
+def locate(key: str, folder: Path, part: str = "") -> Path:
+    """The folder that a recipe names, or `part` of the bundled model for "mini"; RecipeError if it does not exist."""
+    if folder == Path("mini") and not folder.exists():
+        return bundled_folder() / part
+    if not folder.is_dir():
+        raise RecipeError(f"{key}: folder {folder} does not exist; train that stage first, or name another")
+    return folder
+
+
+def add_adapters(unet: SnapGenUNet, settings: LoraSettings) -> None:
+    """Freezes `unet` and gives it trainable adapters, which change nothing yet."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise RecipeError("lora needs peft: pip install 'snapgen[train]'") from None
+    unet.requires_grad_(False)
+    targets = list(settings.targets)
+    try:
+        unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets))
+    except ValueError as error:
+        raise RecipeError(f"lora.targets {targets}: {' '.join(str(error).split())}") from None
