@@ -267,3 +267,16 @@ def test_snapped_objects_stand_on_the_grid() -> None:
             assert left >= 0 and top >= 0 and right <= 128 and bottom <= 128
             assert max(abs(left - before[0]), abs(top - before[1])) < 12
     assert snapped.image(0).shape == (128, 128, 3)
+
+
+def test_a_world_of_some_nouns() -> None:
+    source = SceneSource(SceneSettings(count=300, nouns=("cat", "apple", "moon")))
+    names = [{placed.name for placed in source.scene(index).objects} for index in range(300)]
+    assert set().union(*names) == {"cat", "apple", "moon"}
+    assert max(map(len, names)) == 2
+    for nouns, message in ((("cat", "unicorn"), "unicorn is not in the vocabulary"), (("cat",), "at least two")):
+        with pytest.raises(ValidationError, match=message):
+            SceneSettings(nouns=nouns)
+    alone = SceneSource(SceneSettings(split="heldout", count=1, nouns=("cat", "dog"), mixture={"two": 1.0}))
+    with pytest.raises(ValueError, match="cat, dog have no two scene in the split heldout: name more nouns"):
+        alone.scene(0)

@@ -120,6 +120,12 @@ def test_an_object_that_is_blurred_away_is_nothing(detector: SceneDetector, sour
         assert not detector(np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(8)))).objects
 
 
+def test_a_benchmark_of_some_nouns() -> None:
+    prompts = scene_prompts("heldout", 4, ("cat", "apple", "boat", "heart"))
+    assert len(prompts) == 24
+    assert {placed.name for p in prompts for placed in p.scene.objects} <= {"cat", "apple", "boat", "heart"}
+
+
 def test_prompts_are_the_same_for_ever_and_of_their_split() -> None:
     few, more = scene_prompts("heldout", 2), scene_prompts("heldout", 4)
     assert few == [prompt for prompt in more if prompt.index < 2]

@@ -32,6 +32,9 @@ def evaluate(
         float | None, typer.Option(help="How strictly to follow the prompt; the model's own if not given.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the pictures in px; the model's own if not given.")] = None,
+    nouns: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="scenes: ask for these things only; all if not given.")
+    ] = None,
 ) -> None:
     """Score MODEL by a benchmark; prints the table, or with --json the numbers."""
     from snapgen.evaluation import EvaluationSettings, check_suites, load_suite
@@ -43,7 +46,7 @@ def evaluate(
     check_range("--guidance", guidance, 0, 100)
     if size is not None and size not in SIZES:
         raise ValueError(f"--size {size} cannot be drawn: a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}")
-    settings = EvaluationSettings(count, parse_seeds(seeds), steps, guidance, size)
+    settings = EvaluationSettings(count, parse_seeds(seeds), steps, guidance, size, parse_nouns(nouns))
     check_model_name(model)
     folder = out or Path("runs") / "evaluation" / Path(model).resolve().name
     if folder.exists() and not folder.is_dir():
@@ -70,6 +73,20 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {text} names a seed twice")
     return seeds
+
+
+def parse_nouns(text: str | None) -> tuple[str, ...] | None:
+    """The nouns of "cat,ice cream"; ValueError unless there are two or more, all in the vocabulary."""
+    from snapgen.data.vocabulary import NOUN
+
+    if text is None:
+        return None
+    nouns = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [noun for noun in nouns if noun not in NOUN]:
+        raise ValueError(f"--nouns: '{unknown[0]}' is not in the vocabulary: {', '.join(NOUN)}")
+    if len(nouns) < 2:
+        raise ValueError(f"--nouns {text}: at least two different ones are needed")
+    return nouns
 
 
 def show_progress(message: str) -> None:

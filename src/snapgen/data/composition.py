@@ -26,6 +26,8 @@ SIZE_STATED = 0.15  # of lone objects
 COUNTED_COLORED = 0.25  # of counting scenes
 POSITION_COLORED = 0.2  # of position scenes
 
+DRAWS = 10_000  # after which a scene is thought not to exist
+
 T = TypeVar("T")
 
 
@@ -34,26 +36,30 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
-def draw_scene(rng: np.random.Generator, category: Category, split: Split) -> Scene:
-    """A scene of `category` that `split` may draw."""
-    while True:
-        scene = _draw(rng, category)
+def draw_scene(rng: np.random.Generator, category: Category, split: Split, names: Sequence[str] | None = None) -> Scene:
+    """A scene of `category` that `split` may draw, of things called `names` (by default, of all nouns).
+
+    ValueError if so few names have no such composition.
+    """
+    for _ in range(DRAWS):
+        scene = _draw(rng, category, names or _NAMES)
         if all(visible(o.name, o.color, scene.background) for o in scene.objects) and allowed(scene, split):
             return scene
+    raise ValueError(f"{', '.join(names or _NAMES)} have no {category} scene in the split {split}: name more nouns")
 
 
-def _draw(rng: np.random.Generator, category: Category) -> Scene:
+def _draw(rng: np.random.Generator, category: Category, names: Sequence[str]) -> Scene:
     white = rng.random() < WHITE_SHARE
     background = "white" if white else pick(rng, _BACKGROUNDS)
     stated = bool(rng.random() < (WHITE_STATED if white else OTHER_STATED))
     if category in ("single", "color"):
-        thing = (pick(rng, _NAMES), pick(rng, _COLORS) if category == "color" else None)
+        thing = (pick(rng, names), pick(rng, _COLORS) if category == "color" else None)
         size_word: SizeWord | None = pick(rng, ("small", "big")) if rng.random() < SIZE_STATED else None
         return Scene(category, place_one(rng, thing, size_word), background, stated, size_word=size_word)
     if category == "counting":
-        thing = (pick(rng, _NAMES), pick(rng, _COLORS) if rng.random() < COUNTED_COLORED else None)
+        thing = (pick(rng, names), pick(rng, _COLORS) if rng.random() < COUNTED_COLORED else None)
         return Scene(category, place_many(rng, thing, 2 + int(rng.random() * 4)), background, stated)
-    first, second = _two_different(rng, _NAMES)
+    first, second = _two_different(rng, names)
     colored = category == "attribution" or (category == "position" and rng.random() < POSITION_COLORED)
     colors: tuple[str | None, str | None] = _two_different(rng, _COLORS) if colored else (None, None)
     things = (first, colors[0]), (second, colors[1])

@@ -13,7 +13,7 @@ from snapgen.data.composition import draw_scene, draw_twin
 from snapgen.data.ground_truth import CATEGORIES, Category, Placed, Scene
 from snapgen.data.splits import Split
 from snapgen.data.sprites import SpriteSheet
-from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS
+from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS, NOUN
 
 # Several objects are harder to learn than one: they get most of the samples.
 DEFAULT_MIXTURE: dict[Category, float] = {
@@ -38,6 +38,7 @@ class SceneSettings(Settings):
     seed: int = Field(default=0, ge=0)
     split: Split = "train"
     mixture: dict[Category, float] = DEFAULT_MIXTURE  # weights, need not sum to 1; a category left out is not drawn
+    nouns: tuple[str, ...] | None = None  # the things that scenes show; all of the vocabulary if not given
     snap: int = Field(default=1, ge=1)  # px: sides and corners of objects are multiples of it
     font: str | None = None  # path of NotoColorEmoji.ttf; looked up if not given
 
@@ -49,6 +50,15 @@ class SceneSettings(Settings):
         if not any(mixture.values()):
             raise ValueError("at least one category needs a weight above 0")
         return mixture
+
+    @field_validator("nouns")
+    @classmethod
+    def _known(cls, nouns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if nouns is not None and (unknown := [noun for noun in nouns if noun not in NOUN]):
+            raise ValueError(f"{unknown[0]} is not in the vocabulary: {', '.join(NOUN)}")
+        if nouns is not None and len(set(nouns)) < 2:
+            raise ValueError("at least two different nouns are needed")
+        return nouns
 
     def validation(self, count: int) -> SceneSettings:
         """`count` scenes of held-out compositions."""
@@ -86,7 +96,7 @@ class SceneSource:
         """The ground truth of picture `index`."""
         rng = self._rng(_SCENE, index)
         category = CATEGORIES[min(int(np.searchsorted(self._thresholds, rng.random(), side="right")), 5)]
-        return draw_scene(rng, category, self.settings.split)
+        return draw_scene(rng, category, self.settings.split, self.settings.nouns)
 
     def twin(self, index: int) -> Scene:
         """A hard negative: the scene of `index` with exactly one stated attribute changed."""

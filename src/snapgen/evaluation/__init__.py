@@ -25,6 +25,7 @@ class EvaluationSettings:
     steps: int | None = None  # the model's own if None
     guidance: float | None = None
     size: int | None = None  # px a side; the model's own if None
+    nouns: tuple[str, ...] | None = None  # of the scenes; the whole vocabulary if None
 
 
 Suite = Callable[["SnapGenPipeline", EvaluationSettings, Path, Callable[[str], None]], dict[str, Any]]

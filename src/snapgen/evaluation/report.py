@@ -91,6 +91,7 @@ def table(title: str, report: dict[str, Any]) -> str:
         "",
         f"{manifest['steps']} steps, guidance {manifest['guidance']}, {manifest['side']} px, "
         f"seeds {', '.join(str(seed) for seed in manifest['seeds'])}, model {manifest['model_sha256'][:12]}, "
-        f"prompts {manifest['prompts_sha256'][:12]}.",
+        f"prompts {manifest['prompts_sha256'][:12]}"
+        + ("." if manifest["nouns"] == "all" else f", of {len(manifest['nouns'])} nouns only."),
     ]
     return "\n".join(lines)

@@ -35,17 +35,18 @@ class ScenePrompt:
         return f"{self.split}-{self.category}-{self.index:04d}"
 
 
-def scene_prompts(split: BenchmarkSplit, count: int) -> list[ScenePrompt]:
+def scene_prompts(split: BenchmarkSplit, count: int, nouns: tuple[str, ...] | None = None) -> list[ScenePrompt]:
     """`count` prompts of each category, the same for ever: those of a smaller count are the first of a larger.
 
     "heldout": compositions that training never sees; "train": those that it may see, in new pictures. The wording is
     that of training in both, so that the composition alone is new. As in GenEval, colours are asked for in their own
-    two categories only: scenes of counting and position whose objects are tinted are passed over.
+    two categories only: scenes of counting and position whose objects are tinted are passed over. With `nouns`, only
+    things of these names are asked for: a smaller benchmark, whose score is another one.
     """
     wording = SceneSource(SceneSettings(split="train", count=POOL, seed=SEED))
     prompts: list[ScenePrompt] = []
     for category in CATEGORIES:
-        source = SceneSource(SceneSettings(split=split, count=POOL, seed=SEED, mixture={category: 1.0}))
+        source = SceneSource(SceneSettings(split=split, count=POOL, seed=SEED, mixture={category: 1.0}, nouns=nouns))
         index, taken = 0, 0
         while taken < count:
             scene = source.scene(index)

@@ -80,7 +80,7 @@ def evaluate_scenes(
     """
     detector = SceneDetector()
     side = settings.size or pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
-    truths = scene_prompts("heldout", max(settings.count, MIN_RENDERS))
+    truths = scene_prompts("heldout", max(settings.count, MIN_RENDERS), settings.nouns)
     progress(f"detector: reading {len(truths)} ground-truth renders")
     draw = renderer(side)
     renders = [draw.render(truth.scene) for truth in truths]
@@ -97,7 +97,7 @@ def evaluate_scenes(
     through = [detector(picture) for picture in reconstruct(pipeline, [renders[i] for i in kept])]
     ceiling = shares([truths[i] for i in kept], judged([truths[i] for i in kept], through))
 
-    prompts = [prompt for split in SPLITS for prompt in scene_prompts(split, settings.count)]
+    prompts = [prompt for split in SPLITS for prompt in scene_prompts(split, settings.count, settings.nouns)]
     manifest = make_manifest(pipeline, settings, side, prompts)
     pictures = judge_pictures(pipeline, detector, prompts, settings, folder, manifest, progress)
     report = summarize([picture for picture in pictures if picture.prompt.split == "heldout"]) | {
@@ -127,7 +127,7 @@ def judge_pictures(
     requests = [Request(f"{prompt.name}-{seed}", prompt.prompt, seed) for prompt, seed in pairs]
     given = {"num_inference_steps": manifest["steps"], "guidance_scale": manifest["guidance"]}
     sizes = {"width": manifest["side"], "height": manifest["side"]}
-    identity = {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side")}
+    identity = {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side", "nouns")}
     images = draw_pictures(pipeline, requests, folder / "pictures", identity, given | sizes, progress)
     judged_pictures = []
     for (prompt, seed), request, image in zip(pairs, requests, images, strict=True):
@@ -189,6 +189,7 @@ def make_manifest(
         "prompts_sha256": fingerprint([[prompt.name, prompt.prompt, prompt.scene.to_json()] for prompt in prompts]),
         "font_sha256": font_sha256(),
         "prompts_per_category": settings.count,
+        "nouns": "all" if settings.nouns is None else list(settings.nouns),
         "seeds": list(settings.seeds),
         "steps": pipeline.config.default_num_inference_steps if steps is None else steps,
         "guidance": pipeline.config.default_guidance_scale if guidance is None else guidance,
