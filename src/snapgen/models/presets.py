@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from snapgen.models.autoencoder import SnapGenAutoencoder
+    from snapgen.models.teacher import TeacherTransformer
     from snapgen.models.unet import SnapGenUNet
 
 UNETS: dict[str, dict[str, Any]] = {
@@ -43,6 +44,38 @@ UNETS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 16,
         "time_embedding_dim": 32,
         "norm_num_groups": 8,
+    },
+}
+
+# Teachers of the miniature: diffusers' SD3Transformer2DModel, whose width is heads times head width.
+TEACHERS: dict[str, dict[str, Any]] = {
+    "mini-teacher": {
+        "sample_size": 16,
+        "patch_size": 1,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 10,
+        "num_attention_heads": 6,
+        "attention_head_dim": 64,
+        "caption_projection_dim": 384,
+        "joint_attention_dim": 256,
+        "pooled_projection_dim": 256,
+        "pos_embed_max_size": 32,
+        "qk_norm": "rms_norm",
+    },
+    "debug-teacher": {
+        "sample_size": 4,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "caption_projection_dim": 32,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "pos_embed_max_size": 8,
+        "qk_norm": "rms_norm",
     },
 }
 
@@ -109,6 +142,15 @@ def create_unet(name: str) -> SnapGenUNet:
     from snapgen.models.unet import SnapGenUNet
 
     return SnapGenUNet(**_preset(UNETS, name, "UNet"))
+
+
+def create_denoiser(name: str) -> SnapGenUNet | TeacherTransformer:
+    """A randomly initialised UNet, or transformer, of the preset `name`."""
+    if name not in TEACHERS:
+        return create_unet(name)
+    from snapgen.models.teacher import TeacherTransformer
+
+    return TeacherTransformer(**TEACHERS[name])
 
 
 def create_autoencoder(name: str) -> SnapGenAutoencoder:

@@ -185,7 +185,8 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: torch.Tensor | TextKeyValues,
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
+        return_features: bool = False,
+    ) -> UNet2DConditionOutput | tuple[torch.Tensor, ...]:
         """One evaluation of `v_theta(x_t, t)`.
 
         Args:
@@ -194,6 +195,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             encoder_hidden_states: text states, B M D, or their `text_key_values`.
             encoder_attention_mask: B M, True or 1 where a text token may be attended; every row needs one.
             return_dict: False returns a plain tuple, as diffusers' models do.
+            return_features: also the last layer's features B C0 H W, as a tuple (Eq. 5).
 
         Returns: the velocity, shaped as `sample`.
         """
@@ -244,4 +246,6 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         velocity = self.conv_out(nn.functional.silu(self.norm_out(x)))
         if self.config.input_skip:
             velocity = velocity + sample
+        if return_features:
+            return velocity, x
         return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)

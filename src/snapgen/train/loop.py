@@ -203,11 +203,13 @@ def prepare_network(network: torch.nn.Module, settings: TrainSettings) -> None:
     """Training mode, activation checkpointing and compilation, as the recipe asks."""
     network.train()
     if settings.activation_checkpointing:
-        if not getattr(network, "_supports_gradient_checkpointing", False):
+        able = [part for part in network.modules() if getattr(part, "_supports_gradient_checkpointing", False)]
+        if not able:
             raise RecipeError(
                 f"train.activation_checkpointing: {type(network).__name__} has no blocks to recompute; leave it out"
             )
-        network.enable_gradient_checkpointing()  # type: ignore[operator]
+        for part in able:
+            part.enable_gradient_checkpointing()  # type: ignore[operator]
     if settings.compile:
         network.compile()
 

@@ -12,6 +12,7 @@ STAGES = {
     "autoencoder": "snapgen.train.stages.autoencoder:AutoencoderStage",
     "text": "snapgen.train.stages.text:TextStage",
     "flow": "snapgen.train.stages.flow:FlowStage",
+    "distill": "snapgen.train.stages.distill:DistillStage",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from snapgen.data.scenes import SceneSettings
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
 from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.models.presets import create_unet
+from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
+from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline import SnapGenPipeline, bundled_folder
 from snapgen.text.encoder import TransformersTextEncoder
@@ -77,10 +78,10 @@ class FlowRecipe(Recipe):
         return self
 
 
-class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
-    """Trains a UNet preset by flow matching."""
+class FlowStage(Stage[Any, Any]):
+    """Trains a UNet preset, or a teacher's, by flow matching."""
 
-    recipe_type = FlowRecipe
+    recipe_type: ClassVar[type[Recipe]] = FlowRecipe
 
     def __init__(self, recipe: FlowRecipe, context: Context):
         super().__init__(recipe, context)
@@ -93,16 +94,21 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         self.text_model = text_model.to(context.device).eval()
         self.text = TransformersTextEncoder(self.text_model, self.tokenizer, warn=False)
         if recipe.initial is None:
-            unet = create_unet(recipe.model)
+            unet = create_denoiser(recipe.model)
         else:
-            unet = SnapGenUNet.from_pretrained(locate("initial", recipe.initial) / "unet", dtype=torch.float32)
-        if unet.config.cross_attention_dim != self.text.width:
+            unet = load_denoiser(locate("initial", recipe.initial) / "unet")
+        if text_width(unet) != self.text.width:
             raise RecipeError(
-                f"model {recipe.model} reads text states of width {unet.config.cross_attention_dim}, "
+                f"model {recipe.model} reads text states of width {text_width(unet)}, "
                 f"the encoder in {recipe.text} gives {self.text.width}"
             )
         if recipe.lora is not None:
+            if not isinstance(unet, SnapGenUNet):
+                raise RecipeError(
+                    f"lora: {type(unet).__name__} is a teacher; adapters are for a {SnapGenUNet.__name__}"
+                )
             add_adapters(unet, recipe.lora)
+        self.masks_text = isinstance(unet, SnapGenUNet)  # a teacher attends to padding too: always the same amount
         self.model = unet.to(context.device, memory_format=torch.channels_last)
 
         self.source = open_source(recipe.data)
@@ -127,6 +133,14 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        """On the CPU, plain attention: backwards the fused kernel is several times slower there.
+
+        Not when activations are recomputed: that happens outside, where the choice would be another.
+        """
+        plain = self.context.device.type == "cpu" and not self.recipe.train.activation_checkpointing
+        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
     def _index(self, number: int) -> int:
         """The latent that is sample `number`: every epoch visits all in another order."""
@@ -157,7 +171,9 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
     def _conditioned(self, latents: Tensor, noise: Tensor, sigmas: Tensor, captions: list[str]) -> dict[str, Tensor]:
         with self._autocast():
             text = self.text(captions)
-        visible = int(text.mask.any(dim=0).nonzero().max()) + 1  # tokens that no caption reaches are left out
+        visible = text.mask.shape[1]
+        if self.masks_text:  # tokens that no caption reaches are left out
+            visible = int(text.mask.any(dim=0).nonzero().max()) + 1
         device = self.context.device
         return {
             "x0": latents.to(device).contiguous(memory_format=torch.channels_last),
@@ -175,10 +191,7 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         """Eq. 2 for each sample, shape B."""
         x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
         x = interpolate(x0, noise, sigmas)
-        # The CPU's fused attention is several times slower backwards than its plain form. Activations are recomputed
-        # outside this function, where the choice would be another.
-        plain = x.device.type == "cpu" and not self.recipe.train.activation_checkpointing
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        with self._attention():
             velocity = model(x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], return_dict=False)[0]
         return (velocity.float() - velocity_target(x0, noise)).square().flatten(1).mean(dim=1)
 
@@ -194,18 +207,22 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
         return self._conditioned(latents, noise, sigmas, captions)
 
     @torch.no_grad()
-    def metrics(self, model: SnapGenUNet) -> dict[str, float]:
+    def metrics(self, model: nn.Module) -> dict[str, float]:
         """The loss on held-out compositions, always with the same noise."""
         return {"heldout": float(np.mean(self.timestep_losses(model)["loss"]))}
 
     @torch.no_grad()
-    def timestep_losses(self, model: SnapGenUNet) -> dict[str, list[float]]:
+    def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:
         """The same by noise level, in `TIMESTEP_BINS` equal parts of [0, 1]."""
         with self._autocast():
-            losses = self._losses(model, self._heldout).reshape(TIMESTEP_BINS, -1).mean(dim=1)
+            losses = self._losses(self.denoiser(model), self._heldout).reshape(TIMESTEP_BINS, -1).mean(dim=1)
         return {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)], "loss": losses.tolist()}
 
-    def pipeline(self, unet: SnapGenUNet) -> SnapGenPipeline:
+    def denoiser(self, model: nn.Module) -> Denoiser:
+        """The network that predicts the velocity, of what is trained."""
+        return cast(Denoiser, model)
+
+    def pipeline(self, unet: Denoiser) -> SnapGenPipeline:
         """The whole model around `unet`."""
         return SnapGenPipeline(
             unet,
@@ -217,26 +234,26 @@ class FlowStage(Stage[FlowRecipe, SnapGenUNet]):
             default_num_inference_steps=self.recipe.num_inference_steps,
         )
 
-    def draw(self, model: SnapGenUNet) -> Image.Image:
+    def draw(self, model: nn.Module) -> Image.Image:
         """Guided samples of the recipe's prompts, from fixed noise."""
         prompts = list(self.recipe.prompts) or [
             self.source.caption(index, 0) for index in range(min(24, len(self.source)))
         ]
-        pipeline = self.pipeline(model)
+        pipeline = self.pipeline(self.denoiser(model))
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
         with self._autocast():
             pictures = pipeline(prompts, generator=generators, output_type="np", return_dict=False)[0]
         return contact_sheet([np.round(picture * 255).astype(np.uint8) for picture in pictures], prompts, columns=8)
 
-    def save(self, model: SnapGenUNet, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         """A complete pipeline folder; of adapters, what `SnapGenPipeline.load_lora_weights` reads."""
         if self.recipe.lora is None:
-            self.pipeline(model).save_pretrained(folder)
+            self.pipeline(self.denoiser(model)).save_pretrained(folder)
             return
         from peft.utils import get_peft_model_state_dict
 
-        settings = model.peft_config["default"].to_dict()  # it goes along: alpha is in no tensor
+        settings = cast(Any, model).peft_config["default"].to_dict()  # it goes along: alpha is in no tensor
         SnapGenPipeline.save_lora_weights(
             folder,
             unet_lora_layers=get_peft_model_state_dict(model),

@@ -1,0 +1,27 @@
+"""What predicts velocities: the efficient UNet, or a teacher's transformer under the same call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from snapgen.models.teacher import TeacherTransformer
+from snapgen.models.unet import SnapGenUNet
+
+Denoiser = SnapGenUNet | TeacherTransformer
+
+
+def load_denoiser(folder: Path) -> Denoiser:
+    """The UNet or the transformer in `folder`, as its configuration says, in fp32."""
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    network = TeacherTransformer if kind in (TeacherTransformer.__name__, "SD3Transformer2DModel") else SnapGenUNet
+    return cast(Denoiser, network.from_pretrained(folder, dtype=torch.float32))
+
+
+def text_width(network: Denoiser) -> int:
+    """Width of the text states that `network` reads."""
+    config = network.config
+    return int(config.joint_attention_dim if isinstance(network, TeacherTransformer) else config.cross_attention_dim)

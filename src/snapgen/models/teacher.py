@@ -1,0 +1,72 @@
+"""The teacher: an SD3-family transformer, diffusers' own, called as `SnapGenUNet` is, with feature taps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+
+
+class TeacherTransformer(SD3Transformer2DModel, ModelMixin):  # diffusers looks for ModelMixin in this very module
+    """Stable Diffusion 3's MMDiT (Esser et al. 2024): SD3.5-Large, or a small one trained here.
+
+    Configuration and weights are `SD3Transformer2DModel`'s: `from_pretrained` reads its folders. Only the call differs:
+    that of `SnapGenUNet`, so that stages, pipeline and evaluation take either. It too predicts `eps - x_0`.
+    """
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        return_dict: bool = True,
+        pooled_projections: torch.Tensor | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> Any:
+        """One evaluation of the velocity.
+
+        Args:
+            sample: noisy latent x_t, B C H W; height and width divisible by the patch size.
+            timestep: 1000 * sigma, in [0, 1000]; a number or a tensor of shape () or (B,).
+            encoder_hidden_states: text states, B M D.
+            encoder_attention_mask: B M; SD3 attends to all tokens, so those that are not visible are set to zero.
+            return_dict: False returns a plain tuple.
+            pooled_projections: B D'; by default the mean of the visible tokens.
+            taps: numbers of the blocks whose image tokens to return too, as maps B D'' H/patch W/patch; -1 is the
+                last. The result is then a tuple of the velocity and the list of maps.
+        """
+        batch, _, height, width = sample.shape
+        timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch)
+        visible = torch.ones_like(encoder_hidden_states[..., 0])
+        if encoder_attention_mask is not None:
+            visible = encoder_attention_mask.to(visible.dtype)
+        states = encoder_hidden_states * visible[..., None]
+        if pooled_projections is None:
+            pooled_projections = states.sum(dim=1) / visible.sum(dim=1, keepdim=True)
+
+        rows, columns = height // self.config.patch_size, width // self.config.patch_size
+        features: dict[int, torch.Tensor] = {}
+
+        def keep(tap: int) -> Any:
+            def hook(block: Any, given: Any, output: tuple[torch.Tensor | None, torch.Tensor]) -> None:
+                features[tap] = output[1].transpose(1, 2).unflatten(2, (rows, columns))  # B N D -> B D h w
+
+            return self.transformer_blocks[tap].register_forward_hook(hook)
+
+        hooks = [keep(tap) for tap in taps]
+        try:
+            velocity = super().forward(sample, states, pooled_projections, timestep, return_dict=False)[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if taps:
+            return velocity, [features[tap] for tap in taps]
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def text_key_values(self, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        """The states themselves: here text tokens change from block to block, so nothing can be projected ahead."""
+        return encoder_hidden_states

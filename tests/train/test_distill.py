@@ -1,0 +1,155 @@
+"""The distill stage: its losses written out, what it records and saves, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_stages import RECIPES, folder, metrics_of, paths_below, recipe_of, run_recipe
+
+from snapgen.config import RecipeError
+from snapgen.models.teacher import TeacherTransformer
+from snapgen.pipeline import SnapGenPipeline
+from snapgen.train.stage import Context
+from snapgen.train.stages.distill import DistillStage
+from snapgen.train.stages.flow import FlowStage
+from snapgen.weights import sha256
+
+__all__ = ["folder"]  # the fixture: the autoencoder, text and flow stages have run
+
+
+@pytest.fixture(scope="module")
+def paths(folder: Path) -> list[str]:
+    """Overrides for recipes below `folder`, in which the teacher has been trained too."""
+    run_recipe("teacher", folder / "teacher", *paths_below(folder))
+    return [*paths_below(folder), f"teacher={folder / 'teacher' / 'model'}"]
+
+
+def make_stage(paths: list[str], run: Path, *overrides: str) -> DistillStage:
+    recipe = recipe_of(RECIPES / "debug" / "distill.yaml", *paths, *overrides)
+    context = Context(torch.device("cpu"), 0, 1, run, lambda items, description, total: items)
+    torch.manual_seed(0)
+    return DistillStage(recipe, context)
+
+
+def test_a_teacher_is_a_pipeline_that_draws(folder: Path, paths: list[str]) -> None:
+    pipeline = SnapGenPipeline.from_pretrained(folder / "teacher" / "model")
+    assert isinstance(pipeline.unet, TeacherTransformer)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline("a cat", generator=[torch.Generator().manual_seed(0)], output_type="pt").images
+    assert picture.shape == (1, 3, 32, 32)
+
+
+def test_the_run_leaves_a_student_and_the_curves_of_all_losses(paths: list[str], tmp_path: Path) -> None:
+    model = run_recipe("distill", tmp_path / "run", *paths)
+    assert {path.name for path in (model / "unet").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert type(SnapGenPipeline.from_pretrained(model).unet).__name__ == "SnapGenUNet"
+    lines = metrics_of(tmp_path / "run")
+    assert all({"loss", "task", "output", "features"} <= line.keys() for line in lines)
+    curves = (tmp_path / "run" / "timesteps.jsonl").read_text()
+    assert all(f'"{name}"' in curves for name in ("sigma", "task", "output", "features", "combined"))
+
+
+def test_a_resumed_distillation_is_the_one_never_interrupted(paths: list[str], tmp_path: Path) -> None:
+    whole = run_recipe("distill", tmp_path / "whole", *paths)
+    run_recipe("distill", tmp_path / "parts", *paths, "train.steps=2")
+    parts = run_recipe("distill", tmp_path / "parts", *paths, resume=True)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert sha256(whole / weights) == sha256(parts / weights)
+
+
+@pytest.mark.parametrize("scaling", ["timestep", "constant"])
+@pytest.mark.parametrize("chosen", [("output", "features"), ("output",), ("features",)])
+def test_the_loss_written_out(paths: list[str], tmp_path: Path, scaling: str, chosen: tuple[str, ...]) -> None:
+    switches = [f"distillation.{name}={str(name in chosen).lower()}" for name in ("output", "features")]
+    weights = {"output": 0.5, "features": 0.25}
+    stage = make_stage(
+        paths,
+        tmp_path,
+        f"distillation.scaling={scaling}",
+        *switches,
+        "distillation.output_weight=0.5",
+        "distillation.feature_weight=0.25",
+    )
+    stage.model.eval()
+    batch = stage.batch(0)
+    x0, noise, t = batch["x0"], batch["noise"], batch["sigmas"]
+    with torch.no_grad():
+        found = stage.loss(stage.model, batch)
+        x = x0 + t[:, None, None, None] * (noise - x0)
+        v, f = stage.model.unet(x, 1000 * t, batch["states"], batch["mask"], return_features=True)
+        padding = stage.text.max_length - batch["mask"].shape[1]
+        states, mask = F.pad(batch["states"], (0, 0, 0, padding)), F.pad(batch["mask"], (0, padding))
+        v_teacher, (f_teacher,) = stage.teacher(x, 1000 * t, states, mask, taps=(-1,))
+        f = stage.model.projector(F.adaptive_avg_pool2d(f, f_teacher.shape[-2:]))
+
+    def error(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one.double() - other.double()).square().mean(dim=(1, 2, 3))
+
+    task = error(v, noise - x0)
+    losses = {"output": error(v, v_teacher), "features": error(f, f_teacher)}
+    if scaling == "constant":
+        expected = task + sum(weights[name] * losses[name] for name in chosen)
+    else:
+        level = t.double()
+        share = torch.exp(-(torch.logit(level) ** 2) / 2) / (4 * level * (1 - level))
+        expected = sum(share * task + (1 - share) * task / losses[name] * losses[name] for name in chosen)
+    assert found["loss"].item() == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert found["task"].item() == pytest.approx(task.mean().item(), rel=1e-4)
+    assert set(found) == {"loss", "task", *chosen}
+
+
+def test_the_teacher_sees_what_it_was_trained_with(paths: list[str], tmp_path: Path) -> None:
+    """It attends to padding: its text has full length in its own training, under the student's, and in the pipeline."""
+    own = FlowStage(
+        recipe_of(RECIPES / "debug" / "teacher.yaml", *[path for path in paths if not path.startswith("teacher=")]),
+        Context(torch.device("cpu"), 0, 1, tmp_path, lambda items, description, total: items),
+    )
+    assert own.batch(0)["mask"].shape[1] == own.text.max_length
+    stage = make_stage(paths, tmp_path)
+    batch = stage.batch(0)
+    assert batch["mask"].shape[1] < stage.text.max_length
+    with torch.no_grad():
+        captions = own.text(["a cat"])
+        seen = int(captions.mask.sum())
+        short = {"states": captions.states[:, :seen], "mask": captions.mask[:, :seen], "sigmas": torch.tensor([0.5])}
+        x = batch["x0"][:1]
+        expected = stage.teacher(x, torch.tensor([500.0]), captions.states, captions.mask).sample
+        torch.testing.assert_close(stage._teach(x, short)[0], expected)
+
+
+def test_only_the_student_and_the_projector_learn(paths: list[str], tmp_path: Path) -> None:
+    stage = make_stage(paths, tmp_path)
+    stage.loss(stage.model, stage.batch(0))["loss"].backward()
+    assert all(p.grad is None for p in stage.teacher.parameters())
+    assert all(p.grad is not None for p in stage.model.parameters())
+    alone = make_stage(paths, tmp_path, "distillation.features=false")
+    assert not any(p.requires_grad for p in alone.model.projector.parameters())
+
+
+def test_a_guided_teacher(paths: list[str], tmp_path: Path) -> None:
+    plain, guided = make_stage(paths, tmp_path), make_stage(paths, tmp_path, "distillation.guidance_scale=3")
+    batch = plain.batch(0)
+    x = batch["x0"]
+    with torch.no_grad():
+        empty = plain._conditioned(x, batch["noise"], batch["sigmas"], [""] * len(x))
+        without = plain._teach(x, batch | {"states": empty["states"], "mask": empty["mask"]})[0]
+        v, v_guided = plain._teach(x, batch)[0], guided._teach(x, batch)[0]
+    torch.testing.assert_close(v_guided, without + 3 * (v - without), rtol=1e-3, atol=1e-4)
+
+
+def test_refusals_are_one_line(folder: Path, paths: list[str], tmp_path: Path) -> None:
+    def refused(message: str, *overrides: Any) -> None:
+        with pytest.raises(RecipeError, match=message) as error:
+            make_stage(paths, tmp_path, *overrides)
+        assert "\n" not in str(error.value)
+
+    refused("teacher: .*unet is a SnapGenUNet, expected a TeacherTransformer", f"teacher={folder / 'flow' / 'model'}")
+    refused("model debug-teacher is a TeacherTransformer, expected a SnapGenUNet", "model=debug-teacher")
+    refused("neither output nor features", "distillation={output: false, features: false}")
+    refused("teacher: folder .*nowhere does not exist", f"teacher={tmp_path / 'nowhere'}")
+    other = run_recipe("autoencoder", tmp_path / "autoencoder", "seed=9", "train.steps=1")
+    refused("its latents are those of .* both must be trained on the same", f"autoencoder={other}")
