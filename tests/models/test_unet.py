@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from snapgen.models.presets import UNETS, create_unet
-from snapgen.models.unet import SnapGenUNet
+from snapgen.models.unet import SnapGenUNet, linear_velocity
 
 WIDTH = UNETS["debug"]["cross_attention_dim"]
 
@@ -200,3 +200,29 @@ def test_text_projected_once_changes_no_bit(preset: str) -> None:
             network(x, timestep, keys_and_values, mask).sample, network(x, timestep, states, mask).sample
         )
     assert [len(layers) for layers in keys_and_values] == ([1] * 7 if preset == "debug" else [0, 2, 2, 2, 2, 0, 0])
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_the_linear_part_of_the_velocity_is_the_best_one(spread: float) -> None:
+    """Against the regression of v on x_t, drawn in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 400_000, generator=generator, dtype=torch.float64) * torch.tensor([[spread], [1.0]])
+    for sigma in (0.1, 0.5, 0.9):
+        x, v = (1 - sigma) * x0 + sigma * noise, noise - x0
+        factor = linear_velocity(torch.tensor(sigma, dtype=torch.float64), spread).item()
+        assert factor == pytest.approx(((v * x).mean() / (x * x).mean()).item(), abs=0.02 * max(1, abs(factor)))
+    assert linear_velocity(torch.tensor([0.0, 1.0]), spread).tolist() == pytest.approx([-1, 1])
+
+
+def test_the_linear_part_is_added_to_the_output() -> None:
+    torch.manual_seed(0)
+    plain = create_unet("debug").eval()
+    skipping = SnapGenUNet(**UNETS["debug"], skip_spread=0.3).eval()
+    skipping.load_state_dict(plain.state_dict())
+    x, timestep, states, mask = inputs()
+    with torch.no_grad():
+        difference = skipping(x, timestep, states, mask).sample - plain(x, timestep, states, mask).sample
+        one_for_all = skipping(x, 700.0, states, mask).sample - plain(x, 700.0, states, mask).sample
+    factors = linear_velocity(timestep / 1000, 0.3)
+    torch.testing.assert_close(difference, factors[:, None, None, None] * x)
+    torch.testing.assert_close(one_for_all, linear_velocity(torch.tensor(0.7), 0.3) * x)

@@ -28,6 +28,17 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 TextKeyValues = list[list[KeyValue]]
 
 
+def linear_velocity(sigma: torch.Tensor, spread: float) -> torch.Tensor:
+    """The factor by which x_t predicts the velocity best, for data of standard deviation `spread`.
+
+    `Cov(v, x_t) / Var(x_t)` with `x_t = (1 - sigma) x_0 + sigma eps` and `v = eps - x_0`: -1 at sigma 0, 1 at sigma 1,
+    and in between the smaller `spread`, the nearer to 1 / sigma, with which what is left to predict is -x_0 / sigma,
+    free of noise.
+    """
+    variance = spread**2
+    return (sigma - (1 - sigma) * variance) / ((1 - sigma).square() * variance + sigma.square())
+
+
 class UNetLayer(nn.Module):
     """One position of the UNet: a residual block, a spatial transformer, or the one and then the other."""
 
@@ -96,7 +107,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         multi_query: bool = True,  # one key and value head for all query heads (e')
         qk_norm: bool = True,  # RMS-normalised queries and keys (f)
         rotary: bool = True,  # 2D RoPE in self-attention (f)
-        input_skip: bool = False,  # add the input to the output: not in the paper, see the preset `mini`
+        skip_spread: float | None = None,  # see `linear_velocity`: not in the paper, for the preset `mini`
         time_embedding_dim: int = 512,
         norm_num_groups: int = 32,
     ):
@@ -244,8 +255,9 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 x = self.upsamplers[index](x, size=tuple(skips[-1].shape[-2:]))
 
         velocity = self.conv_out(nn.functional.silu(self.norm_out(x)))
-        if self.config.input_skip:
-            velocity = velocity + sample
+        if self.config.skip_spread is not None:
+            share = linear_velocity(timestep.float() / 1000, self.config.skip_spread)
+            velocity = velocity + share[:, None, None, None].to(sample.dtype) * sample
         if return_features:
             return velocity, x
         return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)
