@@ -2,8 +2,8 @@
 
     python benchmarks/latent_spectrum.py [--model FOLDER] [--count 256]
 
-A component of spread s stands out of the noise, as (1 - sigma) s against sigma, below sigma = s / (1 + s): where that is
-far from where training draws its noise levels, it is learned late. Needs the emoji font.
+A component of spread s stands out of the noise, as (1 - sigma) s against sigma, below sigma = s / (1 + s): where
+that is far from where training draws its noise levels, it is learned late. Needs the emoji font.
 """
 
 from __future__ import annotations
