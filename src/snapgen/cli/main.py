@@ -25,6 +25,7 @@ VERBS = {  # name on the command line: "module:attribute", a function or a typer
     "generate": "snapgen.cli.generate:generate",
     "train": "snapgen.cli.train:train",
     "profile": "snapgen.cli.profile:profile",
+    "plan": "snapgen.cli.plan:plan",
     "evaluate": "snapgen.cli.evaluate:evaluate",
     "data": "snapgen.cli.data:app",
 }

@@ -1,0 +1,68 @@
+"""`snapgen plan`: what a recipe will cost on given GPUs, before anyone pays for it."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from snapgen.profiling.plan import Plan
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="recipe of a flow or distill stage, a YAML file")],
+    gpus: Annotated[int, typer.Option(min=1, max=100_000, help="How many GPUs.")] = 1,
+    gpu: Annotated[str, typer.Option(help="Their kind: a100, h100, h200, b200, l40s, rtx4090.")] = "h100",
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the GPU's dense bf16 rate that training reaches.")
+    ] = 0.4,
+    teacher: Annotated[
+        str, typer.Option(help="Preset that a distill recipe's teacher is counted as.")
+    ] = "mini-teacher",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Print samples, MACs, GPU-hours, memory a GPU by part, and storage of RECIPE."""
+    if find_spec("accelerate") is None:
+        raise ValueError("planning needs accelerate: pip install 'snapgen[train]'")
+
+    from snapgen.config import RecipeError, parse_recipe, read_recipe
+    from snapgen.models.presets import TEACHERS
+    from snapgen.profiling.plan import GPUS
+    from snapgen.profiling.plan import plan as make_plan
+    from snapgen.train.stages import load_stage
+
+    if gpu not in GPUS:
+        raise ValueError(f"--gpu {gpu} is not known: use {', '.join(GPUS)}")
+    if teacher not in TEACHERS:
+        raise ValueError(f"--teacher {teacher} is not known: use {', '.join(TEACHERS)}")
+    mapping = read_recipe(recipe, set_ or [])
+    if mapping.get("stage") not in ("flow", "distill"):
+        raise RecipeError(f"recipe {recipe}: stage {mapping.get('stage')!r} cannot be planned: flow and distill can")
+    parsed = parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, f"recipe {recipe}")
+    made = make_plan(parsed, gpus, gpu, utilisation, teacher)  # type: ignore[arg-type]
+    typer.echo(json.dumps(made.model_dump()) if as_json else table(made))
+
+
+def table(made: Plan) -> str:
+    """The plan as Markdown."""
+    from snapgen.profiling.plan import duration, human
+
+    fits = "fits" if made.fits else "does not fit"
+    rows = [
+        ("parameters trained", f"{made.parameters / 1e6:.1f} M"),
+        ("steps", f"{made.steps:,}"),
+        ("samples", f"{made.samples:,}"),
+        ("MACs a sample, forward", f"{made.macs_per_sample / 1e9:.2f} G"),
+        ("FLOPs of the run", f"{made.training_flops:.3g}"),
+        (f"GPU-hours at {made.utilisation:.0%} of {made.gpu}'s bf16 rate", f"{made.gpu_hours:.2f}"),
+        (f"time on {made.gpus} x {made.gpu}", duration(made.days)),
+        *((f"memory a GPU: {part}", human(size)) for part, size in made.memory.items() if size),
+        ("memory a GPU", f"{human(made.memory_total)} of {human(made.memory_of_gpu)}: {fits}"),
+        *((f"storage: {part}", human(size)) for part, size in made.storage.items() if size),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
