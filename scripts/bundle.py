@@ -23,11 +23,19 @@ LARGEST = 40 * 2**20  # bytes, all files together
 
 
 def stage_provenance(model: Path) -> dict[str, object]:
-    """The provenance of a pipeline folder and, by its recipe's paths, of the stages that it was built on."""
+    """The provenance of a pipeline folder and, by its recipe's paths, of the stages that it was built on.
+
+    "earlier" lists the runs whose weights it started from, the latest first.
+    """
     own = json.loads((model / "provenance.json").read_text())
-    stages = {own["recipe"]["stage"]: own}
+    stages = {own["recipe"]["stage"]: own, "earlier": []}
     for name in ("autoencoder", "text"):
         stages[name] = json.loads((Path(own["recipe"][name]) / "provenance.json").read_text())
+    before = own["recipe"].get("initial")
+    while before is not None:
+        run = json.loads((Path(before) / "provenance.json").read_text())
+        stages["earlier"].append(run)
+        before = run["recipe"].get("initial")
     return stages
 
 
