@@ -152,3 +152,21 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         SnapGenAutoencoder(**AUTOENCODERS["debug"] | {"decoder_blocks": (1,)})
     with pytest.raises(ValueError, match="unknown autoencoder preset 'tiny'"):
         create_autoencoder("tiny")
+
+
+def test_whitening_changes_latents_and_no_reconstruction() -> None:
+    torch.manual_seed(0)
+    autoencoder = create_autoencoder("debug-white").eval().double()
+    pictures = torch.rand(24, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        before = autoencoder(pictures).sample
+        posterior = autoencoder.encode(pictures).latent_dist
+        autoencoder.whiten(posterior.mode())
+        latents = autoencoder.normalize(autoencoder.encode(pictures).latent_dist.mode())
+        after = autoencoder(pictures).sample
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-8)
+    values = latents.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(values.mean(dim=1), torch.zeros(16, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.cov(values), torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="whitening needs an autoencoder with use_post_quant_conv"):
+        create_autoencoder("debug").whiten(latents)

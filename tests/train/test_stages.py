@@ -14,6 +14,8 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from snapgen.config import RecipeError, parse_recipe, read_recipe
+from snapgen.data import open_source
+from snapgen.data.pictures import to_tensor
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.pipeline import SnapGenPipeline, bundled_folder
 from snapgen.train.loop import train
@@ -285,3 +287,18 @@ def test_the_bundled_model_can_be_started_from(tmp_path: Path) -> None:
     assert locate("autoencoder", Path("mini"), "vae") == bundled_folder() / "vae"
     with pytest.raises(RecipeError, match="text: folder .*nowhere does not exist"):
         locate("text", tmp_path / "nowhere")
+
+
+def test_an_autoencoder_can_end_with_white_latents(tmp_path: Path) -> None:
+    model = run_recipe("autoencoder", tmp_path / "run", "model=debug-white", "whiten=true")
+    autoencoder = SnapGenAutoencoder.from_pretrained(model)
+    assert autoencoder.config.scaling_factor == 1.0 and autoencoder.config.shift_factor == 0.0
+    source = open_source(recipe_of(RECIPES / "debug" / "autoencoder.yaml").data)
+    pictures = to_tensor([source.image(index) for index in range(64)])
+    with torch.no_grad():
+        latents = autoencoder.encode(pictures).latent_dist.mode().transpose(0, 1).flatten(1)
+    assert torch.linalg.eigvalsh(torch.cov(latents)).sqrt()[-4:].max() < 2
+    with pytest.raises(RecipeError, match="whiten: model debug has no post_quant_conv"):
+        run_recipe("autoencoder", tmp_path / "other", "whiten=true")
+    with pytest.raises(RecipeError, match="whiten changes the latents"):
+        recipe_of(RECIPES / "mini" / "decoder.yaml", "whiten=true")

@@ -98,6 +98,7 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
         norm_num_groups: int = 32,
         scaling_factor: float = 1.5305,  # SD3's
         shift_factor: float = 0.0609,
+        use_post_quant_conv: bool = False,  # a 1x1 convolution before the decoder, which `whiten` needs
     ):
         super().__init__()
         self.encoder = Encoder(
@@ -117,6 +118,7 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
             decoder_expansion,
             norm_num_groups,
         )
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
 
     @property
     def spatial_factor(self) -> int:
@@ -130,8 +132,34 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Pictures B 3 8h 8w in about [-1, 1] from latents B C h w as `encode` gives them (not normalised)."""
-        picture = self.decoder(z)
+        picture = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
         return DecoderOutput(sample=picture) if return_dict else (picture,)
+
+    @torch.no_grad()
+    def whiten(self, latents: torch.Tensor) -> None:
+        """Changes weights so that `latents`, B C h w as `encode` gave them, would have mean 0 and covariance 1.
+
+        Reconstructions stay what they were: the inverse goes into `post_quant_conv`. The transformation is the
+        symmetric one (ZCA), which moves channels least; the posterior's log-variances follow its diagonal only.
+        """
+        if self.post_quant_conv is None:
+            raise ValueError("whitening needs an autoencoder with use_post_quant_conv")
+        values = latents.transpose(0, 1).flatten(1).double()  # C N
+        mean, (variances, axes) = values.mean(dim=1), torch.linalg.eigh(torch.cov(values))
+        spreads = variances.clamp(min=1e-8).sqrt()
+        whitening, inverse = axes / spreads @ axes.T, axes * spreads @ axes.T
+
+        out, channels = self.encoder.conv_out, len(mean)
+        weight, bias = out.weight.double(), out.bias.double()
+        out.weight[:channels] = torch.einsum("ij,jchw->ichw", whitening, weight[:channels]).to(out.weight.dtype)
+        out.bias[:channels] = (whitening @ (bias[:channels] - mean)).to(out.bias.dtype)
+        out.bias[channels:] += 2 * whitening.diagonal().abs().log().to(out.bias.dtype)
+        quant = self.post_quant_conv
+        assert quant.bias is not None
+        matrix = quant.weight[:, :, 0, 0].double()
+        quant.bias += (matrix @ mean).to(quant.bias.dtype)
+        quant.weight[:, :, 0, 0] = (matrix @ inverse).to(quant.weight.dtype)
+        self.register_to_config(scaling_factor=1.0, shift_factor=0.0)
 
     def normalize(self, z: torch.Tensor) -> torch.Tensor:
         """Encoder's latents -> the latents that diffusion sees."""

@@ -130,6 +130,9 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
         "shift_factor": 0.0,
     },
 }
+# As `mini` and `debug`, with the convolution that lets the stage whiten the latents.
+for _name in ("mini", "debug"):
+    AUTOENCODERS[f"{_name}-white"] = AUTOENCODERS[_name] | {"use_post_quant_conv": True}
 
 
 def _preset(presets: dict[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:

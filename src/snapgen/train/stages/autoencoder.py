@@ -46,6 +46,7 @@ class AutoencoderRecipe(Recipe):
     stage: Literal["autoencoder"]
     model: str  # autoencoder preset
     initial: Path | None = None  # folder of an autoencoder of that preset to start from
+    whiten: bool = False  # at the end, give the latents covariance 1 (the preset must have use_post_quant_conv)
     train_encoder: bool = True  # False: the encoder of `initial` stays frozen and the KL term is left out
     data: SceneSettings
     crop: int = Field(gt=0, multiple_of=32)  # side of the training patches in pixels
@@ -55,6 +56,8 @@ class AutoencoderRecipe(Recipe):
     def _frozen_encoder_is_trained(self) -> AutoencoderRecipe:
         if not self.train_encoder and self.initial is None:
             raise ValueError("train_encoder: false needs initial, the folder of a trained autoencoder")
+        if self.whiten and not self.train_encoder:
+            raise ValueError("whiten changes the latents, train_encoder: false keeps them: choose one")
         return self
 
 
@@ -87,6 +90,8 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
             autoencoder = SnapGenAutoencoder.from_pretrained(recipe.initial, dtype=torch.float32)
         autoencoder.encoder.requires_grad_(recipe.train_encoder)
         autoencoder = autoencoder.to(context.device, memory_format=torch.channels_last)
+        if recipe.whiten and autoencoder.post_quant_conv is None:
+            raise RecipeError(f"whiten: model {recipe.model} has no post_quant_conv; use a preset that has one")
         self.model = TrainableAutoencoder(autoencoder)
         self.latent_channels = autoencoder.config.latent_channels
         self.factor = autoencoder.spatial_factor
@@ -141,7 +146,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
     @torch.no_grad()
     def save(self, model: TrainableAutoencoder, folder: Path) -> None:
-        """A diffusers folder whose configuration carries the measured scale and shift of the latents."""
+        """A diffusers folder; its latents are white, or its configuration carries their measured scale and shift."""
         if self.recipe.train_encoder:
             self._measure_latents(model)
         model.autoencoder.save_pretrained(folder)
@@ -155,6 +160,9 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
             posterior = model.autoencoder.encode(pictures.to(self.context.device), return_dict=False)[0]
             latents.append(posterior.mode())
         values = torch.cat(latents)
+        if self.recipe.whiten:
+            model.autoencoder.whiten(values)
+            return
         model.autoencoder.register_to_config(
             scaling_factor=1.0 / values.std().item(), shift_factor=values.mean().item()
         )
