@@ -43,7 +43,7 @@ def test_memory_and_storage_by_part() -> None:
     assert made.memory["optimizer"] == 2 * made.memory["weights"] == 8 * made.parameters
     assert made.memory_total == sum(made.memory.values()) and made.fits
     assert made.storage["latents"] == 40960 * 16 * 16 * 16 * 2
-    taught = plan(recipe("mini/distill.yaml", "train.steps=2200"), 1, "rtx4090", 0.4)
+    taught = plan(recipe("mini/distill.yaml", f"train.steps={made.steps}"), 1, "rtx4090", 0.4)
     assert taught.memory["teacher"] > 4 * taught.memory["weights"]
     assert taught.training_flops > made.training_flops
     big = plan(recipe("mini/flow.yaml", "model=t2i", "data.resolution=1024", "train.batch_size=64"), 1, "rtx4090", 0.4)
