@@ -106,7 +106,9 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
                     with state.averaged() as averaged:
                         report.samples(step, stage.draw(averaged))
                         metrics |= {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
-                        report.timesteps(step, stage.timestep_losses(averaged))
+                        if curves := stage.timestep_losses(averaged):
+                            metrics["eval/heldout"] = sum(curves["loss"]) / len(curves["loss"])
+                            report.timesteps(step, curves)
                 report.step(step, metrics, seconds)
                 if sampling:
                     report.plot()

@@ -92,8 +92,8 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         return {}
 
     def timestep_losses(self, model: ModelType) -> dict[str, list[float]]:
-        """Losses by noise level, called as `metrics` is: "sigma", rising, and one list as long for every loss.
+        """Held-out losses by noise level, called as `metrics` is: "sigma", rising, and as long a list for every loss.
 
-        Empty for a stage without noise levels. Fig. 6 draws them.
+        Empty for a stage without noise levels. Fig. 6 draws them; the mean of "loss" is logged as `eval/heldout`.
         """
         return {}

@@ -207,13 +207,8 @@ class FlowStage(Stage[Any, Any]):
         return self._conditioned(latents, noise, sigmas, captions)
 
     @torch.no_grad()
-    def metrics(self, model: nn.Module) -> dict[str, float]:
-        """The loss on held-out compositions, always with the same noise."""
-        return {"heldout": float(np.mean(self.timestep_losses(model)["loss"]))}
-
-    @torch.no_grad()
     def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:
-        """The same by noise level, in `TIMESTEP_BINS` equal parts of [0, 1]."""
+        """The loss on held-out compositions, always with the same noise, in `TIMESTEP_BINS` equal parts of [0, 1]."""
         with self._autocast():
             losses = self._losses(self.denoiser(model), self._heldout).reshape(TIMESTEP_BINS, -1).mean(dim=1)
         return {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)], "loss": losses.tolist()}
