@@ -101,6 +101,6 @@ def test_the_projector_is_two_convolutions_onto_the_teachers_grid() -> None:
     with torch.no_grad():
         velocity, projected = student(x, timestep, states, mask, (4, 4))
         torch.testing.assert_close(velocity, unet(x, timestep, states, mask).sample)
-        features = unet(x, timestep, states, mask, return_features=True)[1]
+        features = unet(x, timestep, states, mask, taps=(-1,))[1][0]
     assert projected.shape == (3, 48, 4, 4)
     assert features.shape == (3, UNETS["debug"]["block_out_channels"][0], 8, 8)

@@ -45,6 +45,7 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
 
     recipe_type: ClassVar[type[Recipe]]
     model: ModelType  # the trained network; the loop owns optimiser, EMA and distributed wrapping
+    turns: tuple[str, ...] = ("",)  # what a step updates, in order; adversarial stages have several, "" the last
 
     def __init__(self, recipe: RecipeType, context: Context) -> None:
         rounds, batch_size = recipe.train.gradient_accumulation, recipe.train.batch_size
@@ -78,6 +79,14 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         `model` is `self.model` as wrapped for precision and distribution: call it, do not reach into it.
         The keys must be the same at every step and on every process.
         """
+
+    def learners(self, turn: str) -> Iterable[torch.nn.Parameter]:
+        """What is updated in `turn`, of `self.model`."""
+        return self.model.parameters()
+
+    def turn_loss(self, turn: str, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:
+        """What `turn` minimises, as `loss`; a turn with a name is logged as `<turn>/<name>`."""
+        return self.loss(model, batch)
 
     @abstractmethod
     def draw(self, model: ModelType) -> Image.Image | None:

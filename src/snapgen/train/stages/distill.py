@@ -21,9 +21,8 @@ from snapgen.losses.distillation import (
     squared_error,
 )
 from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
+from snapgen.models.denoiser import Denoiser, feature_widths, load_denoiser, text_width
 from snapgen.models.distiller import DistilledStudent
-from snapgen.models.teacher import TeacherTransformer
 from snapgen.models.unet import SnapGenUNet
 from snapgen.train.stage import Context
 from snapgen.train.stages.flow import TIMESTEP_BINS, FlowRecipe, FlowStage, locate
@@ -52,7 +51,7 @@ class DistillRecipe(FlowRecipe):
     """Settings of the `distill` stage: those of `flow`, and the teacher."""
 
     stage: Literal["distill"]  # type: ignore[assignment]
-    teacher: Path  # pipeline folder whose `unet` is a TeacherTransformer
+    teacher: Path  # pipeline folder; its `unet` is a TeacherTransformer, or a UNet
     distillation: DistillationSettings = DistillationSettings()
 
     @model_validator(mode="after")
@@ -71,10 +70,6 @@ class DistillStage(FlowStage):
         super().__init__(recipe, context)
         folder = locate("teacher", recipe.teacher)
         teacher = load_denoiser(folder / "unet")
-        if not isinstance(teacher, TeacherTransformer):
-            raise RecipeError(
-                f"teacher: {folder / 'unet'} is a {type(teacher).__name__}, expected a TeacherTransformer"
-            )
         student = self.model
         if not isinstance(student, SnapGenUNet):
             raise RecipeError(f"model {recipe.model} is a {type(student).__name__}, expected a SnapGenUNet")
@@ -85,9 +80,13 @@ class DistillStage(FlowStage):
             )
         self._check_latents(folder / "vae")
         self.teacher = teacher.to(context.device).eval().requires_grad_(False)
-        self.model = DistilledStudent(student, teacher.config.num_attention_heads * teacher.config.attention_head_dim)
-        self.model = self.model.to(context.device, memory_format=torch.channels_last)
-        self.model.projector.requires_grad_(recipe.distillation.features)
+        self.model = self._trained(student).to(context.device, memory_format=torch.channels_last)
+
+    def _trained(self, student: SnapGenUNet) -> nn.Module:
+        """The student with what is trained beside it."""
+        trained = DistilledStudent(student, feature_widths(self.teacher)[LAST])
+        trained.projector.requires_grad_(self.recipe.distillation.features)
+        return trained
 
     def _check_latents(self, folder: Path) -> None:
         """Refuses a teacher of another autoencoder: what it says of latents would be nonsense here."""
@@ -134,7 +133,8 @@ class DistillStage(FlowStage):
         x = interpolate(x0, noise, sigmas)
         settings = self.recipe.distillation
         with torch.no_grad():
-            teacher_velocity, (feature,) = self._teach(x, batch)
+            scale = settings.guidance_scale
+            teacher_velocity, (feature,) = self._teach(x, sigmas, batch, taps=(LAST,), guidance_scale=scale)
         grid = tuple(feature.shape[-2:])
         with self._attention():
             inputs = (x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], grid)
@@ -146,20 +146,26 @@ class DistillStage(FlowStage):
             parts["features"] = feature_distillation([(projected, feature)])
         return parts
 
-    def _teach(self, x: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The teacher's velocity, guided if asked for, and its last features under the text."""
+    def _teach(
+        self,
+        x: Tensor,
+        sigmas: Tensor,
+        batch: dict[str, Tensor],
+        taps: tuple[int, ...] = (),
+        guidance_scale: float = 1.0,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's velocity at x, guided if asked for, and its features under the text."""
         # It attends to padding too: as much of it as it was trained with.
         padding = self.text.max_length - batch["mask"].shape[1]
         states, mask = F.pad(batch["states"], (0, 0, 0, padding)), F.pad(batch["mask"], (0, padding))
-        timestep = TIMESTEP_SCALE * batch["sigmas"]
+        timestep = TIMESTEP_SCALE * sigmas
         with self._autocast():
-            velocity, features = self.teacher(x, timestep, states, mask, taps=(LAST,))
-            scale = self.recipe.distillation.guidance_scale
-            if scale != 1.0:
+            velocity, features = self.teacher(x, timestep, states, mask, taps=taps)
+            if guidance_scale != 1.0:
                 first = torch.zeros_like(mask)
                 first[:, 0] = True  # the empty prompt: zeros, of which one is visible
                 empty = self.teacher(x, timestep, torch.zeros_like(states), first, return_dict=False)[0]
-                velocity = empty + scale * (velocity - empty)
+                velocity = empty + guidance_scale * (velocity - empty)
         return velocity, features
 
     @torch.no_grad()
