@@ -17,8 +17,8 @@ from snapgen.flow.timesteps import sampling_sigmas
 from snapgen.models.denoiser import feature_widths, load_denoiser
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.train.loop import only_train
-from snapgen.train.stage import Context
-from snapgen.train.stages.step import DISCRIMINATOR, StepStage
+from snapgen.train.stage import DISCRIMINATOR, Context
+from snapgen.train.stages.step import StepStage
 from snapgen.train.state import make_optimizer
 from snapgen.weights import load_file
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, RecipeType
 
+DISCRIMINATOR = "discriminator"  # the name of its turn in adversarial stages
+
 
 @dataclass(frozen=True)
 class Context:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -17,11 +17,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data import open_source
-from snapgen.data.folder import FolderSettings
 from snapgen.data.latents import LatentCache, fingerprint
 from snapgen.data.pictures import to_tensor
 from snapgen.data.preview import contact_sheet
-from snapgen.data.scenes import SceneSettings
+from snapgen.data.settings import DataSettings
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
 from snapgen.models.autoencoder import SnapGenAutoencoder
@@ -31,8 +30,6 @@ from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline import SnapGenPipeline, bundled_folder
 from snapgen.text.encoder import TransformersTextEncoder
 from snapgen.train.stage import Context, Stage, derive_seed
-
-DataSettings = Annotated[SceneSettings | FolderSettings, Field(discriminator="source")]
 
 VALIDATION_COUNT = 128
 TIMESTEP_BINS = 16  # of the curve of losses by noise level; divides VALIDATION_COUNT

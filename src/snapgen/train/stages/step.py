@@ -17,10 +17,9 @@ from snapgen.losses.distillation import output_distillation, squared_error, time
 from snapgen.models.denoiser import Denoiser, feature_widths
 from snapgen.models.distiller import Discriminator
 from snapgen.models.unet import SnapGenUNet
-from snapgen.train.stage import Context, derive_seed
+from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
 from snapgen.train.stages.distill import DistillRecipe, DistillStage
 
-DISCRIMINATOR = "discriminator"  # the name of its turn
 DIVERSITY_SEEDS = 4  # pictures of every prompt whose distances are measured
 COLLAPSED = 0.5  # of the diversity before training
 
