@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,10 @@ def trained(paths: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def make_stage(paths: list[str], run: Path, *overrides: str, rank: int = 0, world: int = 1) -> StepStage:
+def make_stage(paths: list[str], run: Path, *overrides: str) -> StepStage:
     recipe = recipe_of(RECIPES / "debug" / "step.yaml", *paths, *overrides)
     torch.manual_seed(0)
-    warnings: list[str] = []
-    context = Context(torch.device("cpu"), rank, world, run, lambda items, description, total: items, warnings.append)
+    context = Context(torch.device("cpu"), 0, 1, run, lambda items, description, total: items, warnings.append)
     stage = StepStage(recipe, context)
     stage.model.eval()
     return stage
@@ -106,8 +106,11 @@ def test_every_sample_leaves_a_level_of_a_schedule_for_the_next(paths: list[str]
 
 
 def test_a_batch_does_not_depend_on_the_number_of_processes(paths: list[str], tmp_path: Path) -> None:
-    whole = make_stage(paths, tmp_path).batch(3)
-    shares = [make_stage(paths, tmp_path, rank=rank, world=2).batch(3) for rank in range(2)]
+    stage = make_stage(paths, tmp_path)
+    whole, shares = stage.batch(3), []
+    for rank in range(2):
+        stage.context = replace(stage.context, rank=rank, world=2)
+        shares.append(stage.batch(3))
     for name in ("x0", "noise", "sigmas", "next", "judged", "fake_noise", "real_noise", "perturbation"):
         assert torch.equal(torch.cat([share[name] for share in shares]), whole[name]), name
 
@@ -218,7 +221,7 @@ def test_a_unet_can_teach_itself(folder: Path, paths: list[str], tmp_path: Path)
 def test_a_collapse_is_told(paths: list[str], tmp_path: Path) -> None:
     stage = make_stage(paths, tmp_path)
     told: list[str] = []
-    object.__setattr__(stage.context, "warn", told.append)
+    stage.context = replace(stage.context, warn=told.append)
     assert stage.metrics(stage.model)["diversity"] > 0.5 and told == []
     stage.diversity_before *= 100  # now its samples are a hundredth as far apart as they were
     assert stage.metrics(stage.model)["diversity"] < 0.05
