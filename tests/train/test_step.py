@@ -44,7 +44,7 @@ def trained(paths: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_stage(paths: list[str], run: Path, *overrides: str) -> StepStage:
     recipe = recipe_of(RECIPES / "debug" / "step.yaml", *paths, *overrides)
     torch.manual_seed(0)
-    context = Context(torch.device("cpu"), 0, 1, run, lambda items, description, total: items, warnings.append)
+    context = Context(torch.device("cpu"), 0, 1, run, lambda items, description, total: items)
     stage = StepStage(recipe, context)
     stage.model.eval()
     return stage
