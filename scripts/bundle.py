@@ -30,7 +30,7 @@ def stage_provenance(model: Path) -> dict[str, object]:
     "earlier" lists the runs whose weights it started from, the latest first. "mini" was the model bundled until now,
     whose own provenance holds that of its stages.
     """
-    bundled = json.loads((BUNDLED / "provenance.json").read_text()) if (BUNDLED / "provenance.json").exists() else {}
+    bundled = read_provenance(BUNDLED) if (BUNDLED / "provenance.json").exists() else {}
     own = read_provenance(model)
     stages = {own["recipe"]["stage"]: own, "earlier": []}
     for name in ("autoencoder", "text"):

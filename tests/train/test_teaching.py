@@ -91,7 +91,8 @@ def test_it_says_what_diffusers_says(published: Path, student: tuple, scale: flo
     reference = StableDiffusion3Pipeline.from_pretrained(published)
     generator = torch.Generator().manual_seed(3)
     x, sigmas = torch.randn(3, 16, 4, 4, generator=generator), torch.tensor([0.1, 0.5, 0.9])
-    text, empty, pooled, empty_pooled = reference.encode_prompt(CAPTIONS, CAPTIONS, CAPTIONS)
+    with torch.no_grad():
+        text, empty, pooled, empty_pooled = reference.encode_prompt(CAPTIONS, CAPTIONS, CAPTIONS)
     conditions = teacher.conditions(CAPTIONS)
     assert conditions["teacher_states"].shape == (3, 16 + 256, 32) and conditions["teacher_pooled"].shape == (3, 20)
     assert torch.equal(conditions["teacher_states"], text) and torch.equal(conditions["teacher_pooled"], pooled)
@@ -115,8 +116,8 @@ def test_gradients_reach_the_picture_and_not_the_teacher(published: Path, studen
     _, (feature,) = teacher(x, torch.tensor([0.5]), teacher.conditions(["a cat"]), taps=(0,))
     feature.square().sum().backward()
     assert x.grad is not None and x.grad.abs().max() > 0
-    networks = [teacher.transformer, teacher.encoders.text_encoder_3]
-    assert not any(p.requires_grad for network in networks for p in network.parameters())
+    assert all(p.grad is None for p in teacher.transformer.parameters())
+    assert not teacher.conditions(["a cat"])["teacher_states"].requires_grad
 
 
 def test_a_student_learns_from_it(published: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_student_learns_from_it(published: Path, tiny_model: Path, tmp_path: P
 
 def test_a_teacher_of_other_latents_is_refused(published: Path, student: tuple, tmp_path: Path) -> None:
     message = "^its latents are those of .*: both must be trained on one autoencoder's$"
-    autoencoder, text = student
+    text = student[1]
     torch.manual_seed(9)
     for changed in (
         SnapGenAutoencoder(**AUTOENCODERS["debug"]),  # other weights
