@@ -83,7 +83,7 @@ def test_the_loss_written_out(paths: list[str], tmp_path: Path, scaling: str, ch
         v, (f,) = stage.model.unet(x, 1000 * t, batch["states"], batch["mask"], taps=(-1,))
         padding = stage.text.max_length - batch["mask"].shape[1]
         states, mask = F.pad(batch["states"], (0, 0, 0, padding)), F.pad(batch["mask"], (0, padding))
-        v_teacher, (f_teacher,) = stage.teacher(x, 1000 * t, states, mask, taps=(-1,))
+        v_teacher, (f_teacher,) = stage.teacher.network(x, 1000 * t, states, mask, taps=(-1,))
         f = stage.model.projector(F.adaptive_avg_pool2d(f, f_teacher.shape[-2:]))
 
     def error(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -115,30 +115,28 @@ def test_the_teacher_sees_what_it_was_trained_with(paths: list[str], tmp_path: P
     with torch.no_grad():
         captions = own.text(["a cat"])
         seen = int(captions.mask.sum())
-        short = {"states": captions.states[:, :seen], "mask": captions.mask[:, :seen], "sigmas": torch.tensor([0.5])}
+        short = {"states": captions.states[:, :seen], "mask": captions.mask[:, :seen]}
         x = batch["x0"][:1]
-        expected = stage.teacher(x, torch.tensor([500.0]), captions.states, captions.mask).sample
-        torch.testing.assert_close(stage._teach(x, short["sigmas"], short)[0], expected)
+        expected = stage.teacher.network(x, torch.tensor([500.0]), captions.states, captions.mask).sample
+        torch.testing.assert_close(stage.teacher(x, torch.tensor([0.5]), short)[0], expected)
 
 
 def test_only_the_student_and_the_projector_learn(paths: list[str], tmp_path: Path) -> None:
     stage = make_stage(paths, tmp_path)
     stage.loss(stage.model, stage.batch(0))["loss"].backward()
-    assert all(p.grad is None for p in stage.teacher.parameters())
+    assert all(p.grad is None for p in stage.teacher.network.parameters())
     assert all(p.grad is not None for p in stage.model.parameters())
     alone = make_stage(paths, tmp_path, "distillation.features=false")
     assert not any(p.requires_grad for p in alone.model.projector.parameters())
 
 
 def test_a_guided_teacher(paths: list[str], tmp_path: Path) -> None:
-    plain = make_stage(paths, tmp_path)
-    batch = plain.batch(0)
-    x = batch["x0"]
+    stage = make_stage(paths, tmp_path)
+    batch = stage.batch(0)
+    x, sigmas = batch["x0"], batch["sigmas"]
     with torch.no_grad():
-        empty = plain._conditioned(x, batch["noise"], batch["sigmas"], [""] * len(x))
-        t = batch["sigmas"]
-        without = plain._teach(x, t, batch | {"states": empty["states"], "mask": empty["mask"]})[0]
-        v, v_guided = plain._teach(x, t, batch)[0], plain._teach(x, t, batch, guidance_scale=3.0)[0]
+        without = stage.teacher(x, sigmas, batch | stage.conditions([""] * len(x)))[0]
+        v, v_guided = (stage.teacher(x, sigmas, batch, guidance_scale=scale)[0] for scale in (1.0, 3.0))
     torch.testing.assert_close(v_guided, without + 3 * (v - without), rtol=1e-3, atol=1e-4)
 
 
@@ -152,4 +150,4 @@ def test_refusals_are_one_line(folder: Path, paths: list[str], tmp_path: Path) -
     refused("neither output nor features", "distillation={output: false, features: false}")
     refused("teacher: folder .*nowhere does not exist", f"teacher={tmp_path / 'nowhere'}")
     other = run_recipe("autoencoder", tmp_path / "autoencoder", "seed=9", "train.steps=1")
-    refused("its latents are those of .* both must be trained on the same", f"autoencoder={other}")
+    refused("its latents are those of .*teacher.*: both must be trained on one", f"autoencoder={other}")

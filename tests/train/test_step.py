@@ -130,14 +130,14 @@ def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str) -> 
 
     def logits(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         level = following.clamp(min=0.02)
-        features = stage.teacher(at(latents, noise, level), 1000 * level, states, mask, taps=(0, 1))[1]
+        features = stage.teacher.network(at(latents, noise, level), 1000 * level, states, mask, taps=(0, 1))[1]
         return stage.model.discriminator(features, 1000 * level)
 
     def guided(x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         first = torch.zeros_like(mask)
         first[:, 0] = True
-        with_text = stage.teacher(x, 1000 * level, states, mask).sample
-        without = stage.teacher(x, 1000 * level, torch.zeros_like(states), first).sample
+        with_text = stage.teacher.network(x, 1000 * level, states, mask).sample
+        without = stage.teacher.network(x, 1000 * level, torch.zeros_like(states), first).sample
         return without + 2.0 * (with_text - without)
 
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_each_turn_moves_its_own_and_the_teacher_stays(paths: list[str], tmp_pat
         stage.turn_loss(turn, stage.model, batch)["loss"].backward()
         for part in parts.values():
             assert all((p.grad is not None) == (part is moved) for p in part.parameters())
-    assert all(p.grad is None and not p.requires_grad for p in stage.teacher.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in stage.teacher.network.parameters())
 
 
 def test_the_adversary_reaches_the_student(paths: list[str], tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -20,12 +19,12 @@ from snapgen.losses.distillation import (
     output_distillation,
     squared_error,
 )
-from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.models.denoiser import Denoiser, feature_widths, load_denoiser, text_width
+from snapgen.models.denoiser import Denoiser
 from snapgen.models.distiller import DistilledStudent
 from snapgen.models.unet import SnapGenUNet
 from snapgen.train.stage import Context
-from snapgen.train.stages.flow import TIMESTEP_BINS, FlowRecipe, FlowStage, locate
+from snapgen.train.stages.flow import TIMESTEP_BINS, FlowRecipe, FlowStage, is_hub_name, locate
+from snapgen.train.teaching import load_teacher
 
 LAST = -1  # the teacher's block whose features are matched (Eq. 5)
 
@@ -51,7 +50,9 @@ class DistillRecipe(FlowRecipe):
     """Settings of the `distill` stage: those of `flow`, and the teacher."""
 
     stage: Literal["distill"]  # type: ignore[assignment]
-    teacher: Path  # pipeline folder; its `unet` is a TeacherTransformer, or a UNet
+    # Pipeline folder of ours ("mini" is the bundled one), which reads the student's text states; or folder or hub name
+    # of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which reads captions with its own encoders.
+    teacher: str
     distillation: DistillationSettings = DistillationSettings()
 
     @model_validator(mode="after")
@@ -68,45 +69,25 @@ class DistillStage(FlowStage):
 
     def __init__(self, recipe: DistillRecipe, context: Context):
         super().__init__(recipe, context)
-        folder = locate("teacher", recipe.teacher)
-        teacher = load_denoiser(folder / "unet")
         student = self.model
         if not isinstance(student, SnapGenUNet):
             raise RecipeError(f"model {recipe.model} is a {type(student).__name__}, expected a SnapGenUNet")
-        if text_width(teacher) != self.text.width:
-            raise RecipeError(
-                f"teacher: it reads text states of width {text_width(teacher)}, the encoder in {recipe.text} "
-                f"gives {self.text.width}"
-            )
-        self._check_latents(folder / "vae")
-        self.teacher = teacher.to(context.device).eval().requires_grad_(False)
+        source = recipe.teacher if is_hub_name(recipe.teacher) else str(locate("teacher", Path(recipe.teacher)))
+        try:
+            self.teacher = load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, context.device)
+        except ValueError as error:
+            raise RecipeError(f"teacher: {error}") from error
         self.model = self._trained(student).to(context.device, memory_format=torch.channels_last)
 
     def _trained(self, student: SnapGenUNet) -> nn.Module:
         """The student with what is trained beside it."""
-        trained = DistilledStudent(student, feature_widths(self.teacher)[LAST])
+        trained = DistilledStudent(student, self.teacher.feature_widths[LAST])
         trained.projector.requires_grad_(self.recipe.distillation.features)
         return trained
 
-    def _check_latents(self, folder: Path) -> None:
-        """Refuses a teacher of another autoencoder: what it says of latents would be nonsense here."""
-        other = SnapGenAutoencoder.from_pretrained(folder, dtype=torch.float32)
-        ours, theirs = self.autoencoder.state_dict(), other.state_dict()
-        scales = ("scaling_factor", "shift_factor")
-        same = all(self.autoencoder.config[name] == other.config[name] for name in scales)
-        encoder = [name for name in ours if name.startswith("encoder.")]  # decoders may differ
-        # Half precision may lie between them.
-        close = same and all(
-            name in theirs
-            and ours[name].shape == theirs[name].shape
-            and torch.allclose(ours[name].cpu(), theirs[name], rtol=1e-2, atol=1e-3)
-            for name in encoder
-        )
-        if not close:
-            raise RecipeError(
-                f"teacher: its latents are those of {folder}, the student's those of {self.autoencoder_folder}: "
-                "both must be trained on the same autoencoder's"
-            )
+    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> dict[str, Tensor]:
+        """The student's, and what the teacher needs besides."""
+        return super().conditions(captions, dropped) | self.teacher.conditions(captions)
 
     def denoiser(self, model: nn.Module) -> Denoiser:
         """The student's UNet."""
@@ -132,9 +113,8 @@ class DistillStage(FlowStage):
         x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
         x = interpolate(x0, noise, sigmas)
         settings = self.recipe.distillation
-        with torch.no_grad():
-            scale = settings.guidance_scale
-            teacher_velocity, (feature,) = self._teach(x, sigmas, batch, taps=(LAST,), guidance_scale=scale)
+        with torch.no_grad(), self._autocast():
+            teacher_velocity, (feature,) = self.teacher(x, sigmas, batch, (LAST,), settings.guidance_scale)
         grid = tuple(feature.shape[-2:])
         with self._attention():
             inputs = (x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], grid)
@@ -145,28 +125,6 @@ class DistillStage(FlowStage):
         if settings.features:
             parts["features"] = feature_distillation([(projected, feature)])
         return parts
-
-    def _teach(
-        self,
-        x: Tensor,
-        sigmas: Tensor,
-        batch: dict[str, Tensor],
-        taps: tuple[int, ...] = (),
-        guidance_scale: float = 1.0,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The teacher's velocity at x, guided if asked for, and its features under the text."""
-        # It attends to padding too: as much of it as it was trained with.
-        padding = self.text.max_length - batch["mask"].shape[1]
-        states, mask = F.pad(batch["states"], (0, 0, 0, padding)), F.pad(batch["mask"], (0, padding))
-        timestep = TIMESTEP_SCALE * sigmas
-        with self._autocast():
-            velocity, features = self.teacher(x, timestep, states, mask, taps=taps)
-            if guidance_scale != 1.0:
-                first = torch.zeros_like(mask)
-                first[:, 0] = True  # the empty prompt: zeros, of which one is visible
-                empty = self.teacher(x, timestep, torch.zeros_like(states), first, return_dict=False)[0]
-                velocity = empty + guidance_scale * (velocity - empty)
-        return velocity, features
 
     @torch.no_grad()
     def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:

@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModel, AutoTokenizer
 
 from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data import open_source
@@ -28,7 +27,9 @@ from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline import SnapGenPipeline, bundled_folder
-from snapgen.text.encoder import TransformersTextEncoder
+from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
+from snapgen.text.join import JointTextEncoder
+from snapgen.text.load import load_text_encoders
 from snapgen.train.stage import Context, Stage, derive_seed
 
 VALIDATION_COUNT = 128
@@ -51,18 +52,31 @@ class LoraSettings(Settings):
     targets: tuple[str, ...] = ("to_q", "to_kv", "to_out", "proj_in", "proj_out")  # names of layers
 
 
+class LanguageSettings(Settings):
+    """How a language model among the text encoders reads captions; the pipeline keeps it."""
+
+    max_length: int = Field(default=LANGUAGE_MAX_LENGTH, gt=0)  # tokens
+    prefix: str = ""  # instruction before every caption, as Sana gives Gemma
+
+
 class FlowRecipe(Recipe):
     """Settings of the `flow` stage."""
 
     stage: Literal["flow"]
     model: str  # UNet preset
     autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; here and below, "mini" is the bundled model's
-    text: Path  # folder with text_encoder/ and tokenizer/
+    # Folder with text_encoder/ and tokenizer/ (and text_encoder_2/ ..., as pipelines have), or up to three folders or
+    # hub names of text models of transformers, CLIPs first and then at most one language model.
+    text: str | tuple[str, ...]
+    language: LanguageSettings = LanguageSettings()
     data: DataSettings
     cache: Path  # folder for the latents of data.count pictures
     initial: Path | None = None  # pipeline folder whose UNet weights to start from
     lora: LoraSettings | None = None  # train adapters of `initial` instead of the whole UNet
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of captions replaced by the empty prompt
+    # Probability with which each text encoder by itself reads the empty prompt, so that any of them can be left out
+    # later (Sec. 4). Stable Diffusion 3's 0.464 leaves 0.464^3 = 10 % without any.
+    encoder_dropout: float = Field(default=0.0, ge=0, lt=1)
     timesteps: TimestepSettings = TimestepSettings()
     guidance_scale: float = Field(default=4.0, ge=0)  # default of the pipeline, used for the sample grids
     num_inference_steps: int = Field(default=28, gt=0)
@@ -85,11 +99,7 @@ class FlowStage(Stage[Any, Any]):
         self.autoencoder_folder = locate("autoencoder", recipe.autoencoder, "vae")
         autoencoder = SnapGenAutoencoder.from_pretrained(self.autoencoder_folder, dtype=torch.float32)
         self.autoencoder = autoencoder.to(context.device).eval()
-        text = locate("text", recipe.text)
-        self.tokenizer = AutoTokenizer.from_pretrained(text / "tokenizer")
-        text_model = AutoModel.from_pretrained(text / "text_encoder", dtype=torch.float32)
-        self.text_model = text_model.to(context.device).eval()
-        self.text = TransformersTextEncoder(self.text_model, self.tokenizer, warn=False)
+        self.text_components, self.text = self._load_text()
         if recipe.initial is None:
             unet = create_denoiser(recipe.model)
         else:
@@ -97,7 +107,7 @@ class FlowStage(Stage[Any, Any]):
         if text_width(unet) != self.text.width:
             raise RecipeError(
                 f"model {recipe.model} reads text states of width {text_width(unet)}, "
-                f"the encoder in {recipe.text} gives {self.text.width}"
+                f"the text encoders in {recipe.text} give {self.text.width}"
             )
         if recipe.lora is not None:
             if not isinstance(unet, SnapGenUNet):
@@ -111,6 +121,24 @@ class FlowStage(Stage[Any, Any]):
         self.source = open_source(recipe.data)
         self.latents, self.indices = self._cached_latents()
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """In which networks that do not learn are held: bf16 on a GPU that computes in it anyway."""
+        half = self.recipe.train.precision == "bf16" and self.context.device.type == "cuda"
+        return torch.bfloat16 if half else torch.float32
+
+    def _load_text(self) -> tuple[dict[str, Any], JointTextEncoder]:
+        """The frozen text encoders, as the pipeline's components and as one."""
+        sources, language = text_sources(self.recipe.text), self.recipe.language
+        try:
+            components = load_text_encoders(sources, self.frozen_dtype)
+            text = JointTextEncoder.from_components(components, language.max_length, language.prefix, warn=False)
+        except ValueError as error:
+            raise RecipeError(f"text: {error}") from error
+        for encoder in text.encoders:
+            encoder.model.to(self.context.device)
+        return components, text
 
     def _cached_latents(self) -> tuple[Tensor, Tensor]:
         """Normalised latents of the pictures that can be read, fp16, and their indices."""
@@ -156,6 +184,8 @@ class FlowStage(Stage[Any, Any]):
         timesteps = self.recipe.timesteps
         sigmas = sample_sigmas(total, generator, timesteps.shift, timesteps.mean, timesteps.std)
         dropped = torch.rand(total, generator=generator) < self.recipe.caption_dropout
+        encoders = torch.rand(total, len(self.text.encoders), generator=generator) < self.recipe.encoder_dropout
+        dropped |= encoders.all(dim=1)
         own = slice(first, first + len(numbers))
 
         indices = [self._index(number) for number in numbers]
@@ -163,22 +193,34 @@ class FlowStage(Stage[Any, Any]):
             "" if drop else self.source.caption(int(self.indices[index]), number // len(self.latents))
             for index, number, drop in zip(indices, numbers, dropped[own].tolist(), strict=True)
         ]
-        return self._conditioned(self.latents[indices].float(), noise[own], sigmas[own], captions)
+        return self._conditioned(self.latents[indices].float(), noise[own], sigmas[own], captions, encoders[own])
 
-    def _conditioned(self, latents: Tensor, noise: Tensor, sigmas: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        with self._autocast():
-            text = self.text(captions)
-        visible = text.mask.shape[1]
-        if self.masks_text:  # tokens that no caption reaches are left out
-            visible = int(text.mask.any(dim=0).nonzero().max()) + 1
+    def _conditioned(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        sigmas: Tensor,
+        captions: list[str],
+        dropped: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         device = self.context.device
         return {
             "x0": latents.to(device).contiguous(memory_format=torch.channels_last),
             "noise": noise.to(device).contiguous(memory_format=torch.channels_last),
             "sigmas": sigmas.to(device),
-            "states": text.states[:, :visible].float(),
-            "mask": text.mask[:, :visible],
-        }
+        } | self.conditions(captions, dropped)
+
+    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> dict[str, Tensor]:
+        """What a batch knows of its captions: `states` B N D and `mask` B N.
+
+        dropped: B E, True where a caption is kept from one of the E text encoders.
+        """
+        with self._autocast():
+            text = self.text(captions, dropped)
+        visible = text.mask.shape[1]
+        if self.masks_text:  # tokens that no caption reaches are left out
+            visible = int(text.mask.any(dim=0).nonzero().max()) + 1
+        return {"states": text.states[:, :visible].float(), "mask": text.mask[:, :visible]}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 2."""
@@ -219,8 +261,9 @@ class FlowStage(Stage[Any, Any]):
         return SnapGenPipeline(
             unet,
             self.autoencoder,
-            self.text_model,
-            self.tokenizer,
+            **self.text_components,
+            language_max_length=self.recipe.language.max_length,
+            language_prefix=self.recipe.language.prefix,
             shift=self.recipe.timesteps.shift,
             default_guidance_scale=self.recipe.guidance_scale,
             default_num_inference_steps=self.recipe.num_inference_steps,
@@ -260,6 +303,18 @@ def locate(key: str, folder: Path, part: str = "") -> Path:
     if not folder.is_dir():
         raise RecipeError(f"{key}: folder {folder} does not exist; train that stage first, or name another")
     return folder
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` can only be one on the hub: owner/name, and no folder here."""
+    path = Path(name)
+    return len(path.parts) == 2 and not path.is_absolute() and not path.exists()
+
+
+def text_sources(text: str | tuple[str, ...]) -> list[str]:
+    """What the setting `text` names: folders that exist, or hub names."""
+    names = [text] if isinstance(text, str) else text
+    return [name if is_hub_name(name) else str(locate("text", Path(name))) for name in names]
 
 
 def add_adapters(unet: SnapGenUNet, settings: LoraSettings) -> None:

@@ -14,7 +14,7 @@ from snapgen.flow.path import interpolate, per_sample, predict_x0, velocity_targ
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas, sampling_sigmas
 from snapgen.losses.adversarial import GAMES, smoothness
 from snapgen.losses.distillation import output_distillation, squared_error, timestep_aware
-from snapgen.models.denoiser import Denoiser, feature_widths
+from snapgen.models.denoiser import Denoiser
 from snapgen.models.distiller import Discriminator
 from snapgen.models.unet import SnapGenUNet
 from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
@@ -118,7 +118,7 @@ class StepStage(DistillStage):
         )
 
     def _trained(self, student: SnapGenUNet) -> FewStepStudent:
-        taps, widths = self.recipe.adversary.taps, feature_widths(self.teacher)
+        taps, widths = self.recipe.adversary.taps, self.teacher.feature_widths
         wrong = [tap for tap in taps if not -len(widths) <= tap < len(widths)]
         if wrong:
             raise RecipeError(f"adversary.taps: {wrong[0]} given, the teacher has blocks 0 to {len(widths) - 1}")
@@ -200,7 +200,8 @@ class StepStage(DistillStage):
 
         def look(latents: Tensor) -> Sequence[Tensor]:
             x = interpolate(latents, noise_of(latents), level)
-            return self._teach(x, level, batch, settings.taps)[1]
+            with self._autocast():
+                return self.teacher(x, level, batch, settings.taps)[1]
 
         x = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
         with self._attention():
@@ -230,10 +231,10 @@ class StepStage(DistillStage):
         x = start = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
         stride = (batch["next"] - batch["sigmas"]) / count
         for index in range(count):
-            velocity = self._teach(x, batch["sigmas"] + index * stride, batch, guidance_scale=settings.guidance_scale)[
-                0
-            ]
-            x = x + per_sample(stride, x) * velocity.float()
+            level = batch["sigmas"] + index * stride
+            with self._autocast():
+                velocity, _ = self.teacher(x, level, batch, guidance_scale=settings.guidance_scale)
+            x = x + per_sample(stride, x) * velocity
         return (x - start) / per_sample(count * stride, x)
 
     @torch.no_grad()
