@@ -24,7 +24,7 @@ MINI = "mini"  # how recipes name the bundled model
 LARGEST = 40 * 2**20  # bytes, all files together
 
 
-def stage_provenance(model: Path) -> dict[str, object]:
+def stage_provenance(model: Path) -> dict[str, Any]:
     """The provenance of a pipeline folder and, by its recipe's paths, of the stages that it was built on.
 
     "earlier" lists the runs whose weights it started from, the latest first. "mini" was the model bundled until now,
@@ -32,7 +32,7 @@ def stage_provenance(model: Path) -> dict[str, object]:
     """
     bundled = read_provenance(BUNDLED) if (BUNDLED / "provenance.json").exists() else {}
     own = read_provenance(model)
-    stages = {own["recipe"]["stage"]: own, "earlier": []}
+    stages: dict[str, Any] = {own["recipe"]["stage"]: own, "earlier": []}
     for name in ("autoencoder", "text"):
         source = own["recipe"][name]
         stages[name] = bundled[name] if source == MINI else read_provenance(Path(source))

@@ -211,7 +211,7 @@ def test_the_loss_is_the_error_of_the_velocity(flow_stage: FlowStage) -> None:
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="^text: folder .*nowhere does not exist; train that stage first"):
         run_recipe("flow", tmp_path / "a", *paths_below(folder), f"text={tmp_path / 'nowhere'}")
-    with pytest.raises(RecipeError, match="model mini reads text states of width 256, .* gives 32"):
+    with pytest.raises(RecipeError, match="model mini reads text states of width 256, .* give 32"):
         run_recipe("flow", tmp_path / "b", *paths_below(folder), "model=mini")
     with pytest.raises(RecipeError, match="even batch"):
         run_recipe("text", tmp_path / "c", "train.batch_size=5")

@@ -18,7 +18,8 @@ from test_stages import metrics_of, run_recipe
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.models.presets import AUTOENCODERS, TEACHERS
+from snapgen.models.presets import AUTOENCODERS, TEACHERS, create_denoiser
+from snapgen.pipeline import SnapGenPipeline, bundled_folder
 from snapgen.text.join import JointTextEncoder
 from snapgen.text.load import load_text_encoders
 from snapgen.train.teaching import StableDiffusionTeacher, load_teacher
@@ -108,6 +109,32 @@ def test_it_says_what_diffusers_says(published: Path, student: tuple, scale: flo
     assert (found - unconditional)[[0, 2]].abs().amax(dim=(1, 2, 3)).min() > 1e-5
     torch.testing.assert_close(found[1], unconditional[1])  # the empty caption is its unconditional branch
     assert [feature.shape for feature in features] == [(3, teacher.feature_widths[0], 2, 2)] * 2
+
+
+@torch.no_grad()
+def test_a_teacher_of_ours_reads_the_students_states(tiny_model: Path, student: tuple, tmp_path: Path) -> None:
+    """With as much padding as it was trained with, however little of it the batch holds."""
+    torch.manual_seed(4)
+    network = create_denoiser("debug-teacher")
+    SnapGenPipeline.from_pretrained(tiny_model, unet=network).save_pretrained(tmp_path)
+    teacher = load_teacher(str(tmp_path), *student, torch.float32, torch.device("cpu"))
+    text = student[1](["a cat", "red"])
+    visible = int(text.mask.any(dim=0).sum())
+    assert visible < text.mask.shape[1] and teacher.conditions(["a cat", "red"]) == {}
+    batch = {"states": text.states[:, :visible], "mask": text.mask[:, :visible]}
+    x, sigmas = torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.8])
+    network.eval()
+    given = network(x, 1000 * sigmas, text.states, text.mask).sample
+    empty = student[1](["", ""])
+    unconditional = network(x, 1000 * sigmas, empty.states, empty.mask).sample
+    torch.testing.assert_close(teacher(x, sigmas, batch)[0], given)
+    guided, (feature,) = teacher(x, sigmas, batch, (-1,), guidance_scale=3.0)
+    torch.testing.assert_close(guided, unconditional + 3 * (given - unconditional), rtol=1e-4, atol=1e-5)
+    assert (given - unconditional).abs().max() > 1e-4
+    torch.testing.assert_close(feature, network(x, 1000 * sigmas, text.states, text.mask, taps=(-1,))[1][0])
+    wide = JointTextEncoder.from_components(load_text_encoders([str(bundled_folder())], torch.float32))
+    with pytest.raises(ValueError, match="^it reads text states of width 32, the student's encoders give 256$"):
+        load_teacher(str(tmp_path), student[0], wide, torch.float32, torch.device("cpu"))
 
 
 def test_gradients_reach_the_picture_and_not_the_teacher(published: Path, student: tuple) -> None:

@@ -85,8 +85,13 @@ def generate(
     if optimize:
         pipeline.optimize()
     names = None if encoders is None else [name.strip() for name in encoders.split(",")]
-    given = {"num_inference_steps": steps, "guidance_scale": guidance, "width": width, "height": height}
-    given["text_encoders"] = names
+    given = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "width": width,
+        "height": height,
+        "text_encoders": names,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
     facts = describe_run(pipeline, model, settings)
     pictures: list[dict[str, Any]] = []

@@ -136,8 +136,9 @@ class FlowStage(Stage[Any, Any]):
             text = JointTextEncoder.from_components(components, language.max_length, language.prefix, warn=False)
         except ValueError as error:
             raise RecipeError(f"text: {error}") from error
-        for encoder in text.encoders:
-            encoder.model.to(self.context.device)
+        for component in components.values():
+            if isinstance(component, nn.Module):
+                component.to(self.context.device)
         return components, text
 
     def _cached_latents(self) -> tuple[Tensor, Tensor]:
