@@ -1,6 +1,6 @@
 """The cache of latents, and the conversions between pictures and tensors that it and the stages use."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from snapgen.data import BadSampleError
+from snapgen.data import BadSampleError, silent
 from snapgen.data.latents import BATCH, LatentCache, fingerprint
 from snapgen.data.pictures import random_crop, to_tensor, to_uint8
 
@@ -24,15 +24,14 @@ class Numbers:
     def image(self, index: int) -> np.ndarray:
         return np.full((16, 8, 3), index, np.uint8)
 
+    def groups(self) -> list[np.ndarray]:
+        return [np.arange(COUNT)]
+
     def signature(self) -> Any:
         return COUNT
 
     def caption(self, index: int, variant: int) -> str:
         return str(index)
-
-
-def silent(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    return items
 
 
 class Encoder:
@@ -56,6 +55,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Laten
     return lambda: LatentCache(Numbers(), tmp_path / "latents")
 
 
+def loaded(cache: LatentCache) -> tuple[torch.Tensor, list[int]]:
+    """All latents of a cache, and the indices of their pictures."""
+    stored = cache.load()
+    return torch.stack([stored.latents[row] for row in range(len(stored.latents))]), stored.indices.tolist()
+
+
 def expected() -> torch.Tensor:
     values = torch.arange(COUNT) / 127.5 - 1
     return values[:, None, None, None].expand(COUNT, 2, 2, 1).half()
@@ -65,8 +70,8 @@ def test_every_picture_is_encoded_once(cache: Callable[[], LatentCache]) -> None
     encoder = Encoder()
     cache().build(encoder, 0, 1, silent, print)
     assert encoder.seen == list(range(COUNT))
-    latents, indices = cache().load()
-    assert indices.tolist() == list(range(COUNT))
+    latents, indices = loaded(cache())
+    assert indices == list(range(COUNT))
     assert latents.dtype == torch.float16
     torch.testing.assert_close(latents, expected())
     assert len(list(cache().folder.iterdir())) == 3
@@ -82,7 +87,7 @@ def test_an_interrupted_build_goes_on(cache: Callable[[], LatentCache]) -> None:
     encoder = Encoder()
     cache().build(encoder, 0, 1, silent, print)
     assert encoder.seen == list(range(SHARD, COUNT))
-    torch.testing.assert_close(cache().load()[0], expected())
+    torch.testing.assert_close(loaded(cache())[0], expected())
 
 
 def test_processes_share_the_shards(cache: Callable[[], LatentCache]) -> None:
@@ -91,7 +96,7 @@ def test_processes_share_the_shards(cache: Callable[[], LatentCache]) -> None:
         cache().build(encoders[rank], rank, 2, silent, print)
     assert encoders[0].seen == [*range(SHARD), *range(2 * SHARD, COUNT)]
     assert encoders[1].seen == list(range(SHARD, 2 * SHARD))
-    torch.testing.assert_close(cache().load()[0], expected())
+    torch.testing.assert_close(loaded(cache())[0], expected())
 
 
 def test_pictures_that_cannot_be_read_are_left_out_and_named(
@@ -106,8 +111,8 @@ def test_pictures_that_cannot_be_read_are_left_out_and_named(
     warnings: list[str] = []
     cache().build(Encoder(), 0, 1, silent, warnings.append)
     assert warnings == [f"picture {index} cannot be read; it is left out" for index in (3, 41, 42)]
-    latents, indices = cache().load()
-    assert indices.tolist() == [index for index in range(COUNT) if index not in (3, 41, 42)]
+    latents, indices = loaded(cache())
+    assert indices == [index for index in range(COUNT) if index not in (3, 41, 42)]
     torch.testing.assert_close(latents, expected()[indices])
 
     monkeypatch.setattr("snapgen.data.latents.SHARD", 1)

@@ -105,7 +105,7 @@ def plan(recipe: FlowRecipe, gpus: int, gpu: str, utilisation: float, teacher: s
         "activations": activation_bytes(recipe, share, side),
     }
     hours = flops * samples / (GPUS[gpu].bf16_flops * utilisation) / 3600
-    count_of_latents = getattr(recipe.data, "count", 0)
+    count_of_latents = 0 if recipe.cache is None else getattr(recipe.data, "count", 0)
     return Plan(
         parameters=trained,
         steps=settings.steps,
