@@ -27,7 +27,8 @@ BATCH = 32  # pictures encoded at once
 AHEAD = 2  # batches whose pictures are read while one is encoded and trained on
 
 Encode = Callable[[Tensor], Tensor]  # pictures B 3 H W in [-1, 1] -> latents B C h w
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -81,6 +82,7 @@ class CachedBatches:
     """`Batches` of a cache."""
 
     def __init__(self, stored: StoredLatents, batch: int, seed: int) -> None:
+        """`batch`: pictures in a global micro-batch."""
         self.stored = stored
         self.order = Order(stored.groups, batch, seed)
 
@@ -106,7 +108,7 @@ class EncodedBatches:
         workers: int,
         warn: Callable[[str], object],
     ) -> None:
-        """`workers`: threads. The others are as for `LatentCache` and `Order`."""
+        """`batch`: pictures in a global micro-batch; `workers`: threads."""
         self.source = source
         self.encode = encode
         self.order = Order(source.groups(), batch, seed)
@@ -114,7 +116,7 @@ class EncodedBatches:
         self._pool = ThreadPoolExecutor(workers)
         self._named: set[int] = set()
         self._due: tuple[int, slice] | None = None  # what `_stream` gives next
-        self._stream: Iterator[list[tuple[int, np.ndarray]]] = iter(())
+        self._stream: Iterator[list[tuple[int, int, np.ndarray]]] = iter(())
 
     @torch.no_grad()
     def __call__(self, step: int, own: slice) -> LatentBatch:

@@ -32,11 +32,9 @@ class Order:
         self.batch = batch
         self.seed = seed
         self._sizes = np.array([len(group) for group in self.groups], dtype=np.int64)
-        self._shuffled: tuple[int, np.ndarray] = (
-            -1,
-            np.empty(0),
-        )  # the last epoch asked for, each step's group
-        self._permuted = [(-1, np.empty(0))] * len(self.groups)  # of each group: the last epoch asked for, its order
+        # The last epoch asked for, and the group of each of its steps; for each group, its last epoch and its order.
+        self._shuffled: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._permuted = [(-1, np.empty(0))] * len(self.groups)
 
     def micro_batch(self, step: int) -> MicroBatch:
         """The pictures of the micro-batch number `step`, counted from 0."""
