@@ -145,6 +145,7 @@ def test_a_small_group_may_be_unreadable_all_may_not(
     monkeypatch.setattr(Numbers, "groups", lambda source: [np.arange(98), np.arange(98, 100)])
     cache().build(Encoder(), 0, 1, silent, print)
     stored = cache().load()
+    assert stored.indices.dtype == np.int64
     assert stored.indices.tolist() == list(range(98)) and len(stored.groups) == 1
     broken = True
     monkeypatch.setattr(Numbers, "groups", lambda source: [np.arange(2)])

@@ -21,7 +21,7 @@ PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 # What Pillow raises on damaged files, depending on the format and on what is damaged.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
-_ORIENTATION = 0x0112  # EXIF; 5 to 8 lie on their side
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values of pictures that lie on their side
 
 
 class FileSettings(Settings):
@@ -124,7 +124,7 @@ def header_size(file: BinaryIO) -> tuple[int, int]:
     try:
         with Image.open(file) as encoded:
             # A PNG's orientation may stand behind its pixels; such a rarity is cut as if it had none.
-            turned = encoded.format != "PNG" and encoded.getexif().get(_ORIENTATION, 1) >= 5
+            turned = encoded.format != "PNG" and encoded.getexif().get(_ORIENTATION) in _TURNED
             width, height = encoded.size
     except UNREADABLE:
         return 0, 0

@@ -48,8 +48,8 @@ def read_ahead(
         waiting.append([pool.submit(read, item) for item in batch])
         if len(waiting) > AHEAD:
             yield [future.result() for future in waiting.popleft()]
-    for batch in waiting:
-        yield [future.result() for future in batch]
+    for futures in waiting:
+        yield [future.result() for future in futures]
 
 
 @dataclass(frozen=True)
@@ -187,24 +187,27 @@ class LatentCache:
                 indices = self.shards[shard][1].tolist()
                 batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
                 latents, kept = [], []
-                for batch, results in zip(batches, read_ahead(pool, self._attempt, batches), strict=True):
-                    for result in results:
+                for results in read_ahead(pool, self._attempt, batches):
+                    pictures = []
+                    for index, result in results:
                         if isinstance(result, BadSampleError):
                             warn(f"{result}; it is left out")
-                    read = [pair for pair in zip(batch, results, strict=True) if isinstance(pair[1], np.ndarray)]
-                    if read:
-                        kept += [index for index, _ in read]
-                        latents.append(encode(to_tensor([picture for _, picture in read])).half().cpu())
+                        else:
+                            kept.append(index)
+                            pictures.append(result)
+                    if pictures:
+                        latents.append(encode(to_tensor(pictures)).half().cpu())
                 if not latents and len(indices) == SHARD:
                     raise ValueError(f"none of the pictures {indices[0]} to {indices[-1]} can be read")
-                tensors = {"latents": torch.cat(latents) if latents else torch.empty(0), "indices": torch.tensor(kept)}
-                save_file_atomic(tensors, self._path(shard))
+                encoded = torch.cat(latents) if latents else torch.empty(0, dtype=torch.float16)
+                numbers = torch.tensor(kept, dtype=torch.int64)
+                save_file_atomic({"latents": encoded, "indices": numbers}, self._path(shard))
 
-    def _attempt(self, index: int) -> np.ndarray | BadSampleError:
+    def _attempt(self, index: int) -> tuple[int, np.ndarray | BadSampleError]:
         try:
-            return self.source.image(index)
+            return index, self.source.image(index)
         except BadSampleError as error:
-            return error
+            return index, error
 
     def load(self) -> StoredLatents:
         """All pictures that could be read; ValueError if there are none, or if a shard is damaged."""
