@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,11 +55,10 @@ def pack(
 
     settings = FolderSettings(source="folder", path=folder, resolution=32, template=template, class_names=class_names)
     console = Console(stderr=True)
-    tars = write_shards(
-        FolderSource(settings),
-        out,
-        per_shard,
-        lambda items, description, total: track(items, description, total, console=console, transient=True),
-    )
+
+    def progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        return track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
+
+    tars = write_shards(FolderSource(settings), out, per_shard, progress)
     for tar in tars:
         typer.echo(tar)
