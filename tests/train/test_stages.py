@@ -180,9 +180,11 @@ def test_a_batch_is_a_function_of_its_number(flow_stage: FlowStage) -> None:
 
 def test_an_epoch_visits_every_picture_once_and_drops_some_captions(flow_stage: FlowStage) -> None:
     count, size = len(flow_stage.source), 8
-    assert sorted(flow_stage._index(number) for number in range(count)) == list(range(count))
-    assert sorted(flow_stage._index(number) for number in range(count, 2 * count)) == list(range(count))
-    assert [flow_stage._index(n) for n in range(count)] != [flow_stage._index(n) for n in range(count, 2 * count)]
+    batches = [flow_stage.batches(step, slice(None)) for step in range(2 * count // size)]
+    pictures = [picture for batch in batches for picture in batch.pictures]
+    assert sorted(pictures[:count]) == sorted(pictures[count:]) == list(range(count))
+    assert pictures[:count] != pictures[count:]
+    assert [epoch for batch in batches for epoch in batch.epochs] == [0] * count + [1] * count
     masks = [flow_stage.batch(step)["mask"].sum(dim=1) for step in range(2 * count // size)]
     dropped = (torch.cat(masks) == 1).float().mean().item()
     assert dropped == pytest.approx(0.4, abs=0.15)  # of 128

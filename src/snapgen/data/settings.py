@@ -8,5 +8,6 @@ from pydantic import Field
 
 from snapgen.data.folder import FolderSettings
 from snapgen.data.scenes import SceneSettings
+from snapgen.data.shards import ShardSettings
 
-DataSettings = Annotated[SceneSettings | FolderSettings, Field(discriminator="source")]
+DataSettings = Annotated[SceneSettings | FolderSettings | ShardSettings, Field(discriminator="source")]

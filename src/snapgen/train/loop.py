@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from torch import Tensor
 
-from snapgen.config import Recipe, RecipeError, TrainSettings
+from snapgen.config import Recipe, RecipeError, TrainSettings, complete_recipe
 from snapgen.train.guard import Guard, save_evidence
 from snapgen.train.report import Display, Report
 from snapgen.train.stage import Context, Stage, derive_seed
@@ -278,7 +278,7 @@ def open_run(run: Path, recipe: Recipe, resume: bool, display: Display) -> Check
         return None
     checkpoint = newest_checkpoint(run, lambda text: display.line(f"snapgen: warning: {text}"))
     if checkpoint is not None:
-        check_same_recipe(checkpoint.recipe, recipe.model_dump(mode="json"), run)
+        check_same_recipe(complete_recipe(type(recipe), checkpoint.recipe), recipe.model_dump(mode="json"), run)
         if checkpoint.step > recipe.train.steps:
             raise RecipeError(f"{run} is at step {checkpoint.step} already, past train.steps {recipe.train.steps}")
     return checkpoint

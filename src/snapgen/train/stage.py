@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, RecipeType
+from snapgen.data import Source, open_source
 
 DISCRIMINATOR = "discriminator"  # the name of its turn in adversarial stages
 
@@ -58,6 +59,16 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
             )
         self.recipe = recipe
         self.context = context
+
+    def open_source(self, settings: Any) -> Source:
+        """The recipe's pictures. The first process opens them before the others: what it indexes, they find."""
+        distributed = self.context.world > 1
+        if distributed and self.context.rank > 0:
+            torch.distributed.barrier()
+        source = open_source(settings, self.context.progress)
+        if distributed and self.context.rank == 0:
+            torch.distributed.barrier()
+        return source
 
     def local_indices(self, micro_step: int) -> range:
         """The global sample numbers that this process takes in `micro_step` (= step * accumulation + round)."""

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data import BadSampleError, open_source
+from snapgen.data import BadSampleError
 from snapgen.data.pictures import random_crop, to_tensor, to_uint8
 from snapgen.data.preview import contact_sheet
 from snapgen.data.settings import DataSettings
@@ -102,7 +102,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
     def __init__(self, recipe: AutoencoderRecipe, context: Context):
         super().__init__(recipe, context)
-        self.source = open_source(recipe.data)
+        self.source = self.open_source(recipe.data)
         autoencoder = create_autoencoder(recipe.model)
         if recipe.initial is not None:
             if not recipe.initial.is_dir():
@@ -144,7 +144,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         return pictures, torch.from_numpy(np.stack(noise)).to(device)
 
     def _picture(self, number: int) -> np.ndarray:
-        """The picture of sample `number`, or the next that can be read."""
+        """The picture of index `number`, counted round and round, or the next that can be read."""
         for index in range(number, number + len(self.source)):
             try:
                 return self.source.image(index % len(self.source))
@@ -180,7 +180,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
     def _validation(self, count: int) -> Tensor:
         start = max(len(self.source) - count, 0)
-        pictures = to_tensor([self.source.image(index) for index in range(start, len(self.source))])
+        pictures = to_tensor([self._picture(index) for index in range(start, len(self.source))])
         return pictures.to(self.context.device)
 
     @torch.no_grad()
@@ -209,7 +209,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         numbers = range(0, count, 16)
         latents = []
         for start in self.context.progress(numbers, "latent statistics", len(numbers)):
-            pictures = to_tensor([self.source.image(index) for index in range(start, min(start + 16, count))])
+            pictures = to_tensor([self._picture(index) for index in range(start, min(start + 16, count))])
             posterior = model.autoencoder.encode(pictures.to(self.context.device), return_dict=False)[0]
             latents.append(posterior.mode())
         values = torch.cat(latents)

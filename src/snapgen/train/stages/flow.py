@@ -1,4 +1,4 @@
-"""The `flow` stage: the UNet learns the velocity of Eq. 2 on cached latents, under frozen text states (Sec. 3.3)."""
+"""The `flow` stage: the UNet learns the velocity of Eq. 2 on latents, under frozen text states (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data import open_source
-from snapgen.data.latents import LatentCache, fingerprint
+from snapgen.data import first_readable, open_source
+from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, fingerprint
 from snapgen.data.pictures import to_tensor
 from snapgen.data.preview import contact_sheet
 from snapgen.data.settings import DataSettings
@@ -70,7 +70,8 @@ class FlowRecipe(Recipe):
     text: str | tuple[str, ...]
     language: LanguageSettings = LanguageSettings()
     data: DataSettings
-    cache: Path  # folder for the latents of data.count pictures
+    cache: Path | None  # folder for the latents of all pictures; null: they are encoded in every step
+    workers: int = Field(default=8, gt=0)  # threads of each process that read pictures ahead of the encoder
     initial: Path | None = None  # pipeline folder whose UNet weights to start from
     lora: LoraSettings | None = None  # train adapters of `initial` instead of the whole UNet
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of captions replaced by the empty prompt
@@ -118,9 +119,8 @@ class FlowStage(Stage[Any, Any]):
         self.masks_text = isinstance(unet, SnapGenUNet)  # a teacher attends to padding too: always the same amount
         self.model = unet.to(context.device, memory_format=torch.channels_last)
 
-        self.source = open_source(recipe.data)
-        self.latents, self.indices = self._cached_latents()
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.source = self.open_source(recipe.data)
+        self.batches = self._open_batches()
 
     @property
     def frozen_dtype(self) -> torch.dtype:
@@ -141,16 +141,18 @@ class FlowStage(Stage[Any, Any]):
                 component.to(self.context.device)
         return components, text
 
-    def _cached_latents(self) -> tuple[Tensor, Tensor]:
-        """Normalised latents of the pictures that can be read, fp16, and their indices."""
-        recipe = self.recipe
+    def _open_batches(self) -> Batches:
+        """Normalised latents in the order of training."""
+        recipe, context = self.recipe, self.context
+        micro_batch = recipe.train.batch_size // recipe.train.gradient_accumulation
+        if recipe.cache is None:
+            return EncodedBatches(self.source, self._encode, micro_batch, recipe.seed, recipe.workers, context.warn)
         weights = (self.autoencoder_folder / "diffusion_pytorch_model.safetensors").read_bytes()
-        key = fingerprint(self.source.signature(), weights)
-        cache = LatentCache(self.source, recipe.cache / key)
-        cache.build(self._encode, self.context.rank, self.context.world, self.context.progress, self.context.warn)
-        if self.context.world > 1:
+        cache = LatentCache(self.source, recipe.cache / fingerprint(self.source.signature(), weights))
+        cache.build(self._encode, context.rank, context.world, context.progress, context.warn, recipe.workers)
+        if context.world > 1:
             torch.distributed.barrier()
-        return cache.load()
+        return CachedBatches(cache.load(), micro_batch, recipe.seed)
 
     def _encode(self, pictures: Tensor) -> Tensor:
         with self._autocast():
@@ -168,33 +170,25 @@ class FlowStage(Stage[Any, Any]):
         plain = self.context.device.type == "cpu" and not self.recipe.train.activation_checkpointing
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
-    def _index(self, number: int) -> int:
-        """The latent that is sample `number`: every epoch visits all in another order."""
-        epoch, place = divmod(number, len(self.latents))
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.latents)))
-        return int(self._order[1][place])
-
     def batch(self, step: int) -> dict[str, Tensor]:
         """Latents, noise, sigmas, text states and mask of this process's samples."""
         numbers = self.local_indices(step)
         # Drawn for the global batch and sliced, so that the number of processes changes nothing.
         total, first = len(numbers) * self.context.world, len(numbers) * self.context.rank
+        own = slice(first, first + len(numbers))
+        batch = self.batches(step, own)
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, step))
-        noise = torch.randn(total, *self.latents.shape[1:], generator=generator)
+        noise = torch.randn(total, *batch.latents.shape[1:], generator=generator)
         timesteps = self.recipe.timesteps
         sigmas = sample_sigmas(total, generator, timesteps.shift, timesteps.mean, timesteps.std)
         dropped = torch.rand(total, generator=generator) < self.recipe.caption_dropout
         encoders = torch.rand(total, len(self.text.encoders), generator=generator) < self.recipe.encoder_dropout
         dropped |= encoders.all(dim=1)
-        own = slice(first, first + len(numbers))
-
-        indices = [self._index(number) for number in numbers]
         captions = [
-            "" if drop else self.source.caption(int(self.indices[index]), number // len(self.latents))
-            for index, number, drop in zip(indices, numbers, dropped[own].tolist(), strict=True)
+            "" if drop else self.source.caption(picture, epoch)
+            for picture, epoch, drop in zip(batch.pictures, batch.epochs, dropped[own].tolist(), strict=True)
         ]
-        return self._conditioned(self.latents[indices].float(), noise[own], sigmas[own], captions, encoders[own])
+        return self._conditioned(batch.latents, noise[own], sigmas[own], captions, encoders[own])
 
     def _conditioned(
         self,
@@ -237,10 +231,10 @@ class FlowStage(Stage[Any, Any]):
 
     @cached_property
     def _heldout(self) -> dict[str, Tensor]:
-        """A batch of held-out compositions at evenly spread noise levels."""
+        """A batch of held-out compositions, all squares, at evenly spread noise levels."""
         source = open_source(self.recipe.data.validation(VALIDATION_COUNT))
-        indices = [index % len(source) for index in range(VALIDATION_COUNT)]
-        latents = self._encode(to_tensor([source.image(index) for index in indices]))
+        indices, pictures = first_readable(source, VALIDATION_COUNT)
+        latents = self._encode(to_tensor(pictures))
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.recipe.seed))
         sigmas = (torch.arange(VALIDATION_COUNT) + 0.5) / VALIDATION_COUNT
         captions = [source.caption(index, 0) for index in indices]
