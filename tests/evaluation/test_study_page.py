@@ -16,7 +16,12 @@ from snapgen.cli.main import run
 from snapgen.cli.model import load_pipeline
 from snapgen.evaluation.study import Key, Votes, read_json
 
-PROMPTS = ["a cat", "two red apples", "a <b>dog</b></script>", "a blue dog"]
+PROMPTS = [
+    "a cat",
+    "two red apples",
+    "a <b>dog</b></script>",
+    "a cat and a dog and two red apples " * 7 + "on a blue background",
+]
 STEPS = len(PROMPTS) * 2  # of two questions
 
 
@@ -171,19 +176,22 @@ def test_keys_act_only_where_there_are_pictures(page: Any) -> None:
     assert count(page) == f"2 of {STEPS}"
 
 
-def test_it_fits_a_phone(browser: Any, folder: Path) -> None:
-    context = browser.new_context(viewport={"width": 360, "height": 640}, is_mobile=True, has_touch=True)
+@pytest.mark.parametrize(("width", "height", "phone"), [(360, 640, True), (1280, 720, False)])
+def test_all_choices_are_on_the_screen(browser: Any, folder: Path, width: int, height: int, phone: bool) -> None:
+    screen = {"width": width, "height": height}
+    context = browser.new_context(viewport=screen, is_mobile=phone, has_touch=phone, reduced_motion="reduce")
     page = context.new_page()
     page.goto((folder / "study.html").as_uri())
     begin(page, "anna")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    left, right, tie = (page.locator(f".choice[data-choice={choice}]") for choice in ("left", "right", "tie"))
-    boxes = [button.bounding_box() for button in (left, right, tie)]
-    assert boxes[0]["y"] == boxes[1]["y"]
-    assert boxes[0]["width"] == boxes[1]["width"] > 160
-    assert all(box["height"] >= 48 and box["y"] + box["height"] <= 640 for box in boxes)
-    right.tap()
-    assert count(page) == f"2 of {STEPS}"
+    for step in range(STEPS):
+        assert count(page) == f"{step + 1} of {STEPS}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        left, right, tie = (page.locator(f".choice[data-choice={choice}]") for choice in ("left", "right", "tie"))
+        boxes = [button.bounding_box() for button in (left, right, tie)]
+        assert boxes[0]["y"] == boxes[1]["y"]
+        assert boxes[0]["width"] == boxes[1]["width"] > 160
+        assert all(box["height"] >= 48 and box["y"] + box["height"] <= height for box in boxes)
+        right.tap() if phone else tie.click()
     context.close()
 
 

@@ -46,7 +46,7 @@ def make(
     ] = None,
 ) -> None:
     """Draw pictures with two models and write a page to vote on; prints the page's and the key's files."""
-    from snapgen.evaluation.study import choose_prompts, prompt_column
+    from snapgen.evaluation.study import KEY, PAGE, choose_prompts, prompt_column
 
     shipped = Path(str(files("snapgen.evaluation").joinpath("study_prompts.txt")))
     texts = prompt_column(read_prompts(prompts or shipped))
@@ -63,7 +63,7 @@ def make(
     if count is not None:
         texts = choose_prompts(texts, count, seed)
 
-    from snapgen.evaluation.study_page import KEY, PAGE, make_study
+    from snapgen.evaluation.study_page import make_study
 
     make_study((model_a, model_b), load_pipeline, texts, asked, seed, steps, out, show_progress)
     typer.echo(out / PAGE)
@@ -79,7 +79,7 @@ def score(
     """Merge the votes of all raters; prints wins, ties and win rates with 95 % intervals."""
     from snapgen.evaluation import study
 
-    key = study.read_json(study.Key, folder / "key.json")
+    key = study.read_json(study.Key, folder / study.KEY)
     result = study.score(key, study.read_votes(key, votes))
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else study.table(result))
 

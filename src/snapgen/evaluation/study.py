@@ -17,13 +17,14 @@ from pydantic import Field, ValidationError
 from snapgen.config import Settings
 from snapgen.evaluation.statistics import krippendorff_alpha, two_way_bootstrap, wilson
 
+PAGE, KEY = "study.html", "key.json"  # in a study's folder
 QUESTIONS = {  # the three of Fig. 8
     "alignment": "Which picture follows the text better?",
     "aesthetics": "Which picture looks better?",
     "realism": "Which picture looks more real?",
 }
 MODELS = ("a", "b")
-RATER = r"[A-Za-z0-9_-]{1,32}"  # also part of a file's name
+RATER = r"[A-Za-z0-9_-]{1,32}"  # part of the file's name; the page asks for the same
 
 Model = Literal["a", "b"]
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from PIL import Image
 
 from snapgen.evaluation.generation import Request, draw_pictures, fingerprint, model_hash
-from snapgen.evaluation.study import MODELS, QUESTIONS, Key, name_pictures
+from snapgen.evaluation.study import KEY, MODELS, PAGE, QUESTIONS, Key, name_pictures
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.weights import atomic_file
 
-PAGE, KEY = "study.html", "key.json"
 LOSSLESS = 512  # px; smaller pictures are shown enlarged, where lossy compression would be seen
 STUDY = "{{study}}"  # what the template has where the study's data belong
 
