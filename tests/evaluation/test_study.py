@@ -182,6 +182,7 @@ def test_scores_as_a_table_and_as_an_object(tmp_path: Path, capfd: pytest.Captur
     out = capfd.readouterr().out
     assert "| alignment | 3 | 1 | 1 | 5 of 8 | 70.0% |" in out
     assert "| aesthetics | 0 | 0 | 0 | 0 of 8 | - | - | - | - |" in out
+    assert out.startswith("# Study s1: 4 prompts, votes of anna, ben\n")
     assert "A is small, B is large." in out
 
 

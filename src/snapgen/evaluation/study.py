@@ -197,7 +197,7 @@ def score(key: Key, raters: Sequence[Votes]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """`score`'s result as markdown."""
     lines = [
-        f"# Study {result['study']}: {len(result['raters'])} raters, {result['prompts']} prompts",
+        f"# Study {result['study']}: {result['prompts']} prompts, votes of {', '.join(result['raters'])}",
         "",
         f"A is {result['models']['a']}, B is {result['models']['b']}.",
         "",
