@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -100,3 +102,18 @@ def benchmark() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium without a window, driven by playwright; the tests fail without one."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium-headless-shell", "chromium", "google-chrome")
+    found = [path for name in names if (path := shutil.which(name))]
+    if not found:
+        pytest.fail("no browser found; install one: scripts/install_browser.sh", pytrace=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0])
+        yield browser
+        browser.close()

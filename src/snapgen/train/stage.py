@@ -70,6 +70,10 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
             torch.distributed.barrier()
         return source
 
+    def place(self, network: Any) -> Any:
+        """`network` on the device, its kernels stored channels-last."""
+        return network.to(self.context.device, memory_format=torch.channels_last)
+
     def local_indices(self, micro_step: int) -> range:
         """The global sample numbers that this process takes in `micro_step` (= step * accumulation + round)."""
         micro_batch = self.recipe.train.batch_size // self.recipe.train.gradient_accumulation

@@ -118,8 +118,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
             discriminator = PatchDiscriminator()
             self.turns = (DISCRIMINATOR, "")
         self.lpips = make_lpips().to(context.device) if recipe.weights.lpips else None
-        self.model = TrainableAutoencoder(autoencoder, discriminator)
-        self.model = self.model.to(context.device, memory_format=torch.channels_last)
+        self.model = self.place(TrainableAutoencoder(autoencoder, discriminator))
         self.latent_channels = autoencoder.config.latent_channels
         self.factor = autoencoder.spatial_factor
 

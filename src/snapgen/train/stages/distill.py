@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from snapgen.config import RecipeError, Settings
+from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE
 from snapgen.losses.distillation import (
@@ -65,7 +65,7 @@ class DistillRecipe(FlowRecipe):
 class DistillStage(FlowStage):
     """Trains a UNet on data and on a teacher at once."""
 
-    recipe_type = DistillRecipe
+    recipe_type: ClassVar[type[Recipe]] = DistillRecipe
 
     def __init__(self, recipe: DistillRecipe, context: Context):
         super().__init__(recipe, context)
@@ -77,7 +77,7 @@ class DistillStage(FlowStage):
             self.teacher = load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, context.device)
         except ValueError as error:
             raise RecipeError(f"teacher: {error}") from error
-        self.model = self._trained(student).to(context.device, memory_format=torch.channels_last)
+        self.model = self.place(self._trained(student))
 
     def _trained(self, student: SnapGenUNet) -> nn.Module:
         """The student with what is trained beside it."""

@@ -117,7 +117,7 @@ class FlowStage(Stage[Any, Any]):
                 )
             add_adapters(unet, recipe.lora)
         self.masks_text = isinstance(unet, SnapGenUNet)  # a teacher attends to padding too: always the same amount
-        self.model = unet.to(context.device, memory_format=torch.channels_last)
+        self.model = self.place(unet)
 
         self.source = self.open_source(recipe.data)
         self.batches = self._open_batches()

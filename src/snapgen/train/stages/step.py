@@ -280,7 +280,8 @@ class StepStage(DistillStage):
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
                 output_type="latent",
-            ).images
+                return_dict=False,
+            )[0]
         groups = latents.reshape(len(prompts), DIVERSITY_SEEDS, -1)
         distances = torch.cdist(groups, groups) / groups.shape[-1] ** 0.5
         return distances.sum().item() / (len(prompts) * DIVERSITY_SEEDS * (DIVERSITY_SEEDS - 1))
