@@ -1,6 +1,7 @@
 """The suite from end to end on a tiny model, and what it refuses."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,8 +57,12 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
             assert image.size == (128, 128)
         assert picture["verdict"]["correct"] or picture["verdict"]["reason"]
     assert "| counting |" in (folder / "report.md").read_text()
-    with Image.open(folder / "sheet.png") as sheet:
-        assert sheet.format == "PNG"
+    for name in ("sheet.png", "plot.png"):
+        with Image.open(folder / name) as image:
+            assert image.format == "PNG"
+    gallery = (folder / "gallery.html").read_text()
+    assert gallery.count("<figure") == len(report["pictures"])
+    assert not re.search(r'(src|href)="(?!data:)', gallery)  # it needs nothing else
 
     # Goes on where it was: what is there is kept, what is missing comes out the same.
     files = sorted((folder / "pictures").glob("*.png"))

@@ -1,4 +1,4 @@
-"""Intervals of shares, for scores that are counts of right pictures."""
+"""Intervals of scores: of shares, where they count right pictures, and of means of values."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def interval_of_mean(tallies: Sequence[tuple[int, int]]) -> tuple[float, float]:
     below = sqrt(sum((share - low) ** 2 for share, low, _ in bounds)) / number
     above = sqrt(sum((high - share) ** 2 for share, _, high in bounds)) / number
     return max(0.0, mean - below), min(1.0, mean + above)
+
+
+def interval_of_values(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % Student interval of the mean of independent `values`; None of fewer than two."""
+    from scipy.stats import t
+
+    number = len(values)
+    if number < 2:
+        return None
+    mean = sum(values) / number
+    error = sqrt(sum((value - mean) ** 2 for value in values) / (number - 1) / number)
+    half = float(t.ppf(0.975, number - 1)) * error
+    return mean - half, mean + half
