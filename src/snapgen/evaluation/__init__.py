@@ -20,6 +20,16 @@ class SuiteEntry:
 
 SUITES = {  # by the name on the command line
     "scenes": SuiteEntry("snapgen.evaluation.scenes:evaluate_scenes"),
+    "clip": SuiteEntry("snapgen.evaluation.clip:evaluate_clip", ("prompts", "weights")),
+    "geneval": SuiteEntry("snapgen.evaluation.geneval:evaluate_geneval", ("prompts", "weights")),
+    "dpg": SuiteEntry("snapgen.evaluation.dpg:evaluate_dpg", ("prompts", "weights")),
+    "imagereward": SuiteEntry("snapgen.evaluation.imagereward:evaluate_imagereward", ("prompts", "weights")),
+    "fid": SuiteEntry(
+        "snapgen.evaluation.fid:evaluate_fid",
+        ("count", "nouns", "prompts", "reference", "weights", "features"),
+        ("model", "pictures"),
+    ),
+    "psnr": SuiteEntry("snapgen.evaluation.psnr:evaluate_psnr", ("count", "reference"), ("model", "autoencoder")),
 }
 OPTIONS = ("count", "nouns", "prompts", "reference", "weights", "features")  # those that some suites take
 SUBJECTS = {"model": "a model", "autoencoder": "the folder of an autoencoder", "pictures": "a folder of pictures"}

@@ -75,3 +75,23 @@ def origin(manifest: dict[str, Any]) -> str:
         f"{name} {manifest[f'{name}_sha256'][:12]}" for name in ("model", "prompts") if manifest.get(f"{name}_sha256")
     ]
     return ", ".join(parts)
+
+
+def score_summary(title: str, report: dict[str, Any], form: str, notes: Sequence[str]) -> str:
+    """The report of a suite with one score as Markdown: interval, parts if there are any, seeds, `notes`, origin.
+
+    `form`: the format of a score, such as ".1%" or ".3f".
+    """
+    interval = between(report["interval"], form)
+    lines = [f"# {title}", "", f"{report['count']} pictures" + (f", 95 % interval {interval}." if interval else ".")]
+    if "categories" in report:
+        intervals = report.get("category_intervals", {})
+        rows = [
+            (name, f"{score:{form}}", between(intervals.get(name), form))
+            for name, score in report["categories"].items()
+        ]
+        lines += ["", *table(("category", "score", "95 % interval"), rows)]
+    if len(report.get("by_seed", ())) > 1:
+        rows = [(seed, f"{score:{form}}", "") for seed, score in report["by_seed"].items()]
+        lines += ["", *table(("seed", "score"), [row[:2] for row in rows])]
+    return "\n".join([*lines, "", *notes, "", origin(report["manifest"])])
