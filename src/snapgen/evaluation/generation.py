@@ -72,6 +72,11 @@ def make_manifest(
     }
 
 
+def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What of a `manifest` decides how the picture of a prompt and seed looks."""
+    return {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side")}
+
+
 def picture_side(pipeline: SnapGenPipeline, settings: EvaluationSettings) -> int:
     """Pixels a side that are drawn."""
     return settings.size or pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
@@ -91,7 +96,7 @@ def draw_pictures(
     on too) is refused with a ValueError; of the same, only pictures that are missing are drawn. `progress` is told
     after every batch. Pictures that fail are named in failed.json, and a ValueError says that there is no score.
     """
-    identity = {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side")} | (more or {})
+    identity = identity_of(manifest) | (more or {})
     record, failed = folder / "identity.json", folder / "failed.json"
     failed.unlink(missing_ok=True)
     if record.exists():

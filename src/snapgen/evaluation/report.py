@@ -7,12 +7,13 @@ import platform
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from snapgen.evaluation.gallery import gallery_page
 from snapgen.weights import VERSIONED, atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def library_versions() -> dict[str, str]:
