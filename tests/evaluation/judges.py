@@ -51,9 +51,9 @@ def save_detector(folder: Path, labels: list[str] | None = None) -> Path:
     )
     config = Mask2FormerConfig(
         backbone_config=backbone,
-        feature_size=16,
-        mask_feature_size=16,
-        hidden_dim=16,
+        feature_size=32,  # of 32 groups, which are fixed
+        mask_feature_size=32,
+        hidden_dim=32,
         encoder_feedforward_dim=16,
         dim_feedforward=16,
         num_attention_heads=2,

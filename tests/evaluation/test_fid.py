@@ -11,7 +11,7 @@ from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from snapgen.cli.main import run
-from snapgen.evaluation.features import FeatureNetwork
+from snapgen.evaluation.features import INCEPTION_FILE, FeatureNetwork, inception_sha256
 from snapgen.evaluation.fid import Statistics, frechet_distance, read_reference, statistics
 
 MEANS = FeatureNetwork("means", "", lambda picture: picture.reshape(-1, 3).mean(axis=0).astype(np.float64))
@@ -102,7 +102,16 @@ def test_folders_of_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         assert run(["evaluate", dark, "--suite", "fid", "--out", str(tmp_path / "no"), *arguments]) == 1
         assert message in capfd.readouterr().err
     assert run(["evaluate", dark, "--suite", "scenes"]) == 1
-    assert "the suite scenes scores a model, no pictures folder" in capfd.readouterr().err
+    assert "dark' is not a model folder" in capfd.readouterr().err
+
+
+def test_only_the_published_inception_is_let_through(tmp_path: Path) -> None:
+    file = tmp_path / INCEPTION_FILE
+    with pytest.raises(ValueError, match=f"fetch https://github.com/toshas/torch-fidelity/.* to {file}"):
+        inception_sha256(file)
+    file.write_bytes(b"another network")
+    with pytest.raises(ValueError, match="is not FID's Inception: its SHA-256 is .*, not 6726825d"):
+        inception_sha256(file)
 
 
 def test_a_model_against_the_embedded_world(

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import BertConfig, BertModel, CLIPModel, CLIPProcessor
 
 from snapgen.cli.main import run
 from snapgen.cli.model import load_pipeline
-from snapgen.evaluation import dpg, imagereward
+from snapgen.evaluation import dpg, generation, imagereward
 from snapgen.evaluation.generation import Request, draw_pictures
 from snapgen.evaluation.statistics import interval_of_values
 
@@ -25,11 +26,14 @@ def test_clip_score_from_end_to_end_agrees_with_torchmetrics(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, prompts = save_clip(tmp_path / "clip"), tmp_path / "prompts.txt"
-    prompts.write_text("a red cat\n\na dog\n")
     command = ["evaluate", str(tiny_model), "--suite", "clip", "--steps", "1", "--out", str(tmp_path / "out")]
     assert run([*command, "--weights", str(folder)]) == 1
-    assert "clip needs prompts" in capfd.readouterr().err
+    assert "clip needs --prompts FILE" in capfd.readouterr().err
     command += ["--prompts", str(prompts)]
+    prompts.write_text("\n")
+    assert run(command) == 1
+    assert "prompts.txt holds no prompts" in capfd.readouterr().err
+    prompts.write_text("a red cat\n\na dog\n")
     assert run(command) == 1
     assert "hf download openai/clip-vit-large-patch14" in capfd.readouterr().err
     assert run([*command, "--count", "2"]) == 1
@@ -56,7 +60,7 @@ def test_clip_score_from_end_to_end_agrees_with_torchmetrics(
     judge = OldClip.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     for line in lines:
         pixels = torch.from_numpy(np.array(Image.open(tmp_path / "out" / "clip" / line["file"]))).permute(2, 0, 1)
-        expected = float(clip_score(pixels, line["prompt"], lambda: judge)) / 100
+        expected = float(clip_score(pixels, line["prompt"], lambda: judge).detach()) / 100
         assert line["score"] == pytest.approx(expected, abs=1e-5)
     assert report["score"] == pytest.approx(np.mean([line["score"] for line in lines]))
     assert report["by_seed"]["5"] == pytest.approx((lines[1]["score"] + lines[3]["score"]) / 2)
@@ -70,6 +74,32 @@ def test_pictures_that_fail_are_named_and_there_is_no_score(tiny_model: Path, tm
         draw_pictures(pipeline, [Request("a", "a cat", 7)], tmp_path, manifest, print)
     assert json.loads((tmp_path / "failed.json").read_text())[0]["prompt"] == "a cat"
     assert not (tmp_path / "a.png").exists()
+
+
+def test_neither_batches_nor_devices_change_a_picture(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load_pipeline(str(tiny_model))
+    manifest = {"model_sha256": "", "steps": 2, "guidance": 3.0, "side": 32}
+    requests = [Request(f"{i}", text, i) for i, text in enumerate(["a cat", "a dog", "", "two red apples", "a cat"])]
+
+    def pictures(folder: str) -> list[bytes]:
+        progress: list[str] = []
+        files = draw_pictures(pipeline, requests, tmp_path / folder, manifest, progress.append)
+        assert progress[-1] == "pictures: 5 of 5"
+        return [np.asarray(Image.open(file)).tobytes() for file in files]
+
+    together = pictures("together")
+    assert len(set(together)) == 5
+    monkeypatch.setattr(generation, "BATCH", 2)
+    assert pictures("batches") == together
+    drawn: list[int] = []
+    copies = [deepcopy(pipeline) for _ in range(2)]
+    for number, copy in enumerate(copies):
+        copy.unet.register_forward_hook(lambda *_, number=number: drawn.append(number))
+    monkeypatch.setattr(generation, "replicas", lambda pipeline: copies)
+    assert pictures("devices") == together
+    assert set(drawn) == {0, 1}
 
 
 def test_the_interval_of_values_is_students() -> None:
@@ -171,7 +201,9 @@ def test_imagereward_reads_weights_of_the_published_layout(
         add_pooling_layer=False,
     )
     state = {f"blip.visual_encoder.{name}": tensor for name, tensor in tower.state_dict().items()}
-    state |= {f"blip.text_encoder.{name}": tensor for name, tensor in bert.state_dict().items()}
+    # BLIP's has no token types.
+    text_state = {name: tensor for name, tensor in bert.state_dict().items() if "token_type" not in name}
+    state |= {f"blip.text_encoder.{name}": tensor for name, tensor in text_state.items()}
     state |= {
         "blip.vision_proj.weight": torch.zeros(1),
         "blip.text_encoder.embeddings.position_ids": torch.zeros(1, 40),

@@ -16,14 +16,29 @@ class SuiteEntry:
     function: str  # module:function of the type `Suite`, imported when run
     takes: tuple[str, ...] = ("count", "nouns")  # options that not every suite has a meaning for
     subjects: tuple[str, ...] = ("model",)  # what is scored: "model", "autoencoder" or "pictures" (a folder)
+    needs: str = ""  # what --prompts must name, if it must be given
 
 
 SUITES = {  # by the name on the command line
     "scenes": SuiteEntry("snapgen.evaluation.scenes:evaluate_scenes"),
-    "clip": SuiteEntry("snapgen.evaluation.clip:evaluate_clip", ("prompts", "weights")),
-    "geneval": SuiteEntry("snapgen.evaluation.geneval:evaluate_geneval", ("prompts", "weights")),
-    "dpg": SuiteEntry("snapgen.evaluation.dpg:evaluate_dpg", ("prompts", "weights")),
-    "imagereward": SuiteEntry("snapgen.evaluation.imagereward:evaluate_imagereward", ("prompts", "weights")),
+    "clip": SuiteEntry(
+        "snapgen.evaluation.clip:evaluate_clip", ("prompts", "weights"), needs="FILE, a text file with a prompt a line"
+    ),
+    "imagereward": SuiteEntry(
+        "snapgen.evaluation.imagereward:evaluate_imagereward",
+        ("prompts", "weights"),
+        needs="FILE, a text file with a prompt a line",
+    ),
+    "geneval": SuiteEntry(
+        "snapgen.evaluation.geneval:evaluate_geneval",
+        ("prompts", "weights"),
+        needs="evaluation_metadata.jsonl, from github.com/djghosh13/geneval/prompts",
+    ),
+    "dpg": SuiteEntry(
+        "snapgen.evaluation.dpg:evaluate_dpg",
+        ("prompts", "weights"),
+        needs="FOLDER with prompts/ and dpg_bench.csv: dpg_bench of github.com/TencentQQGYLab/ELLA",
+    ),
     "fid": SuiteEntry(
         "snapgen.evaluation.fid:evaluate_fid",
         ("count", "nouns", "prompts", "reference", "weights", "features"),
@@ -75,6 +90,13 @@ def check_subject(names: list[str], kind: str) -> None:
     for name in names:
         if kind not in (subjects := SUITES[name].subjects):
             raise ValueError(f"the suite {name} scores {' or '.join(SUBJECTS[s] for s in subjects)}, no {kind} folder")
+
+
+def required_prompts(name: str, settings: EvaluationSettings) -> Path:
+    """`settings.prompts`; ValueError saying what the suite called `name` needs if there are none."""
+    if settings.prompts is None:
+        raise ValueError(f"{name} needs --prompts {SUITES[name].needs}")
+    return settings.prompts
 
 
 def load_suite(name: str) -> Suite:

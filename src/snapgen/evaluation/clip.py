@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL.Image import Image
 
-from snapgen.evaluation import EvaluationSettings
+from snapgen.evaluation import EvaluationSettings, required_prompts
 from snapgen.evaluation.generation import network_hash
 from snapgen.evaluation.networks import CLIP, Clip
-from snapgen.evaluation.prompts import needed_prompts, score_prompts
+from snapgen.evaluation.prompts import score_prompts, some_prompts
 from snapgen.pipeline import SnapGenPipeline
 
 
@@ -25,7 +25,7 @@ def evaluate_clip(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
-    needed_prompts(settings.prompts, "clip")
+    some_prompts(required_prompts("clip", settings))  # before anything is loaded
     name = settings.weights or CLIP
     clip = Clip(name, pipeline.device)
 

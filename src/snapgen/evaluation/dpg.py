@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from snapgen.evaluation import EvaluationSettings
+from snapgen.evaluation import SUITES, EvaluationSettings, required_prompts
 from snapgen.evaluation.generation import Request, draw_pictures, make_manifest, network_hash
 from snapgen.evaluation.networks import load_judge
 from snapgen.evaluation.plots import plot_bars
@@ -59,7 +59,7 @@ def evaluate_dpg(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
-    prompts = read_benchmark(settings.prompts)
+    prompts = read_benchmark(required_prompts("dpg", settings))
     seeds = settings.seeds or tuple(range(SAMPLES))
     if len(seeds) != SAMPLES:
         raise ValueError(
@@ -112,10 +112,10 @@ def evaluate_dpg(
     return report
 
 
-def read_benchmark(folder: Path | None) -> list[DensePrompt]:
+def read_benchmark(folder: Path) -> list[DensePrompt]:
     """The prompts of the public files; ValueError unless all are there with their questions."""
-    if folder is None or not (folder / "dpg_bench.csv").is_file() or not (folder / "prompts").is_dir():
-        raise ValueError("dpg needs --prompts FOLDER with prompts/ and dpg_bench.csv, from ELLA's dpg_bench on GitHub")
+    if not (folder / "dpg_bench.csv").is_file() or not (folder / "prompts").is_dir():
+        raise ValueError(f"{folder} is not DPG-Bench: --prompts {SUITES['dpg'].needs} is expected")
     texts = {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(folder.glob("prompts/*.txt"))}
     prompts: dict[str, DensePrompt] = {}
     with (folder / "dpg_bench.csv").open(encoding="utf-8-sig", newline="") as file:
@@ -167,8 +167,8 @@ class QuestionAnswerer:
     def __init__(self, name: str, device: torch.device):
         from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
-        self.processor = load_judge(AutoProcessor.from_pretrained, name)
-        self.network = load_judge(AutoModelForVisualQuestionAnswering.from_pretrained, name).to(device)
+        self.processor = load_judge(AutoProcessor.from_pretrained, name, VQA)
+        self.network = load_judge(AutoModelForVisualQuestionAnswering.from_pretrained, name, VQA).to(device)
 
     @torch.no_grad()
     def __call__(self, picture: Image.Image, question: str) -> str:

@@ -29,6 +29,7 @@ from snapgen.weights import sha256
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # its first digits, which torch.hub's file names carry
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+OTHERS = "or choose --features mini-encoder or a CLIP"
 MINI_SIDE = 128  # px that the bundled autoencoder was trained on
 
 
@@ -76,19 +77,13 @@ def _clip(name: str, device: torch.device) -> FeatureNetwork:
 
 
 def _inception(weights: str | None, device: torch.device) -> FeatureNetwork:
-    hint = "or choose --features mini-encoder or a CLIP"
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"FID's Inception needs torch-fidelity ({error.name} is not installed): pip install torch-fidelity, {hint}"
-        ) from None
+        missing = f"FID's Inception needs torch-fidelity ({error.name} is not installed)"
+        raise ValueError(f"{missing}: pip install torch-fidelity, {OTHERS}") from None
     file = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE)
-    if not file.is_file():
-        raise ValueError(f"FID's Inception: fetch {INCEPTION_URL} to {file} (--weights names another place), {hint}")
-    # The library unpickles the file: only the published one is let through.
-    if not (found := sha256(file)).startswith(INCEPTION_SHA256):
-        raise ValueError(f"{file} is not FID's Inception: its SHA-256 is {found[:12]}..., not {INCEPTION_SHA256}...")
+    found = inception_sha256(file)
     network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(file)).to(device)
 
     @torch.no_grad()
@@ -97,3 +92,12 @@ def _inception(weights: str | None, device: torch.device) -> FeatureNetwork:
         return np.asarray(network(pixels)[0][0].double().cpu())
 
     return FeatureNetwork("inception", found, extract)
+
+
+def inception_sha256(file: Path) -> str:
+    """The hash of `file`; ValueError unless it is the published one: torch-fidelity unpickles it."""
+    if not file.is_file():
+        raise ValueError(f"FID's Inception: fetch {INCEPTION_URL} to {file} (--weights names another place), {OTHERS}")
+    if not (found := sha256(file)).startswith(INCEPTION_SHA256):
+        raise ValueError(f"{file} is not FID's Inception: its SHA-256 is {found[:12]}..., not {INCEPTION_SHA256}...")
+    return found

@@ -21,16 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from snapgen.data.scenes import SceneSettings, SceneSource
 from snapgen.evaluation import EvaluationSettings
 from snapgen.evaluation.features import FeatureNetwork, load_features
 from snapgen.evaluation.folders import picture_files
-from snapgen.evaluation.generation import Request, draw_pictures, fingerprint, make_manifest, picture_side
+from snapgen.evaluation.generation import (
+    Request,
+    default_device,
+    draw_pictures,
+    fingerprint,
+    make_manifest,
+    picture_side,
+)
 from snapgen.evaluation.plots import plot_bars
-from snapgen.evaluation.prompts import needed_prompts
+from snapgen.evaluation.prompts import some_prompts
 from snapgen.evaluation.report import library_versions, score_summary, write_report
 from snapgen.evaluation.scene_prompts import SEED
 from snapgen.evaluation.statistics import interval_of_values
@@ -38,6 +44,10 @@ from snapgen.pipeline import SnapGenPipeline
 from snapgen.weights import sha256
 
 COUNT = 1000  # pictures, unless asked otherwise
+
+Progress = Callable[[str], None]
+Scored = tuple[list[dict[str, Any]], dict[str, float], dict[str, Any]]
+"""Lines of the report, distances by seed ("all" of a folder), manifest."""
 
 
 @dataclass(frozen=True)
@@ -49,76 +59,97 @@ class Statistics:
 
 
 def evaluate_fid(
-    subject: SnapGenPipeline | Path, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
+    subject: SnapGenPipeline | Path, settings: EvaluationSettings, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Scores a model or a folder of pictures, writes the report to `folder`, returns it."""
-    model = None if isinstance(subject, Path) else subject
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if model is None else model.device
-    if settings.reference is None and (model is None or settings.prompts is not None):
+    given = settings.reference
+    if given is None and (isinstance(subject, Path) or settings.prompts is not None):
         raise ValueError("fid of own pictures or prompts needs --reference: a folder of pictures, or an .npz of them")
-    features = settings.features or ("mini-encoder" if settings.reference is None else "inception")
-    network = load_features(features, settings.weights, device)
-    count = settings.count or COUNT
-    world = None if settings.reference is not None or model is None else SceneWorld(model, settings, count)
-    progress(f"reference: {settings.reference or 'renders of scenes'}")
-    if world is not None:
+    if given is not None and settings.prompts is None and not isinstance(subject, Path):
+        raise ValueError("fid of a model against --reference needs --prompts FILE, a text file with a prompt a line")
+    device = subject.device if isinstance(subject, SnapGenPipeline) else default_device()
+    network = load_features(settings.features or ("inception" if given else "mini-encoder"), settings.weights, device)
+    progress(f"reference: {given or 'renders of scenes'}")
+    truth: dict[str, float] = {}
+    if given is not None:
+        reference, source = read_reference(given, network)
+        captions: list[str] = []
+    else:
+        assert isinstance(subject, SnapGenPipeline)
+        world = SceneWorld(subject, settings)
         reference, source = statistics(network, world.renders(1)), {"world": "scenes", "seed": SEED}
-    else:
-        assert settings.reference is not None
-        reference, source = read_reference(settings.reference, network)
+        truth = {"truth": frechet_distance(statistics(network, world.renders(2)), reference)}
+        captions = world.captions()
 
-    if model is None:
-        assert isinstance(subject, Path)
-        files = picture_files(subject, settings.count)
-        manifest: dict[str, Any] = {"suite": "fid", "pictures_sha256": files_hash(files), "device": str(device)}
-        manifest["versions"] = library_versions()
-        lines = [{"file": str(file.resolve()), "prompt": file.relative_to(subject).as_posix()} for file in files]
-        scores = {"all": distance_to(reference, network, files)}
+    if isinstance(subject, Path):
+        lines, scores, manifest = score_folder(subject, settings, reference, network)
     else:
-        texts = world.captions() if world else needed_prompts(settings.prompts, "fid of a model")
-        prompts = [texts[i % len(texts)] for i in range(count)]
-        manifest = make_manifest("fid", model, settings, settings.seeds or (0,), prompts)
-        lines, scores = [], {}
-        for seed in manifest["seeds"]:
-            # Every picture has noise of its own: the same for all would hide how little a model varies.
-            requests = [Request(f"{seed}-{i:06d}", text, seed * count + i) for i, text in enumerate(prompts)]
-            files = draw_pictures(model, requests, folder / "pictures", manifest, progress)
-            lines += [
-                {"file": file.relative_to(folder).as_posix(), "prompt": request.prompt, "seed": request.seed}
-                for file, request in zip(files, requests, strict=True)
-            ]
-            progress(f"features of the pictures of seed {seed}")
-            scores[str(seed)] = distance_to(reference, network, files)
-    values = list(scores.values())
+        prompts = captions if settings.prompts is None else some_prompts(settings.prompts)
+        lines, scores, manifest = score_model(subject, settings, prompts, reference, network, folder, progress)
+    values, number = list(scores.values()), len(lines) // len(scores)
+    kind = "FID" if network.name == "inception" else "Frechet distance"
     report: dict[str, Any] = {
         "score": sum(values) / len(values),
         "interval": interval_of_values(values),
         "by_seed": scores,
+        **truth,
         "count": len(lines),
         "features": network.name,
+        "manifest": manifest
+        | {"features": network.name, "features_sha256": network.sha256, "reference": source, "device": str(device)},
     }
-    if world is not None:
-        report["truth"] = frechet_distance(statistics(network, world.renders(2)), reference)
-    report["manifest"] = manifest | {"features": network.name, "features_sha256": network.sha256, "reference": source}
-    kind = f"FID-{count // 1000}K" if network.name == "inception" and not count % 1000 else "Frechet distance"
     title = f"fid: {report['score']:.4g}"
-    notes = [f"{kind} by the features of {network.name}; lower is better; compare at equal counts only."]
-    if "truth" in report:
+    notes = [f"{kind} of {number} pictures by {network.name}; lower is better; compare at equal counts only."]
+    if truth:
         notes.append(f"As many ground-truth renders would get {report['truth']:.4g}.")
-    bars = scores | ({"truth": report["truth"]} if "truth" in report else {})
-    figure = plot_bars(f"{kind}, {network.name}", bars, {})
+    figure = plot_bars(kind, {"score": report["score"]} | truth, {"score": report["interval"]})
     write_report(title, report, score_summary(title, report, ".4g", notes), figure, lines, folder)
     return report
 
 
-class SceneWorld:
-    """Prompts and pictures of the embedded world, in lots of `count` scenes that are never the same."""
+def score_folder(subject: Path, settings: EvaluationSettings, reference: Statistics, network: FeatureNetwork) -> Scored:
+    """The pictures in the folder `subject`."""
+    files = picture_files(subject, settings.count)
+    lines = [{"file": str(file.resolve()), "prompt": file.relative_to(subject).as_posix()} for file in files]
+    manifest = {"suite": "fid", "pictures_sha256": files_hash(files), "versions": library_versions()}
+    return lines, {"all": distance_to(reference, network, files)}, manifest
 
-    def __init__(self, model: SnapGenPipeline, settings: EvaluationSettings, count: int):
-        side = picture_side(model, settings)
-        self.count = count
+
+def score_model(
+    model: SnapGenPipeline,
+    settings: EvaluationSettings,
+    texts: list[str],
+    reference: Statistics,
+    network: FeatureNetwork,
+    folder: Path,
+    progress: Progress,
+) -> Scored:
+    """Pictures of `texts` in turn, for each seed as many as asked for."""
+    count = settings.count or COUNT
+    prompts = [texts[i % len(texts)] for i in range(count)]
+    manifest = make_manifest("fid", model, settings, settings.seeds or (0,), prompts)
+    lines: list[dict[str, Any]] = []
+    scores = {}
+    for seed in manifest["seeds"]:
+        # Every picture has noise of its own: the same for all would hide how little a model varies.
+        requests = [Request(f"{seed}-{i:06d}", text, seed * count + i) for i, text in enumerate(prompts)]
+        files = draw_pictures(model, requests, folder / "pictures", manifest, progress)
+        lines += [
+            {"file": file.relative_to(folder).as_posix(), "prompt": request.prompt, "seed": request.seed}
+            for file, request in zip(files, requests, strict=True)
+        ]
+        progress(f"features of the pictures of seed {seed}")
+        scores[str(seed)] = distance_to(reference, network, files)
+    return lines, scores, manifest
+
+
+class SceneWorld:
+    """Prompts and pictures of the embedded world, in lots of `--count` scenes that are never the same."""
+
+    def __init__(self, model: SnapGenPipeline, settings: EvaluationSettings):
+        side, self.count = picture_side(model, settings), settings.count or COUNT
         self.source = SceneSource(
-            SceneSettings(resolution=side, count=3 * count, seed=SEED, split="train", nouns=settings.nouns)
+            SceneSettings(resolution=side, count=3 * self.count, seed=SEED, split="train", nouns=settings.nouns)
         )
 
     def captions(self) -> list[str]:
@@ -172,15 +203,20 @@ def read_reference(path: Path, network: FeatureNetwork) -> tuple[Statistics, dic
 def frechet_distance(first: Statistics, second: Statistics) -> float:
     """|mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), in float64.
 
-    The root's trace is that of (S_1^(1/2) S_2 S_1^(1/2))^(1/2), which is symmetric: no complex parts to drop.
+    The root's trace is the sum of the singular values of F_1^T F_2, where S = F F^T: no complex parts to drop.
     """
     if first.mu.shape != second.mu.shape:
         raise ValueError(f"features of {len(first.mu)} and {len(second.mu)} numbers: not of the same network")
-    variances, axes = np.linalg.eigh(first.sigma)
-    root = axes * np.sqrt(np.maximum(variances, 0)) @ axes.T
-    common = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.sigma @ root), 0)).sum()
+    common = np.linalg.norm(_factor(first.sigma).T @ _factor(second.sigma), "nuc")
     shift = float(((first.mu - second.mu) ** 2).sum())
     return shift + float(np.trace(first.sigma) + np.trace(second.sigma) - 2 * common)
+
+
+def _factor(sigma: np.ndarray) -> np.ndarray:
+    """F with F F^T = `sigma`, which is symmetric and positive semi-definite."""
+    variances, axes = np.linalg.eigh(sigma)
+    rounding = variances.max() * len(sigma) * np.finfo(np.float64).eps  # its root would be no small number
+    return np.asarray(axes * np.sqrt(np.where(variances > rounding, variances, 0)))
 
 
 def files_hash(files: list[Path]) -> str:

@@ -7,11 +7,6 @@ from pathlib import Path
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
-def has_picture_suffix(path: Path) -> bool:
-    """Whether `path` is named as a picture."""
-    return path.suffix.lower() in SUFFIXES
-
-
 def picture_files(folder: Path, count: int | None = None) -> list[Path]:
     """The pictures in `folder` and below it, sorted by path; the first `count` if given.
 
@@ -19,7 +14,7 @@ def picture_files(folder: Path, count: int | None = None) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of pictures")
-    files = sorted(file for file in folder.rglob("*") if has_picture_suffix(file))
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files or (count is not None and len(files) < count):
         wanted = "at least one picture" if count is None else f"{count} pictures"
         raise ValueError(f"{folder} holds {len(files)} pictures ({', '.join(sorted(SUFFIXES))}), expected {wanted}")

@@ -35,8 +35,9 @@ figcaption { font-size: 12px; overflow-wrap: anywhere }
 def gallery_page(title: str, table: str, plot: bytes, pictures: Sequence[dict[str, Any]], folder: Path) -> str:
     """The page as HTML: `table` (Markdown, shown as it is), `plot` (a PNG), the first `LIMIT` of `pictures`.
 
-    Each picture is a dictionary with `file` (relative to `folder`), `prompt`, and if there are any `category`, `split`,
-    `seed`, `verdict` (with `correct` and `reason`) and `score`. Pictures of one prompt share a card.
+    Each picture is a dictionary with `file` (relative to `folder`, or absolute), `prompt`, and if there are any
+    `category`, `split`, `seed`, `verdict` (with `correct` and `reason`) and `score`. Pictures of one prompt share a
+    card.
     """
     shown = pictures[:LIMIT]
     judged = any("verdict" in picture for picture in shown)

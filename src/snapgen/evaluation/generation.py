@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -77,6 +80,11 @@ def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side")}
 
 
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def picture_side(pipeline: SnapGenPipeline, settings: EvaluationSettings) -> int:
     """Pixels a side that are drawn."""
     return settings.size or pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
@@ -90,7 +98,7 @@ def draw_pictures(
     progress: Callable[[str], None],
     more: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Draws `requests` with the `manifest`'s settings; the files `folder`/name.png, in their order.
+    """Draws `requests` with the `manifest`'s settings on all GPUs; the files `folder`/name.png, in their order.
 
     A folder with pictures of another model, other settings or another `more` (plain values that the pictures depend
     on too) is refused with a ValueError; of the same, only pictures that are missing are drawn. `progress` is told
@@ -105,15 +113,40 @@ def draw_pictures(
     else:
         _write_json(identity, record)
     missing = [request for request in requests if not _holds(folder, request)]
+    batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
+    pipelines = replicas(pipeline)[: len(batches)]
+    free: SimpleQueue[SnapGenPipeline] = SimpleQueue()
+    for one in pipelines:
+        free.put(one)
+
+    def draw(batch: Sequence[Request]) -> list[dict[str, Any]]:
+        one = free.get()
+        try:
+            return _draw_batch(one, batch, folder, manifest)
+        finally:
+            free.put(one)
+
     failures: list[dict[str, Any]] = []
-    for start in range(0, len(missing), BATCH):
-        failures += _draw_batch(pipeline, missing[start : start + BATCH], folder, manifest)
-        progress(f"pictures: {len(requests) - len(missing) + min(start + BATCH, len(missing))} of {len(requests)}")
+    done = len(requests) - len(missing)
+    with ThreadPoolExecutor(max(1, len(pipelines))) as pool:
+        for batch, failed_ones in zip(batches, pool.map(draw, batches), strict=True):
+            failures += failed_ones
+            done += len(batch)
+            progress(f"pictures: {done} of {len(requests)}")
     if failures:
         _write_json(failures, failed)
         named = "; ".join(f"'{f['prompt']}' (seed {f['seed']}): {f['reason']}" for f in failures[:NAMED])
         raise ValueError(f"no score: {len(failures)} of {len(requests)} pictures failed, see {failed}; {named}")
     return [_path(folder, request) for request in requests]
+
+
+def replicas(pipeline: SnapGenPipeline) -> list[SnapGenPipeline]:
+    """`pipeline`, and if it is on a GPU a copy on each of the others."""
+    if pipeline.device.type != "cuda":
+        return [pipeline]
+    own = torch.cuda.current_device() if pipeline.device.index is None else pipeline.device.index
+    others = [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != own]
+    return [pipeline, *(deepcopy(pipeline).to(device) for device in others)]
 
 
 def _draw_batch(

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from snapgen.evaluation import EvaluationSettings
+from snapgen.evaluation import EvaluationSettings, required_prompts
 from snapgen.evaluation.generation import Request, draw_pictures, fingerprint, make_manifest, network_hash
 from snapgen.evaluation.geneval_rules import THRESHOLD, Found, confident, judge
 from snapgen.evaluation.networks import CLIP, Clip, load_judge
@@ -67,7 +67,7 @@ def evaluate_geneval(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
-    prompts = read_metadata(settings.prompts)
+    prompts = read_metadata(required_prompts("geneval", settings))
     seeds = settings.seeds or tuple(range(SAMPLES))
     if len(seeds) != SAMPLES:
         raise ValueError(f"GenEval takes {SAMPLES} pictures a prompt: --seeds with {SAMPLES} numbers, not {len(seeds)}")
@@ -111,10 +111,8 @@ def evaluate_geneval(
     return report
 
 
-def read_metadata(path: Path | None) -> list[dict[str, Any]]:
+def read_metadata(path: Path) -> list[dict[str, Any]]:
     """The benchmark's prompts; ValueError unless the file holds exactly those."""
-    if path is None:
-        raise ValueError("geneval needs --prompts evaluation_metadata.jsonl, from github.com/djghosh13/geneval/prompts")
     try:
         prompts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (UnicodeDecodeError, ValueError):
@@ -162,8 +160,9 @@ class Detector:
         """Raises ValueError unless the network's labels are COCO's, in COCO's order: a wrong one fails silently."""
         from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
-        self.processor = load_judge(Mask2FormerImageProcessorPil.from_pretrained, name)
-        self.network = load_judge(Mask2FormerForUniversalSegmentation.from_pretrained, name).to(device)
+        source = DETECTOR, "FOLDER/detector"
+        self.processor = load_judge(Mask2FormerImageProcessorPil.from_pretrained, name, *source)
+        self.network = load_judge(Mask2FormerForUniversalSegmentation.from_pretrained, name, *source).to(device)
         labels = self.network.config.id2label
         if len(labels) != len(CLASSES) or any(labels[CLASSES.index(anchor)] != anchor for anchor in ANCHORS):
             raise ValueError(f"the detector '{name}' does not name COCO's 80 classes in their order")
@@ -198,7 +197,7 @@ class ColorClassifier:
     """CLIP's name for the colour of an object, of GenEval's ten."""
 
     def __init__(self, name: str | Path, device: torch.device):
-        self.clip = Clip(name, device)
+        self.clip = Clip(name, device, "FOLDER/clip")
         self._classifier = cache(self._make)
 
     def __call__(self, picture: Image.Image, one: Found) -> str:

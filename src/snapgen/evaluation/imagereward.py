@@ -22,8 +22,8 @@ from PIL import Image
 from torch import nn
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 
-from snapgen.evaluation import EvaluationSettings
-from snapgen.evaluation.prompts import needed_prompts, score_prompts
+from snapgen.evaluation import EvaluationSettings, required_prompts
+from snapgen.evaluation.prompts import score_prompts, some_prompts
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.weights import sha256
 
@@ -113,7 +113,7 @@ def rename(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def load_imagereward(
-    folder: Path, configuration: Mapping[str, Any] = CONFIGURATION
+    folder: Path, device: torch.device, configuration: Mapping[str, Any] = CONFIGURATION
 ) -> Callable[[str, Image.Image], float]:
     """The judge in `folder`; ValueError saying what is missing there or does not fit."""
     for file in (folder / FILE, folder / VOCABULARY):
@@ -122,7 +122,7 @@ def load_imagereward(
                 f"imagereward needs {file}: `hf download THUDM/ImageReward {FILE} --local-dir {folder}` and "
                 f"`hf download google-bert/bert-base-uncased {VOCABULARY} --local-dir {folder}` (--weights FOLDER)"
             )
-    network = ImageReward(configuration).eval()
+    network = ImageReward(configuration).eval().to(device)
     try:
         # Published as a pickle only; this reader makes tensors of it and refuses anything else.
         state = torch.load(folder / FILE, map_location="cpu", weights_only=True)
@@ -133,13 +133,10 @@ def load_imagereward(
 
     @torch.no_grad()
     def judge(prompt: str, picture: Image.Image) -> float:
-        device = next(network.parameters()).device
         read = tokenizer(prompt, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         pixels = preprocess(picture, network.blip["vision_model"].config.image_size).to(device)
         return float(network(pixels, read["input_ids"].to(device), read["attention_mask"].to(device)))
 
-    if torch.cuda.is_available():
-        network.cuda()
     return judge
 
 
@@ -159,8 +156,8 @@ def evaluate_imagereward(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
-    needed_prompts(settings.prompts, "imagereward")
+    some_prompts(required_prompts("imagereward", settings))  # before anything is loaded
     weights = Path(settings.weights or "weights/imagereward")
-    judge = load_imagereward(weights)
+    judge = load_imagereward(weights, pipeline.device)
     facts = {"judge": "ImageReward-v1.0", "judge_sha256": sha256(weights / FILE)}
     return score_prompts("imagereward", pipeline, settings, folder, progress, judge, facts, "ImageReward")

@@ -13,9 +13,10 @@ from PIL import Image
 CLIP = "openai/clip-vit-large-patch14"
 
 
-def load_judge(load: Callable[..., Any], name: str | Path) -> Any:
+def load_judge(load: Callable[..., Any], name: str | Path, source: str, folder: str = "FOLDER") -> Any:
     """`load(name)` for a `from_pretrained`; ValueError saying what to fetch if it is not there.
 
+    `source`: the hub's name of what may be fetched; `folder`: where to put it, for `--weights FOLDER`.
     Networks must have all of their weights: transformers would fill others with random numbers.
     """
     try:
@@ -24,8 +25,8 @@ def load_judge(load: Callable[..., Any], name: str | Path) -> Any:
         network, report = load(name, output_loading_info=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"'{name}' is no folder here with what is needed, and the hub does not hand it out: download it "
-            f"(hf download {name} --local-dir FOLDER) and give --weights FOLDER; {' '.join(str(error).split())[:200]}"
+            f"'{name}' is no folder here with what is needed, and the hub does not hand it out: "
+            f"`hf download {source} --local-dir {folder}`, then --weights FOLDER ({' '.join(str(error).split())[:200]})"
         ) from None
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"'{name}' lacks {len(missing)} tensors of {type(network).__name__}, such as {missing[0]}")
@@ -35,12 +36,12 @@ def load_judge(load: Callable[..., Any], name: str | Path) -> Any:
 class Clip:
     """A CLIP with its processor: unit vectors of pictures and texts, one picture or a few texts at a time."""
 
-    def __init__(self, name: str | Path, device: torch.device):
-        """Raises ValueError if there is no such CLIP."""
+    def __init__(self, name: str | Path, device: torch.device, folder: str = "FOLDER"):
+        """`folder`: as for `load_judge`. Raises ValueError if there is no such CLIP."""
         from transformers import CLIPModel, CLIPProcessor
 
-        self.processor = load_judge(CLIPProcessor.from_pretrained, name)
-        self.network = load_judge(CLIPModel.from_pretrained, name).to(device)
+        self.processor = load_judge(CLIPProcessor.from_pretrained, name, CLIP, folder)
+        self.network = load_judge(CLIPModel.from_pretrained, name, CLIP, folder).to(device)
 
     @torch.no_grad()
     def picture(self, picture: Image.Image) -> torch.Tensor:

@@ -22,10 +22,10 @@ def read_prompts(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def needed_prompts(path: Path | None, suite: str) -> list[str]:
-    """The prompts of `path`; ValueError if there is no path, or none in it."""
-    if path is None or not (prompts := read_prompts(path)):
-        raise ValueError(f"{suite} needs prompts: --prompts FILE, a text file with one a line")
+def some_prompts(path: Path) -> list[str]:
+    """The prompts of `path`; ValueError if there are none."""
+    if not (prompts := read_prompts(path)):
+        raise ValueError(f"{path} holds no prompts")
     return prompts
 
 
@@ -46,12 +46,13 @@ def score_prompts(
     """
     from PIL import Image
 
+    from snapgen.evaluation import required_prompts
     from snapgen.evaluation.generation import Request, draw_pictures, make_manifest
     from snapgen.evaluation.plots import plot_spread
     from snapgen.evaluation.report import score_summary, write_report
     from snapgen.evaluation.statistics import interval_of_values
 
-    prompts = needed_prompts(settings.prompts, suite)
+    prompts = some_prompts(required_prompts(suite, settings))
     manifest = make_manifest(suite, pipeline, settings, settings.seeds or (0,), prompts) | judged_by
     requests = [
         Request(f"{index:05d}-{seed}", prompt, seed)

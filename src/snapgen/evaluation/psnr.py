@@ -3,7 +3,8 @@
 Protocol. Every picture is resized (Lanczos) so that its shorter side is `--size`, and cut to the middle square; without
 `--size` it is only cut, to sides that are multiples of 8. It goes through the autoencoder (the mode of the posterior,
 no noise), comes back as 8-bit levels, and is compared with the input: PSNR over all its levels, SSIM as torchmetrics
-has it (Gaussian window of 11, sigma 1.5), LPIPS (AlexNet) where torchvision is installed, which brings the backbone.
+has it (Gaussian window of 11, sigma 1.5), LPIPS (AlexNet) where torchvision is installed and its backbone's weights can
+be had; else it is null, and the report says why.
 Scores are means over pictures of the value of each. Table 2's is COCO val2017: `--reference val2017`.
 
 Without `--reference` the pictures are ground-truth renders of the embedded world's held-out scenes.
@@ -12,7 +13,6 @@ Without `--reference` the pictures are ground-truth renders of the embedded worl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from snapgen.weights import atomic_file
 
 SCENES = 17  # a category, if there is no reference
 FACTOR = 8  # px that sides are multiples of
-NO_LPIPS = "LPIPS was left out: its backbone comes with torchvision, which is not installed."
 
 
 def evaluate_psnr(
@@ -47,7 +46,7 @@ def evaluate_psnr(
     """Scores an autoencoder, or that of a model; writes the report to `folder`, returns it."""
     autoencoder: Any = subject.vae if isinstance(subject, SnapGenPipeline) else subject
     side = picture_side(subject, settings) if isinstance(subject, SnapGenPipeline) else settings.size or 128
-    lpips = load_lpips()
+    lpips, reason = load_lpips()
     lines: list[dict[str, Any]] = []
     values: dict[str, list[float]] = {"psnr": [], "ssim": []} | ({"lpips": []} if lpips else {})
     for name, picture in pictures(settings, side):
@@ -83,7 +82,7 @@ def evaluate_psnr(
         },
     }
     title = f"psnr: {means['psnr']:.2f} dB"
-    notes = [f"SSIM {means['ssim']:.4f}. " + (f"LPIPS {means['lpips']:.4f}." if lpips else NO_LPIPS)]
+    notes = [f"SSIM {means['ssim']:.4f}. " + (f"LPIPS {means['lpips']:.4f}." if lpips else reason)]
     figure = plot_spread("PSNR, dB", values["psnr"], means["psnr"])
     write_report(title, report, score_summary(title, report, ".2f", notes), figure, lines, folder)
     return report
@@ -125,10 +124,12 @@ def reconstruct(autoencoder: Any, picture: np.ndarray) -> np.ndarray:
     return to_uint8(autoencoder(inputs, return_dict=False)[0])[0]
 
 
-def load_lpips() -> Any:
-    """torchmetrics' LPIPS of pictures in [-1, 1]; None without torchvision."""
-    if find_spec("torchvision") is None:
-        return None
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+def load_lpips() -> tuple[Any, str]:
+    """torchmetrics' LPIPS of pictures in [-1, 1]; or None and the reason why it cannot be had."""
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    return LearnedPerceptualImagePatchSimilarity(net_type="alex").eval()
+        return LearnedPerceptualImagePatchSimilarity(net_type="alex").eval(), ""
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        return None, f"LPIPS was left out: it needs torchvision and its AlexNet's weights ({reason})."

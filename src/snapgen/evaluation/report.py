@@ -37,7 +37,7 @@ def write_report(
 ) -> None:
     """Writes the report of a suite to `folder`: `report` and `pictures` as JSON, `markdown`, `figure`, the gallery.
 
-    `pictures` are described at `gallery_page`; their files lie below `folder`.
+    `pictures` are described at `gallery_page`.
     """
     plot = folder / "plot.png"
     with atomic_file(plot) as temporary:

@@ -228,6 +228,7 @@ def summary(report: dict[str, Any]) -> str:
     )
     columns = ("category", "score", "95 % interval", "seen in training", "ceiling", "detector", "failures")
     floor, background = report["floor"], report["background"]
+    seeds = ", ".join(f"{seed} {score:.1%}" for seed, score in report["by_seed"].items())
     lines = [
         f"# scenes: {report['score']:.1%}",
         "",
@@ -235,7 +236,7 @@ def summary(report: dict[str, Any]) -> str:
         "",
         *table(columns, rows),
         "",
-        f"Floor: shuffled prompts {floor['shuffled']:.1%}, random pictures {floor['random']:.1%}. "
+        f"By seed: {seeds}. Floor: shuffled prompts {floor['shuffled']:.1%}, random pictures {floor['random']:.1%}. "
         f"Backgrounds asked for: {background['right']} of {background['stated']} right.",
         "",
         origin(manifest) + ("." if manifest["nouns"] == "all" else f", of {len(manifest['nouns'])} nouns only."),
