@@ -87,10 +87,11 @@ def evaluate_fid(
         prompts = captions if settings.prompts is None else some_prompts(settings.prompts)
         lines, scores, manifest = score_model(subject, settings, prompts, reference, network, folder, progress)
     values, number = list(scores.values()), len(lines) // len(scores)
+    interval = interval_of_values(values)
     kind = "FID" if network.name == "inception" else "Frechet distance"
     report: dict[str, Any] = {
         "score": sum(values) / len(values),
-        "interval": interval_of_values(values),
+        "interval": interval and (max(0.0, interval[0]), interval[1]),  # over seeds; no distance is below 0
         "by_seed": scores,
         **truth,
         "count": len(lines),

@@ -18,14 +18,14 @@ LIMIT = 2400  # pictures on a page, of about 5 kB each
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222 }
 .plot { max-width: 100% }
-pre { background: #f4f4f4; padding: .6rem; overflow-x: auto }
+pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap }
 .cards { display: flex; flex-wrap: wrap; gap: 12px }
 .card { border: 1px solid #ddd; border-radius: 6px; padding: 8px; max-width: 100% }
 .card p { margin: 0 0 6px; max-width: 26rem; font-weight: 600 }
 .row { display: flex; flex-wrap: wrap; gap: 8px }
 figure { margin: 0; width: 192px }
-figure img { border-top: 4px solid #bbb; display: block; max-width: 100% }
-.right img { border-color: #2a2 } .wrong img { border-color: #d33 }
+figure img { display: block; max-width: 100% }
+.right img { border-top: 4px solid #2a2 } .wrong img { border-top: 4px solid #d33 }
 figcaption { font-size: 12px; overflow-wrap: anywhere }
 #only-right:checked ~ main .wrong, #only-wrong:checked ~ main .right { display: none }
 #only-right:checked ~ main .card:not(:has(.right)), #only-wrong:checked ~ main .card:not(:has(.wrong)) { display: none }
