@@ -179,8 +179,11 @@ def test_a_teacher_of_other_latents_is_refused(published: Path, student: tuple, 
 
 
 def test_what_is_no_teacher_is_refused(tiny_model: Path, student: tuple, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="^unet of .* is a SnapGenUNet, expected a TeacherTransformer$"):
-        load(tiny_model, student)
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps(index | {"unet": ["diffusers", "UNet2DModel"]}))
+    with pytest.raises(ValueError, match="^unet of .* is a UNet2DModel, expected one of SD3.*, SnapGenUNet$"):
+        load(other, student)
     with pytest.raises(ValueError, match="^nobody/no-teacher cannot be loaded: [^\n]*$"):
         load(Path("nobody/no-teacher"), student)
     with pytest.raises(ValueError, match=f"^{tmp_path} cannot be loaded: [^\n]*$"):
