@@ -38,7 +38,7 @@ def test_clip_score_from_end_to_end_agrees_with_torchmetrics(
     assert "hf download openai/clip-vit-large-patch14" in capfd.readouterr().err
     assert run([*command, "--count", "2"]) == 1
     assert "--count says nothing to clip" in capfd.readouterr().err
-    assert run([*command, "--weights", str(folder), "--seeds", "0,5", "--json"]) == 0
+    assert run([*command, "--weights", f"clip={folder}", "--seeds", "0,5", "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
     lines = json.loads((tmp_path / "out" / "clip" / "report.json").read_text())["pictures"]
     assert [(line["prompt"], line["seed"]) for line in lines] == [
@@ -97,7 +97,7 @@ def test_neither_batches_nor_devices_change_a_picture(
     copies = [deepcopy(pipeline) for _ in range(2)]
     for number, copy in enumerate(copies):
         copy.unet.register_forward_hook(lambda *_, number=number: drawn.append(number))
-    monkeypatch.setattr(generation, "replicas", lambda pipeline: copies)
+    monkeypatch.setattr(generation, "replicas", lambda pipeline, most: copies)
     assert pictures("devices") == together
     assert set(drawn) == {0, 1}
 

@@ -114,23 +114,23 @@ def draw_pictures(
         _write_json(identity, record)
     missing = [request for request in requests if not _holds(folder, request)]
     batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
-    pipelines = replicas(pipeline)[: len(batches)]
+    workers = replicas(pipeline, len(batches))
     free: SimpleQueue[SnapGenPipeline] = SimpleQueue()
-    for one in pipelines:
-        free.put(one)
+    for worker in workers:
+        free.put(worker)
 
     def draw(batch: Sequence[Request]) -> list[dict[str, Any]]:
-        one = free.get()
+        worker = free.get()
         try:
-            return _draw_batch(one, batch, folder, manifest)
+            return _draw_batch(worker, batch, folder, manifest)
         finally:
-            free.put(one)
+            free.put(worker)
 
     failures: list[dict[str, Any]] = []
     done = len(requests) - len(missing)
-    with ThreadPoolExecutor(max(1, len(pipelines))) as pool:
-        for batch, failed_ones in zip(batches, pool.map(draw, batches), strict=True):
-            failures += failed_ones
+    with ThreadPoolExecutor(len(workers)) as pool:
+        for batch, failed_here in zip(batches, pool.map(draw, batches), strict=True):
+            failures += failed_here
             done += len(batch)
             progress(f"pictures: {done} of {len(requests)}")
     if failures:
@@ -140,13 +140,13 @@ def draw_pictures(
     return [_path(folder, request) for request in requests]
 
 
-def replicas(pipeline: SnapGenPipeline) -> list[SnapGenPipeline]:
-    """`pipeline`, and if it is on a GPU a copy on each of the others."""
+def replicas(pipeline: SnapGenPipeline, most: int) -> list[SnapGenPipeline]:
+    """`pipeline`, and if it is on a GPU copies on the others, together not more than `most` (but one)."""
     if pipeline.device.type != "cuda":
         return [pipeline]
     own = torch.cuda.current_device() if pipeline.device.index is None else pipeline.device.index
     others = [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != own]
-    return [pipeline, *(deepcopy(pipeline).to(device) for device in others)]
+    return [pipeline, *(deepcopy(pipeline).to(device) for device in others[: max(0, most - 1)])]
 
 
 def _draw_batch(

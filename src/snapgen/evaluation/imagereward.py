@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -123,6 +124,7 @@ def load_imagereward(
                 f"`hf download google-bert/bert-base-uncased {VOCABULARY} --local-dir {folder}` (--weights FOLDER)"
             )
     network = ImageReward(configuration).eval().to(device)
+    side = BlipConfig(**configuration).vision_config.image_size
     try:
         # Published as a pickle only; this reader makes tensors of it and refuses anything else.
         state = torch.load(folder / FILE, map_location="cpu", weights_only=True)
@@ -134,7 +136,7 @@ def load_imagereward(
     @torch.no_grad()
     def judge(prompt: str, picture: Image.Image) -> float:
         read = tokenizer(prompt, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-        pixels = preprocess(picture, network.blip["vision_model"].config.image_size).to(device)
+        pixels = preprocess(picture, side).to(device)
         return float(network(pixels, read["input_ids"].to(device), read["attention_mask"].to(device)))
 
     return judge
@@ -142,10 +144,8 @@ def load_imagereward(
 
 def preprocess(picture: Image.Image, side: int) -> torch.Tensor:
     """1 3 `side` `side`, normalised as CLIP's and BLIP's pictures are."""
-    import numpy as np
-
     scale = side / min(picture.size)
-    resized = picture.resize([max(side, int(scale * n)) for n in picture.size], Image.Resampling.BICUBIC)  # type: ignore[arg-type]
+    resized = picture.resize([max(side, int(scale * n)) for n in picture.size], Image.Resampling.BICUBIC)
     left, top = round((resized.width - side) / 2), round((resized.height - side) / 2)
     cut = torch.from_numpy(np.array(resized.crop((left, top, left + side, top + side)))).permute(2, 0, 1) / 255
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (PIXEL_MEAN, PIXEL_DEVIATION))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,26 +48,23 @@ def evaluate_psnr(
     side = picture_side(subject, settings) if isinstance(subject, SnapGenPipeline) else settings.size or 128
     lpips, reason = load_lpips()
     lines: list[dict[str, Any]] = []
-    values: dict[str, list[float]] = {"psnr": [], "ssim": []} | ({"lpips": []} if lpips else {})
+    measured: list[dict[str, float]] = []
     for name, picture in pictures(settings, side):
         output = reconstruct(autoencoder, picture)
-        levels = [torch.from_numpy(p).permute(2, 0, 1)[None].float() for p in (output, picture)]
-        values["psnr"].append(float(peak_signal_noise_ratio(*levels, data_range=255.0)))
-        values["ssim"].append(float(structural_similarity_index_measure(*levels, data_range=255.0)))
-        if lpips:
-            values["lpips"].append(float(lpips(*(level / 127.5 - 1 for level in levels))))
+        measured.append(compare(output, picture, lpips))
         file = folder / "pictures" / f"{len(lines):06d}.png"
         with atomic_file(file) as temporary:
             Image.fromarray(np.hstack([picture, output])).save(temporary, format="PNG")
         lines.append(
-            {"file": file.relative_to(folder).as_posix(), "prompt": name, "score": round(values["psnr"][-1], 4)}
+            {"file": file.relative_to(folder).as_posix(), "prompt": name, "score": round(measured[-1]["psnr"], 4)}
         )
         if len(lines) % 50 == 0:
             progress(f"pictures: {len(lines)}")
-    means = {name: float(np.mean(numbers)) for name, numbers in values.items()}
+    means = {name: float(np.mean([one[name] for one in measured])) for name in measured[0]}
+    psnrs = [one["psnr"] for one in measured]
     report: dict[str, Any] = {
         "score": means["psnr"],
-        "interval": interval_of_values(values["psnr"]),
+        "interval": interval_of_values(psnrs),
         "psnr": means["psnr"],
         "ssim": means["ssim"],
         "lpips": means.get("lpips"),
@@ -83,7 +80,7 @@ def evaluate_psnr(
     }
     title = f"psnr: {means['psnr']:.2f} dB"
     notes = [f"SSIM {means['ssim']:.4f}. " + (f"LPIPS {means['lpips']:.4f}." if lpips else reason)]
-    figure = plot_spread("PSNR, dB", values["psnr"], means["psnr"])
+    figure = plot_spread("PSNR, dB", psnrs, means["psnr"])
     write_report(title, report, score_summary(title, report, ".2f", notes), figure, lines, folder)
     return report
 
@@ -122,6 +119,16 @@ def reconstruct(autoencoder: Any, picture: np.ndarray) -> np.ndarray:
     """`picture` (uint8 H W 3) through the autoencoder."""
     inputs = to_tensor([picture]).to(autoencoder.device, autoencoder.dtype)
     return to_uint8(autoencoder(inputs, return_dict=False)[0])[0]
+
+
+def compare(output: np.ndarray, picture: np.ndarray, lpips: Any) -> dict[str, float]:
+    """PSNR in dB, SSIM, and LPIPS if there is such a metric, of two pictures uint8 H W 3."""
+    seen, given = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() for p in (output, picture))
+    values = {
+        "psnr": float(peak_signal_noise_ratio(seen, given, data_range=255.0)),
+        "ssim": float(cast(torch.Tensor, structural_similarity_index_measure(seen, given, data_range=255.0))),
+    }
+    return values | ({"lpips": float(lpips(seen / 127.5 - 1, given / 127.5 - 1))} if lpips else {})
 
 
 def load_lpips() -> tuple[Any, str]:
