@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from judges import TEXT, VISION, save_clip, save_vqa
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torchmetrics.functional.multimodal import clip_score
 from transformers import BertConfig, BertModel, CLIPModel, CLIPProcessor
@@ -142,6 +144,11 @@ def test_dpg_from_end_to_end(
     assert run(command) == 1
     assert "holds 2 prompts: DPG-Bench has 1065" in capfd.readouterr().err
     monkeypatch.setattr(dpg, "PROMPTS", 2)
+    weights = load_file(vqa / "model.safetensors")
+    save_file({name: tensor for name, tensor in weights.items() if "bias" not in name}, vqa / "model.safetensors")
+    assert run(command) == 1
+    assert re.search(r"vqa lacks \d+ tensors of its BlipForQuestionAnswering", capfd.readouterr().err)
+    save_file(weights, vqa / "model.safetensors", {"format": "pt"})
     assert run(command) == 0
     report = json.loads(capfd.readouterr().out)
     assert report["count"] == 8

@@ -88,7 +88,7 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
         ),
         (["--suite", "scenes,fad"], "there is no suite 'fad'"),
         (["--suite", "scenes,clip"], "clip needs --prompts FILE, a text file with a prompt a line"),
-        (["--suite", "clip,imagereward", "--prompts", "clip=README.md"], "imagereward needs --prompts FILE"),
+        (["--suite", "clip,imagereward", "--prompts", f"clip={__file__}"], "imagereward needs --prompts FILE"),
         (
             ["--suite", "geneval"],
             "geneval needs --prompts evaluation_metadata.jsonl, from github.com/djghosh13/geneval",

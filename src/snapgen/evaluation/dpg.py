@@ -25,7 +25,7 @@ from PIL import Image
 
 from snapgen.evaluation import SUITES, EvaluationSettings, required_prompts
 from snapgen.evaluation.generation import Request, draw_pictures, make_manifest, network_hash
-from snapgen.evaluation.networks import load_judge
+from snapgen.evaluation.networks import find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
@@ -167,8 +167,8 @@ class QuestionAnswerer:
     def __init__(self, name: str, device: torch.device):
         from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
-        self.processor = load_judge(AutoProcessor.from_pretrained, name, VQA)
-        self.network = load_judge(AutoModelForVisualQuestionAnswering.from_pretrained, name, VQA).to(device)
+        place = find_judge(name, VQA)
+        self.processor, self.network = load_judge(AutoProcessor, AutoModelForVisualQuestionAnswering, place, device)
 
     @torch.no_grad()
     def __call__(self, picture: Image.Image, question: str) -> str:

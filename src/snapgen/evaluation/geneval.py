@@ -32,7 +32,7 @@ from PIL import Image
 from snapgen.evaluation import EvaluationSettings, required_prompts
 from snapgen.evaluation.generation import Request, draw_pictures, fingerprint, make_manifest, network_hash
 from snapgen.evaluation.geneval_rules import THRESHOLD, Found, confident, judge
-from snapgen.evaluation.networks import CLIP, Clip, load_judge
+from snapgen.evaluation.networks import CLIP, Clip, find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report, write_text
 from snapgen.evaluation.statistics import interval_of_mean, wilson
@@ -160,9 +160,8 @@ class Detector:
         """Raises ValueError unless the network's labels are COCO's, in COCO's order: a wrong one fails silently."""
         from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
-        source = DETECTOR, "FOLDER/detector"
-        self.processor = load_judge(Mask2FormerImageProcessorPil.from_pretrained, name, *source)
-        self.network = load_judge(Mask2FormerForUniversalSegmentation.from_pretrained, name, *source).to(device)
+        place, kind = find_judge(name, DETECTOR, "FOLDER/detector"), Mask2FormerForUniversalSegmentation
+        self.processor, self.network = load_judge(Mask2FormerImageProcessorPil, kind, place, device)
         labels = self.network.config.id2label
         if len(labels) != len(CLASSES) or any(labels[CLASSES.index(anchor)] != anchor for anchor in ANCHORS):
             raise ValueError(f"the detector '{name}' does not name COCO's 80 classes in their order")

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
 from PIL import Image
+
+from snapgen.weights import load_network, load_pretrained
 
 CLIP = "openai/clip-vit-large-patch14"
 
 
-def load_judge(load: Callable[..., Any], name: str | Path, source: str, folder: str = "FOLDER") -> Any:
-    """`load(name)` for a `from_pretrained`; ValueError saying what to fetch if it is not there.
+def find_judge(name: str | Path, source: str, folder: str = "FOLDER") -> str:
+    """`name`, of a folder or on the hub; ValueError saying what to fetch if it is neither.
 
     `source`: the hub's name of what may be fetched; `folder`: where to put it, for `--weights FOLDER`.
-    Networks must have all of their weights: transformers would fill others with random numbers.
     """
-    try:
-        if not issubclass(load.__self__, torch.nn.Module):  # type: ignore[attr-defined]
-            return load(name)
-        network, report = load(name, output_loading_info=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"'{name}' is no folder here with what is needed, and the hub does not hand it out: "
-            f"`hf download {source} --local-dir {folder}`, then --weights FOLDER ({' '.join(str(error).split())[:200]})"
-        ) from None
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"'{name}' lacks {len(missing)} tensors of {type(network).__name__}, such as {missing[0]}")
-    return network.eval().requires_grad_(False)
+    if not Path(name).is_dir():
+        try:
+            hf_hub_download(str(name), "config.json")  # of many files: an absent hub is asked, and waited for, once
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"'{name}' is no folder here, and the hub does not hand it out: `hf download {source} --local-dir "
+                f"{folder}`, then --weights FOLDER ({' '.join(str(error).split())[:200]})"
+            ) from None
+    return str(name)
+
+
+def load_judge(processor: Any, network: Any, place: str, device: torch.device) -> tuple[Any, Any]:
+    """The two classes' objects in `place`, the network frozen and in fp32; ValueError unless they are complete."""
+    judge = load_network(network, place, dtype=torch.float32).to(device).eval().requires_grad_(False)
+    return load_pretrained(processor.from_pretrained, place), judge
 
 
 class Clip:
     """A CLIP with its processor: unit vectors of pictures and texts, one picture or a few texts at a time."""
 
     def __init__(self, name: str | Path, device: torch.device, folder: str = "FOLDER"):
-        """`folder`: as for `load_judge`. Raises ValueError if there is no such CLIP."""
+        """`folder`: as for `find_judge`. Raises ValueError if there is no such CLIP."""
         from transformers import CLIPModel, CLIPProcessor
 
-        self.processor = load_judge(CLIPProcessor.from_pretrained, name, CLIP, folder)
-        self.network = load_judge(CLIPModel.from_pretrained, name, CLIP, folder).to(device)
+        place = find_judge(name, CLIP, folder)
+        self.processor, self.network = load_judge(CLIPProcessor, CLIPModel, place, device)
 
     @torch.no_grad()
     def picture(self, picture: Image.Image) -> torch.Tensor:

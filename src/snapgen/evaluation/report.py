@@ -93,6 +93,6 @@ def score_summary(title: str, report: dict[str, Any], form: str, notes: Sequence
         ]
         lines += ["", *table(("category", "score", "95 % interval"), rows)]
     if len(report.get("by_seed", ())) > 1:
-        rows = [(seed, f"{score:{form}}", "") for seed, score in report["by_seed"].items()]
-        lines += ["", *table(("seed", "score"), [row[:2] for row in rows])]
+        by_seed = [(seed, f"{score:{form}}") for seed, score in report["by_seed"].items()]
+        lines += ["", *table(("seed", "score"), by_seed)]
     return "\n".join([*lines, "", *notes, "", origin(report["manifest"])])
