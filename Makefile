@@ -44,5 +44,5 @@ lock:
 	@touch $@
 
 .venv/installed-dev: .venv/made $(LOCKED)
-	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable ".[train,dev]"
+	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable ".[train,eval,dev]"
 	@touch $@ .venv/installed-run

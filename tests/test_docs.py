@@ -11,6 +11,7 @@ import pytest
 from snapgen.cli.main import run
 from snapgen.config import parse_recipe, read_recipe
 from snapgen.data import open_source
+from snapgen.evaluation import SUITES
 from snapgen.train.stages import load_stage
 
 ROOT = Path(__file__).parents[1]
@@ -63,3 +64,16 @@ def test_the_recipes_of_the_data_guide_can_be_run(tmp_path: Path, monkeypatch: p
             recipe = parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, "docs/data.md")
             sources.append((recipe.data.source, len(open_source(recipe.data))))
     assert sources == [("folder", 8), ("shards", 10), ("folder", 10), ("folder", 10)]
+
+
+def test_the_commands_of_the_evaluation_guide_ask_for_nothing_but_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Suites and options are accepted: each command gets as far as the first file or model that is not there."""
+    guide = (ROOT / "docs" / "evaluation.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r"^snapgen .*", guide, flags=re.MULTILINE)]
+    assert {name for command in commands for name in command[command.index("--suite") + 1].split(",")} == set(SUITES)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert run(command[1:]) == 1
+        assert re.search("does not exist|there is no model 'MODEL'", capfd.readouterr().err)

@@ -28,11 +28,11 @@ def pins() -> dict[str, str]:
     return {normal(name): version for name, _, version in (line.partition("==") for line in lines if "==" in line)}
 
 
-def test_the_lock_pins_every_dependency_of_running_training_and_testing() -> None:
+def test_the_lock_pins_every_dependency_of_running_training_evaluating_and_testing() -> None:
     extras = PROJECT["optional-dependencies"]
     wanted = {
         normal(re.split(r"[<>=!~\[ ]", requirement, maxsplit=1)[0])
-        for requirement in [*PROJECT["dependencies"], *extras["train"], *extras["dev"]]
+        for requirement in [*PROJECT["dependencies"], *extras["train"], *extras["eval"], *extras["dev"]]
     }
     assert wanted <= pins().keys()
     assert pins()["torch"] == "2.13.0"

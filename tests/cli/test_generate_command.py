@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import snapgen
-from snapgen.cli.generate import read_prompts
 from snapgen.cli.main import run
+from snapgen.evaluation.prompts import read_prompts
 
 FOLDER_WITHOUT_MODEL = "folder-without-model"
 

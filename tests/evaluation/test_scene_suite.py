@@ -1,6 +1,7 @@
 """The suite from end to end on a tiny model, and what it refuses."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from snapgen.cli.main import run
 from snapgen.cli.model import load_pipeline
 from snapgen.data.ground_truth import CATEGORIES
-from snapgen.evaluation import EvaluationSettings, check_suites, scenes
+from snapgen.evaluation import SUITES, EvaluationSettings, check_suites, load_suite, scenes
 from snapgen.evaluation.generation import model_hash
 from snapgen.evaluation.scene_prompts import renderer, scene_prompts
 from snapgen.pipeline import SnapGenPipeline
@@ -56,8 +57,12 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
             assert image.size == (128, 128)
         assert picture["verdict"]["correct"] or picture["verdict"]["reason"]
     assert "| counting |" in (folder / "report.md").read_text()
-    with Image.open(folder / "sheet.png") as sheet:
-        assert sheet.format == "PNG"
+    for name in ("sheet.png", "plot.png"):
+        with Image.open(folder / name) as image:
+            assert image.format == "PNG"
+    gallery = (folder / "gallery.html").read_text()
+    assert gallery.count("<figure") == len(report["pictures"])
+    assert not re.search(r'(src|href)="(?!data:)', gallery)  # it needs nothing else
 
     # Goes on where it was: what is there is kept, what is missing comes out the same.
     files = sorted((folder / "pictures").glob("*.png"))
@@ -77,8 +82,24 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (["--suite", "geneval2"], "there is no suite 'geneval2': use scenes"),
-        (["--suite", "scenes,fid"], "there is no suite 'fid'"),
+        (
+            ["--suite", "geneval2"],
+            "there is no suite 'geneval2': use scenes, clip, imagereward, geneval, dpg, fid, psnr",
+        ),
+        (["--suite", "scenes,fad"], "there is no suite 'fad'"),
+        (["--suite", "scenes,clip"], "clip needs --prompts FILE, a text file with a prompt a line"),
+        (["--suite", "clip,imagereward", "--prompts", f"clip={__file__}"], "imagereward needs --prompts FILE"),
+        (
+            ["--suite", "geneval"],
+            "geneval needs --prompts evaluation_metadata.jsonl, from github.com/djghosh13/geneval",
+        ),
+        (["--suite", "dpg"], "dpg needs --prompts FOLDER with prompts/ and dpg_bench.csv"),
+        (["--suite", "clip", "--prompts", "nowhere.txt"], "--prompts nowhere.txt does not exist"),
+        (["--suite", "clip", "--prompts", "clip=nowhere.txt"], "--prompts nowhere.txt does not exist"),
+        (["--suite", "fid", "--prompts", "clip=a.txt"], "clip is not among the suites here that take it"),
+        (["--suite", "fid,psnr", "--weights", "psnr=a"], "psnr is not among the suites here that take it"),
+        (["--suite", "scenes", "--features", "inception"], "--features says nothing to scenes: it is for fid"),
+        (["--suite", "clip", "--count", "4"], "--count says nothing to clip: it is for scenes, fid, psnr"),
         (["--suite", "scenes", "--count", "1"], "--count 1 is out of range"),
         (["--suite", "scenes", "--seeds", "a"], "--seeds a is not of the form"),
         (["--suite", "scenes", "--seeds", "1,1"], "names a seed twice"),
@@ -138,9 +159,10 @@ def test_canaries() -> None:
 
 
 def test_suites_are_listed() -> None:
-    check_suites(["scenes"])
-    with pytest.raises(ValueError, match="use scenes"):
-        check_suites(["clip"])
+    check_suites(list(SUITES))
+    assert all(callable(load_suite(name)) for name in SUITES)
+    with pytest.raises(ValueError, match="use scenes, clip"):
+        check_suites(["fad"])
 
 
 def test_the_model_hash_is_of_weights_and_settings(pipeline: SnapGenPipeline, tiny_model: Path) -> None:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from snapgen.cli.generate import LARGEST_SEED, SIZES, check_range
-from snapgen.cli.model import check_model_name, load_pipeline
+from snapgen.cli.model import INDEX, check_model_name, load_autoencoder, load_pipeline
+from snapgen.evaluation import (
+    SUITES,
+    EvaluationSettings,
+    check_options,
+    check_subject,
+    check_suites,
+    load_suite,
+    required_prompts,
+)
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="'mini', a model folder, or a hub name (owner/name).")],
-    suite: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="What to measure: scenes.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="'mini', a model folder, a hub name; fid: pictures, psnr: an autoencoder."
+        ),
+    ],
+    suite: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="What to measure: " + ", ".join(SUITES) + ".")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -23,8 +38,10 @@ def evaluate(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    count: Annotated[int, typer.Option(help="Prompts a category.")] = 50,
-    seeds: Annotated[str, typer.Option(metavar="N[,N]", help="A picture a prompt and seed.")] = "0",
+    count: Annotated[int | None, typer.Option(help="scenes: prompts a category; fid, psnr: pictures.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N[,N]", help="A picture a prompt and seed; the suite's own if not given.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to picture; the model's own if not given.")
     ] = None,
@@ -33,37 +50,108 @@ def evaluate(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the pictures in px; the model's own if not given.")] = None,
     nouns: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="scenes: ask for these things only; all if not given.")
+        str | None, typer.Option(metavar="A,B,...", help="scenes, fid: of these things only; all if not given.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SUITE=]FILE", help="What to draw: a prompt a line, or the benchmark's own file."),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SUITE=]PATH", help="fid: pictures or statistics (.npz); psnr: pictures."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[SUITE=]PATH", help="Of the network that judges, or its name on the hub."),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="fid: inception, mini-encoder, or a CLIP.")
     ] = None,
 ) -> None:
-    """Score MODEL by a benchmark; prints the table, or with --json the numbers."""
-    from snapgen.evaluation import EvaluationSettings, check_suites, load_suite
+    """Score MODEL by benchmarks; prints the tables, or with --json the numbers.
 
+    --prompts, --reference and --weights may be given several times, each for a suite of its own: --weights clip=PATH.
+    """
     names = [name.strip() for name in suite.split(",")]
     check_suites(names)
+    files = {"prompts": prompts or [], "reference": reference or [], "weights": weights or []}
+    given = {"count": count, "nouns": nouns, "features": features} | files
+    check_options(names, [option for option, value in given.items() if value not in (None, [])])
     check_range("--count", count, 2, 100_000)
     check_range("--steps", steps, 1, 1000)
     check_range("--guidance", guidance, 0, 100)
     if size is not None and size not in SIZES:
         raise ValueError(f"--size {size} cannot be drawn: a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}")
-    settings = EvaluationSettings(count, parse_seeds(seeds), steps, guidance, size, parse_nouns(nouns))
-    check_model_name(model)
+    every = EvaluationSettings(count, parse_seeds(seeds), steps, guidance, size, parse_nouns(nouns), features=features)
+    own = {option: by_suite(option, values, names) for option, values in files.items()}
+    chosen = {
+        name: replace(
+            every,
+            prompts=existing_path("prompts", own["prompts"].get(name)),
+            reference=existing_path("reference", own["reference"].get(name)),
+            weights=own["weights"].get(name),
+        )
+        for name in names
+    }
+    for name, settings in chosen.items():
+        if SUITES[name].needs:
+            required_prompts(name, settings)
+    kind = subject_kind(model, names)
+    check_subject(names, kind)
     folder = out or Path("runs") / "evaluation" / Path(model).resolve().name
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} exists and is not a folder")
 
     suites = {name: load_suite(name) for name in names}
-    pipeline = load_pipeline(model)
-    reports = {name: run(pipeline, settings, folder / name, show_progress) for name, run in suites.items()}
+    subject = {"model": load_pipeline, "autoencoder": load_autoencoder, "pictures": Path}[kind](model)
+    reports = {}
+    for name, run in suites.items():
+        reports[name] = run(subject, chosen[name], folder / name, show_progress)
+        if not as_json:
+            typer.echo((folder / name / "report.md").read_text(encoding="utf-8"), nl=False)
     if as_json:
         typer.echo(json.dumps(next(iter(reports.values())) if len(reports) == 1 else reports, ensure_ascii=False))
-    else:
-        for name in reports:
-            typer.echo((folder / name / "report.md").read_text(encoding="utf-8"), nl=False)
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
+def subject_kind(model: str, names: list[str]) -> str:
+    """What `model` names: a "model", an "autoencoder" (a folder with its config.json) or "pictures" (a folder)."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / INDEX).is_file():
+        if (folder / "config.json").is_file():
+            return "autoencoder"
+        if all("pictures" in SUITES[name].subjects for name in names):
+            return "pictures"
+    check_model_name(model)
+    return "model"
+
+
+def by_suite(option: str, values: list[str], names: list[str]) -> dict[str, str]:
+    """What `option` says to each of the suites `names`: "VALUE" to all that take it, "SUITE=VALUE" to that one only."""
+    takers = [name for name in names if option in SUITES[name].takes]
+    shared: dict[str, str] = {}
+    own: dict[str, str] = {}
+    for value in values:
+        suite, named, rest = value.partition("=")
+        if not named or suite not in SUITES:
+            shared = dict.fromkeys(takers, value)
+        elif suite in takers:
+            own[suite] = rest
+        else:
+            raise ValueError(f"--{option} {value}: {suite} is not among the suites here that take it")
+    return shared | own
+
+
+def existing_path(option: str, value: str | None) -> Path | None:
+    """The path `value`, if there is one; ValueError if nothing is there."""
+    if value is not None and not Path(value).exists():
+        raise ValueError(f"--{option} {value} does not exist")
+    return None if value is None else Path(value)
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...] | None:
     """The seeds of "0,1,2"; ValueError unless all are different whole numbers that a generator takes."""
+    if text is None:
+        return None
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:

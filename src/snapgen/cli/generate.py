@@ -15,6 +15,7 @@ import typer
 
 from snapgen.cli.model import BUNDLED, check_model_name, load_adapters, load_pipeline
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
+from snapgen.evaluation.prompts import read_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -114,15 +115,6 @@ def check_range(option: str, value: float | None, lowest: float, highest: float)
     """Raise ValueError unless `value` lies in the closed range, or was not given."""
     if value is not None and not lowest <= value <= highest:
         raise ValueError(f"{option} {value} is out of range: from {lowest} to {highest} is expected")
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The lines of the UTF-8 text file `path` that are not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a UTF-8 text file: one prompt a line is expected") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -160,7 +160,7 @@ def _extra_that_brings(module: str) -> str | None:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Show this package's own warnings as one line each, and none of the libraries'."""
-    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+    for variable in ("DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     logger, handler = logging.getLogger("snapgen"), _WarningLines()
     logger.addHandler(handler)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from snapgen.pipeline import SnapGenPipeline
 
 BUNDLED = "mini"  # the model that comes with the package
@@ -58,6 +60,24 @@ def load_pipeline(model: str) -> SnapGenPipeline:
         pipeline = _load_folder(Path(folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_autoencoder(model: str) -> torch.nn.Module:
+    """The autoencoder in the folder `model`, of this package or of diffusers, in fp32, on the GPU if there is one."""
+    import torch
+
+    folder = Path(model)
+    try:
+        name = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{folder / 'config.json'} names no _class_name: an autoencoder's folder is expected"
+        ) from None
+    library = "snapgen.models.autoencoder" if name == "SnapGenAutoencoder" else "diffusers"
+    network: torch.nn.Module = _load_part(folder, library, name)
+    if not (hasattr(network, "encode") and hasattr(network, "decode")):
+        raise ValueError(f"{folder} holds a {name}: an autoencoder is expected")
+    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from snapgen.cli.evaluate import show_progress
-from snapgen.cli.generate import LARGEST_SEED, check_range, read_prompts
+from snapgen.cli.generate import LARGEST_SEED, check_range
 from snapgen.cli.model import check_model_name, load_pipeline
+from snapgen.evaluation.prompts import read_prompts
 
 app = typer.Typer(help="Let people compare two models blindly.", no_args_is_help=True)
 

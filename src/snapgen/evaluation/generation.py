@@ -5,39 +5,50 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from snapgen.evaluation import EvaluationSettings
+from snapgen.evaluation.report import library_versions
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.weights import atomic_file
 
 BATCH = 16  # pictures drawn at once: bounds memory, changes no picture
+NAMED = 5  # failed pictures that an error message names; failed.json has all
 
 
 @dataclass(frozen=True)
 class Request:
     """One picture to draw."""
 
-    name: str  # of its file, without suffix
+    name: str  # of its file below the folder, without suffix
     prompt: str
     seed: int
 
 
 def model_hash(pipeline: SnapGenPipeline) -> str:
     """SHA-256 of all weights of the pipeline's networks and of its settings, however they were loaded."""
-    digest = hashlib.sha256()
-    for name, part in sorted(pipeline.components.items()):
-        if isinstance(part, torch.nn.Module):
-            for tensor_name, tensor in sorted(part.state_dict().items()):
-                digest.update(f"{name}.{tensor_name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     kept = {key: value for key, value in pipeline.config.items() if key.startswith("default_") or key == "shift"}
-    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    return network_hash(parts, kept)
+
+
+def network_hash(parts: dict[str, torch.nn.Module], settings: dict[str, Any] | None = None) -> str:
+    """SHA-256 of the names, shapes, types and values of all tensors of `parts`, and of plain `settings`."""
+    digest = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        for tensor_name, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{name}.{tensor_name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -46,40 +57,128 @@ def fingerprint(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def make_manifest(
+    suite: str, pipeline: SnapGenPipeline, settings: EvaluationSettings, seeds: Sequence[int], prompts: Any
+) -> dict[str, Any]:
+    """All that every score of generated pictures depends on; `prompts`: plain values that say what was asked for."""
+    steps, guidance = settings.steps, settings.guidance
+    return {
+        "suite": suite,
+        "model_sha256": model_hash(pipeline),
+        "prompts_sha256": fingerprint(prompts),
+        "seeds": list(seeds),
+        "steps": pipeline.config.default_num_inference_steps if steps is None else steps,
+        "guidance": pipeline.config.default_guidance_scale if guidance is None else guidance,
+        "side": picture_side(pipeline, settings),
+        "device": str(pipeline.device),
+        "versions": library_versions(),
+    }
+
+
+def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What of a `manifest` decides how the picture of a prompt and seed looks."""
+    return {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side")}
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def picture_side(pipeline: SnapGenPipeline, settings: EvaluationSettings) -> int:
+    """Pixels a side that are drawn."""
+    return settings.size or pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
+
+
 def draw_pictures(
     pipeline: SnapGenPipeline,
     requests: Sequence[Request],
     folder: Path,
-    identity: dict[str, Any],
-    settings: dict[str, Any],
+    manifest: dict[str, Any],
     progress: Callable[[str], None],
-) -> list[np.ndarray]:
-    """The pictures of `requests`, uint8 H W 3, in their order; each is also `folder`/name.png.
+    more: dict[str, Any] | None = None,
+) -> list[Path]:
+    """Draws `requests` with the `manifest`'s settings on all GPUs; the files `folder`/name.png, in their order.
 
-    `identity` says what the pictures depend on beside prompt and seed (plain values). A folder with pictures of
-    another identity is refused with a ValueError; of the same, only pictures that are missing are drawn.
-    `settings`: further arguments of the pipeline. `progress`: told after every batch.
+    A folder with pictures of another model, other settings or another `more` (plain values that the pictures depend
+    on too) is refused with a ValueError; of the same, only pictures that are missing are drawn. `progress` is told
+    after every batch. Pictures that fail are named in failed.json, and a ValueError says that there is no score.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "identity.json"
+    identity = identity_of(manifest) | (more or {})
+    record, failed = folder / "identity.json", folder / "failed.json"
+    failed.unlink(missing_ok=True)
     if record.exists():
         if json.loads(record.read_text(encoding="utf-8")) != identity:
             raise ValueError(f"{folder} holds pictures of another model or other settings: give another --out")
     else:
-        with atomic_file(record) as temporary:
-            temporary.write_text(json.dumps(identity, indent=2), encoding="utf-8")
+        _write_json(identity, record)
     missing = [request for request in requests if not _holds(folder, request)]
-    for start in range(0, len(missing), BATCH):
-        batch = missing[start : start + BATCH]
+    batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
+    workers = replicas(pipeline, len(batches))
+    free: SimpleQueue[SnapGenPipeline] = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def draw(batch: Sequence[Request]) -> list[dict[str, Any]]:
+        worker = free.get()
+        try:
+            return _draw_batch(worker, batch, folder, manifest)
+        finally:
+            free.put(worker)
+
+    failures: list[dict[str, Any]] = []
+    done = len(requests) - len(missing)
+    with ThreadPoolExecutor(len(workers)) as pool:
+        for batch, failed_here in zip(batches, pool.map(draw, batches), strict=True):
+            failures += failed_here
+            done += len(batch)
+            progress(f"pictures: {done} of {len(requests)}")
+    if failures:
+        _write_json(failures, failed)
+        named = "; ".join(f"'{f['prompt']}' (seed {f['seed']}): {f['reason']}" for f in failures[:NAMED])
+        raise ValueError(f"no score: {len(failures)} of {len(requests)} pictures failed, see {failed}; {named}")
+    return [_path(folder, request) for request in requests]
+
+
+def replicas(pipeline: SnapGenPipeline, most: int) -> list[SnapGenPipeline]:
+    """`pipeline`, and if it is on a GPU copies on the others, together not more than `most` (but one)."""
+    if pipeline.device.type != "cuda":
+        return [pipeline]
+    own = torch.cuda.current_device() if pipeline.device.index is None else pipeline.device.index
+    others = [torch.device("cuda", index) for index in range(torch.cuda.device_count()) if index != own]
+    return [pipeline, *(deepcopy(pipeline).to(device) for device in others[: max(0, most - 1)])]
+
+
+def _draw_batch(
+    pipeline: SnapGenPipeline, batch: Sequence[Request], folder: Path, manifest: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Draws and writes `batch`; those that failed, with the reason. A batch that fails is drawn one by one."""
+    try:
         drawn: Any = pipeline(
             prompt=[request.prompt for request in batch],
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
-            **settings,
+            num_inference_steps=manifest["steps"],
+            guidance_scale=manifest["guidance"],
+            width=manifest["side"],
+            height=manifest["side"],
+            output_type="np",
         )
-        for request, image in zip(batch, drawn.images, strict=True):
-            _save(image, _path(folder, request), request)
-        progress(f"pictures: {len(requests) - len(missing) + start + len(batch)} of {len(requests)}")
-    return [np.asarray(Image.open(_path(folder, request)).convert("RGB")) for request in requests]
+    except RuntimeError as error:  # PyTorch's, out of memory among them
+        if len(batch) > 1:
+            return [failure for request in batch for failure in _draw_batch(pipeline, [request], folder, manifest)]
+        return [{"prompt": batch[0].prompt, "seed": batch[0].seed, "reason": " ".join(str(error).split())[:200]}]
+    failures = []
+    for request, picture in zip(batch, drawn.images, strict=True):
+        if np.isfinite(picture).all():
+            _save(pipeline.image_processor.numpy_to_pil(picture)[0], _path(folder, request), request)
+        else:
+            failures.append({"prompt": request.prompt, "seed": request.seed, "reason": "the picture is not finite"})
+    return failures
+
+
+def _write_json(values: Any, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def _path(folder: Path, request: Request) -> Path:

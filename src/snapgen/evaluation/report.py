@@ -1,43 +1,49 @@
-"""Reports of a suite: report.json, report.md, and a contact sheet with verdicts; each written whole or not at all."""
+"""What every suite leaves: report.json (with its manifest), report.md, plot.png and gallery.html, written whole."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL.Image import Image
-
-from snapgen.data.preview import contact_sheet, save_png
+from snapgen.evaluation.gallery import gallery_page
 from snapgen.weights import VERSIONED, atomic_file
 
-COLUMNS = 8
-SHEET_ROWS = 2  # of the sheet for every category
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def library_versions() -> dict[str, str]:
     """Python's and the libraries' versions that pictures and scores depend on."""
-    return {"python": platform.python_version()} | {package: version(package) for package in (*VERSIONED, "pillow")}
+    versions = {"python": platform.python_version()}
+    for package in (*VERSIONED, "pillow", "torchmetrics"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue  # an optional one
+    return versions
 
 
 def write_report(
     title: str,
     report: dict[str, Any],
+    markdown: str,
+    figure: Figure,
     pictures: Sequence[dict[str, Any]],
-    images: Sequence[np.ndarray],
     folder: Path,
 ) -> None:
-    """Writes the report of the suite `title` to `folder`.
+    """Writes the report of a suite to `folder`: `report` and `pictures` as JSON, `markdown`, `figure`, the gallery.
 
-    `pictures`: for each of `images` (uint8 H W 3) its `category`, `split`, `prompt` and `verdict`.
+    `pictures` are described at `gallery_page`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    save_png(sheet(pictures, images), folder / "sheet.png")
-    write_text(table(title, report), folder / "report.md")
+    plot = folder / "plot.png"
+    with atomic_file(plot) as temporary:
+        figure.savefig(temporary, dpi=120)
+    write_text(markdown, folder / "report.md")
+    write_text(gallery_page(title, markdown, plot.read_bytes(), pictures, folder), folder / "gallery.html")
     # Last, so that a folder with a report.json is complete.
     write_text(json.dumps(report | {"pictures": list(pictures)}, indent=1, ensure_ascii=False), folder / "report.json")
 
@@ -48,50 +54,45 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def sheet(pictures: Sequence[dict[str, Any]], images: Sequence[np.ndarray]) -> Image:
-    """The first pictures of every category of the first split, each above its verdict and prompt."""
-    first = [i for i, picture in enumerate(pictures) if picture["split"] == pictures[0]["split"]]
-    chosen: list[int] = []
-    for category in dict.fromkeys(pictures[i]["category"] for i in first):
-        chosen += [i for i in first if pictures[i]["category"] == category][: SHEET_ROWS * COLUMNS]
-    captions = []
-    for i in chosen:
-        verdict = pictures[i]["verdict"]
-        mark = "RIGHT" if verdict["correct"] else f"WRONG ({verdict['reason']})"
-        captions.append(f"{mark}: {pictures[i]['prompt']}")
-    return contact_sheet([images[i] for i in chosen], captions, COLUMNS)
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return head + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def table(title: str, report: dict[str, Any]) -> str:
-    """The report as markdown."""
-    train, manifest = report["train"], report["manifest"]
-    low, high = report["interval"]
-    lines = [
-        f"# {title}: {report['score']:.1%}",
-        "",
-        f"Mean of the categories on held-out compositions, 95 % interval {low:.1%} to {high:.1%}, "
-        f"{report['count']} pictures.",
-        "",
-        "| category | score | 95 % interval | seen in training | ceiling | detector | failures |",
-        "|---|---|---|---|---|---|---|",
+def between(interval: Sequence[float] | None, form: str) -> str:
+    """An interval for people, its ends in the format `form`."""
+    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
+
+
+def origin(manifest: dict[str, Any]) -> str:
+    """One line on what was measured: settings, seeds and hashes, as far as `manifest` has them."""
+    parts = [f"{manifest['steps']} steps, guidance {manifest['guidance']}"] if "steps" in manifest else []
+    if "side" in manifest:
+        parts.append(f"{manifest['side']} px")
+    if "seeds" in manifest:
+        parts.append(f"seeds {', '.join(str(seed) for seed in manifest['seeds'])}")
+    parts += [
+        f"{name} {manifest[f'{name}_sha256'][:12]}" for name in ("model", "prompts") if manifest.get(f"{name}_sha256")
     ]
-    for category, score in report["categories"].items():
-        below, above = report["category_intervals"][category]
-        failures = ", ".join(f"{rule} {number}" for rule, number in report["failures"][category].items())
-        lines.append(
-            f"| {category} | {score:.1%} | {below:.1%} to {above:.1%} | {train['categories'][category]:.1%} "
-            f"| {report['ceiling']['categories'][category]:.1%} | {report['detector'][category]:.1%} | {failures} |"
-        )
-    lines += [
-        f"| mean | {report['score']:.1%} | {low:.1%} to {high:.1%} | {train['score']:.1%} "
-        f"| {report['ceiling']['score']:.1%} | {sum(report['detector'].values()) / len(report['detector']):.1%} | |",
-        "",
-        f"Floor: shuffled prompts {report['floor']['shuffled']:.1%}, random pictures {report['floor']['random']:.1%}. "
-        f"Backgrounds asked for: {report['background']['right']} of {report['background']['stated']} right.",
-        "",
-        f"{manifest['steps']} steps, guidance {manifest['guidance']}, {manifest['side']} px, "
-        f"seeds {', '.join(str(seed) for seed in manifest['seeds'])}, model {manifest['model_sha256'][:12]}, "
-        f"prompts {manifest['prompts_sha256'][:12]}"
-        + ("." if manifest["nouns"] == "all" else f", of {len(manifest['nouns'])} nouns only."),
-    ]
-    return "\n".join(lines)
+    return ", ".join(parts)
+
+
+def score_summary(title: str, report: dict[str, Any], form: str, notes: Sequence[str]) -> str:
+    """The report of a suite with one score as Markdown: interval, parts if there are any, seeds, `notes`, origin.
+
+    `form`: the format of a score, such as ".1%" or ".3f".
+    """
+    interval = between(report["interval"], form)
+    lines = [f"# {title}", "", f"{report['count']} pictures" + (f", 95 % interval {interval}." if interval else ".")]
+    if "categories" in report:
+        intervals = report.get("category_intervals", {})
+        rows = [
+            (name, f"{score:{form}}", between(intervals.get(name), form))
+            for name, score in report["categories"].items()
+        ]
+        lines += ["", *table(("category", "score", "95 % interval"), rows)]
+    if len(report.get("by_seed", ())) > 1:
+        by_seed = [(seed, f"{score:{form}}") for seed, score in report["by_seed"].items()]
+        lines += ["", *table(("seed", "score"), by_seed)]
+    return "\n".join([*lines, "", *notes, "", origin(report["manifest"])])

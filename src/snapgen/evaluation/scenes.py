@@ -28,22 +28,25 @@ from PIL import Image, ImageDraw
 
 from snapgen.data.ground_truth import CATEGORIES
 from snapgen.data.pictures import to_tensor, to_uint8
+from snapgen.data.preview import contact_sheet, save_png
 from snapgen.data.scenes import background_picture
 from snapgen.data.sprites import font_sha256
 from snapgen.data.vocabulary import BACKGROUNDS, COLORS
 from snapgen.evaluation import EvaluationSettings
 from snapgen.evaluation.detector import SceneDetector, Sighting
-from snapgen.evaluation.generation import Request, draw_pictures, fingerprint, model_hash
-from snapgen.evaluation.report import library_versions, write_report
+from snapgen.evaluation.generation import Request, draw_pictures, make_manifest, picture_side
+from snapgen.evaluation.plots import plot_bars
+from snapgen.evaluation.report import between, origin, table, write_report
 from snapgen.evaluation.scene_prompts import SPLITS, ScenePrompt, renderer, scene_prompts
 from snapgen.evaluation.statistics import interval_of_mean, wilson
 from snapgen.evaluation.verdicts import Verdict, judge
 from snapgen.pipeline import SnapGenPipeline
 
+COUNT = 50  # prompts a category, unless asked otherwise
 MIN_ACCURACY = 0.98  # of the detector in every category
 MIN_RENDERS = 50  # a category that the detector is measured on
 MAX_FLOOR = 0.10  # mean score of pictures that show something else
-RANDOM_PICTURES = 26  # two for each background
+COLUMNS, ROWS = 8, 2  # of the contact sheet, a category
 
 Progress = Callable[[str], None]
 
@@ -79,8 +82,8 @@ def evaluate_scenes(
     Raises ValueError if the detector or a canary fails, `FontMissingError` without the font.
     """
     detector = SceneDetector()
-    side = settings.size or pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
-    truths = scene_prompts("heldout", max(settings.count, MIN_RENDERS), settings.nouns)
+    side, count = picture_side(pipeline, settings), settings.count or COUNT
+    truths = scene_prompts("heldout", max(count, MIN_RENDERS), settings.nouns)
     progress(f"detector: reading {len(truths)} ground-truth renders")
     draw = renderer(side)
     renders = [draw.render(truth.scene) for truth in truths]
@@ -92,14 +95,19 @@ def evaluate_scenes(
         "random": mean(shares(truths, judged(truths, cycled(detector, side, len(truths))))),
     }
     check_floor(floor)
-    kept = [i for i, truth in enumerate(truths) if truth.index < settings.count]
+    kept = [i for i, truth in enumerate(truths) if truth.index < count]
     progress(f"ceiling: {len(kept)} renders through the autoencoder")
     through = [detector(picture) for picture in reconstruct(pipeline, [renders[i] for i in kept])]
     ceiling = shares([truths[i] for i in kept], judged([truths[i] for i in kept], through))
 
-    prompts = [prompt for split in SPLITS for prompt in scene_prompts(split, settings.count, settings.nouns)]
-    manifest = make_manifest(pipeline, settings, side, prompts)
-    pictures = judge_pictures(pipeline, detector, prompts, settings, folder, manifest, progress)
+    prompts = [prompt for split in SPLITS for prompt in scene_prompts(split, count, settings.nouns)]
+    asked = [[prompt.name, prompt.prompt, prompt.scene.to_json()] for prompt in prompts]
+    manifest = make_manifest("scenes", pipeline, settings, settings.seeds or (0,), asked) | {
+        "font_sha256": font_sha256(),
+        "prompts_per_category": count,
+        "nouns": "all" if settings.nouns is None else list(settings.nouns),
+    }
+    pictures = judge_pictures(pipeline, detector, prompts, folder, manifest, progress)
     report = summarize([picture for picture in pictures if picture.prompt.split == "heldout"]) | {
         "detector": accuracy,
         "detector_renders": len(truths) // len(CATEGORIES),
@@ -108,8 +116,11 @@ def evaluate_scenes(
         "train": summarize([picture for picture in pictures if picture.prompt.split == "train"]),
         "manifest": manifest,
     }
-    images = [np.asarray(Image.open(folder / picture.file)) for picture in pictures]
-    write_report("scenes", report, [picture.to_json() for picture in pictures], images, folder)
+    lines = [picture.to_json() for picture in pictures]
+    marks = {"ceiling": ceiling, "seen in training": report["train"]["categories"]}
+    figure = plot_bars("right pictures", report["categories"], report["category_intervals"], marks)
+    save_png(sheet(pictures, folder), folder / "sheet.png")
+    write_report(f"scenes: {report['score']:.1%}", report, summary(report), figure, lines, folder)
     return report
 
 
@@ -117,23 +128,22 @@ def judge_pictures(
     pipeline: SnapGenPipeline,
     detector: SceneDetector,
     prompts: Sequence[ScenePrompt],
-    settings: EvaluationSettings,
     folder: Path,
     manifest: dict[str, Any],
     progress: Progress,
 ) -> list[JudgedPicture]:
     """Every prompt drawn with every seed, and judged."""
-    pairs = [(prompt, seed) for prompt in prompts for seed in settings.seeds]
+    pairs = [(prompt, seed) for prompt in prompts for seed in manifest["seeds"]]
     requests = [Request(f"{prompt.name}-{seed}", prompt.prompt, seed) for prompt, seed in pairs]
-    given = {"num_inference_steps": manifest["steps"], "guidance_scale": manifest["guidance"]}
-    sizes = {"width": manifest["side"], "height": manifest["side"]}
-    identity = {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side", "nouns")}
-    images = draw_pictures(pipeline, requests, folder / "pictures", identity, given | sizes, progress)
+    files = draw_pictures(
+        pipeline, requests, folder / "pictures", manifest, progress, more={"nouns": manifest["nouns"]}
+    )
     judged_pictures = []
-    for (prompt, seed), request, image in zip(pairs, requests, images, strict=True):
-        seen = detector(image)
-        verdict = judge(prompt.scene, seen)
-        judged_pictures.append(JudgedPicture(prompt, seed, f"pictures/{request.name}.png", seen, verdict))
+    for (prompt, seed), file in zip(pairs, files, strict=True):
+        with Image.open(file) as image:
+            seen = detector(np.asarray(image.convert("RGB")))
+        name = file.relative_to(folder).as_posix()
+        judged_pictures.append(JudgedPicture(prompt, seed, name, seen, judge(prompt.scene, seen)))
     return judged_pictures
 
 
@@ -178,25 +188,60 @@ def summarize(pictures: Sequence[JudgedPicture]) -> dict[str, Any]:
     }
 
 
-def make_manifest(
-    pipeline: SnapGenPipeline, settings: EvaluationSettings, side: int, prompts: Sequence[ScenePrompt]
-) -> dict[str, Any]:
-    """All that the score depends on."""
-    steps, guidance = settings.steps, settings.guidance
-    return {
-        "suite": "scenes",
-        "model_sha256": model_hash(pipeline),
-        "prompts_sha256": fingerprint([[prompt.name, prompt.prompt, prompt.scene.to_json()] for prompt in prompts]),
-        "font_sha256": font_sha256(),
-        "prompts_per_category": settings.count,
-        "nouns": "all" if settings.nouns is None else list(settings.nouns),
-        "seeds": list(settings.seeds),
-        "steps": pipeline.config.default_num_inference_steps if steps is None else steps,
-        "guidance": pipeline.config.default_guidance_scale if guidance is None else guidance,
-        "side": side,
-        "device": str(pipeline.device),
-        "versions": library_versions(),
-    }
+def sheet(pictures: Sequence[JudgedPicture], folder: Path) -> Image.Image:
+    """The first held-out pictures of every category, each above its verdict and prompt."""
+    chosen: list[JudgedPicture] = []
+    for category in CATEGORIES:
+        members = [p for p in pictures if (p.prompt.split, p.prompt.category) == ("heldout", category)]
+        chosen += members[: ROWS * COLUMNS]
+    marks = ["RIGHT" if p.verdict.correct else f"WRONG ({p.verdict.reason})" for p in chosen]
+    captions = [f"{mark}: {picture.prompt.prompt}" for mark, picture in zip(marks, chosen, strict=True)]
+    return contact_sheet([np.asarray(Image.open(folder / p.file)) for p in chosen], captions, COLUMNS)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    manifest, train, ceiling = report["manifest"], report["train"], report["ceiling"]
+    rows = [
+        (
+            category,
+            f"{score:.1%}",
+            between(report["category_intervals"][category], ".1%"),
+            f"{train['categories'][category]:.1%}",
+            f"{ceiling['categories'][category]:.1%}",
+            f"{report['detector'][category]:.1%}",
+            ", ".join(f"{rule} {number}" for rule, number in report["failures"][category].items()),
+        )
+        for category, score in report["categories"].items()
+    ]
+    interval, detector = between(report["interval"], ".1%"), mean(report["detector"])
+    rows.append(
+        (
+            "mean",
+            f"{report['score']:.1%}",
+            interval,
+            f"{train['score']:.1%}",
+            f"{ceiling['score']:.1%}",
+            f"{detector:.1%}",
+            "",
+        )
+    )
+    columns = ("category", "score", "95 % interval", "seen in training", "ceiling", "detector", "failures")
+    floor, background = report["floor"], report["background"]
+    seeds = ", ".join(f"{seed} {score:.1%}" for seed, score in report["by_seed"].items())
+    lines = [
+        f"# scenes: {report['score']:.1%}",
+        "",
+        f"Mean of the categories on held-out compositions, 95 % interval {interval}, {report['count']} pictures.",
+        "",
+        *table(columns, rows),
+        "",
+        f"By seed: {seeds}. Floor: shuffled prompts {floor['shuffled']:.1%}, random pictures {floor['random']:.1%}. "
+        f"Backgrounds asked for: {background['right']} of {background['stated']} right.",
+        "",
+        origin(manifest) + ("." if manifest["nouns"] == "all" else f", of {len(manifest['nouns'])} nouns only."),
+    ]
+    return "\n".join(lines)
 
 
 def reads_exactly(truth: ScenePrompt, seen: Sighting) -> bool:

@@ -1,4 +1,4 @@
-"""Intervals of shares, for scores that are counts of right pictures or of votes; how far raters agree."""
+"""Intervals of scores: of shares (right pictures, votes) and of means of values; how far raters agree."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ def interval_of_mean(tallies: Sequence[tuple[int, int]]) -> tuple[float, float]:
     below = sqrt(sum((share - low) ** 2 for share, low, _ in bounds)) / number
     above = sqrt(sum((high - share) ** 2 for share, _, high in bounds)) / number
     return max(0.0, mean - below), min(1.0, mean + above)
+
+
+def interval_of_values(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % Student interval of the mean of independent `values`; None of fewer than two."""
+    from scipy.stats import t
+
+    number = len(values)
+    if number < 2:
+        return None
+    mean = sum(values) / number
+    error = sqrt(sum((value - mean) ** 2 for value in values) / (number - 1) / number)
+    half = float(t.ppf(0.975, number - 1)) * error
+    return mean - half, mean + half
 
 
 def two_way_bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:

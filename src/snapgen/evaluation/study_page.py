@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from snapgen.evaluation.generation import Request, draw_pictures, fingerprint, model_hash
+from snapgen.evaluation import EvaluationSettings
+from snapgen.evaluation.generation import Request, draw_pictures, fingerprint, identity_of, make_manifest
 from snapgen.evaluation.study import KEY, MODELS, PAGE, QUESTIONS, Key, name_pictures
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.weights import atomic_file
@@ -34,16 +35,15 @@ def make_study(
 
     Both models draw a prompt from the same seed. A folder with another study is refused with a ValueError.
     """
-    settings = {} if steps is None else {"num_inference_steps": steps}
-    asked = {"prompts": list(prompts), "questions": list(questions), "seed": seed, **settings}
+    asked = {"prompts": list(prompts), "questions": list(questions), "seed": seed}
     requests = [Request(f"{i:04d}", prompt, seed + i) for i, prompt in enumerate(prompts)]
-    hashes = []
+    identities = []
     for side, model in zip(MODELS, models, strict=True):
         pipeline = load(model)
-        hashes.append(model_hash(pipeline))
-        identity = {"model_sha256": hashes[-1]} | asked
-        draw_pictures(pipeline, requests, folder / "pictures" / side, identity, settings, progress)
-    digest = fingerprint([hashes, asked])
+        manifest = make_manifest("study", pipeline, EvaluationSettings(steps=steps), [seed], asked["prompts"])
+        identities.append(identity_of(manifest))
+        draw_pictures(pipeline, requests, folder / "pictures" / side, manifest, progress, more=asked)
+    digest = fingerprint([identities, asked])
     key = Key(
         study=digest[:16],
         models={"a": models[0], "b": models[1]},

@@ -1,0 +1,103 @@
+"""Networks that turn a picture into a vector, for distances between sets of pictures.
+
+- inception: InceptionV3 of the TensorFlow evaluator, pool3, 2048 numbers: what FID is defined by (torch-fidelity's
+  port). Needs torch-fidelity (and its torchvision), and its weights, fetched or given by path.
+- mini-encoder: the encoder of the bundled autoencoder, the output of its last block averaged over the picture. Needs
+  no download; made for the embedded world, a judge of shapes and colours of 128 px and of nothing else.
+- a folder or hub name of a CLIP (transformers): its image embedding, of unit length.
+
+A distance by any but inception is a Frechet distance, and not to be called FID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from snapgen.data.pictures import to_tensor
+from snapgen.evaluation.generation import network_hash
+from snapgen.evaluation.networks import Clip
+from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.pipeline import bundled_folder
+from snapgen.weights import sha256
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d"  # its first digits, which torch.hub's file names carry
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+OTHERS = "or choose --features mini-encoder or a CLIP"
+MINI_SIDE = 128  # px that the bundled autoencoder was trained on
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A named function of pictures."""
+
+    name: str
+    sha256: str  # of its weights
+    extract: Callable[[np.ndarray], np.ndarray]  # uint8 H W 3 -> float64 D
+
+
+def load_features(name: str, weights: str | None, device: torch.device) -> FeatureNetwork:
+    """The network called `name`; `weights`: the file of Inception's. Raises ValueError saying what is missing."""
+    if name == "inception":
+        return _inception(weights, device)
+    if weights is not None:
+        raise ValueError(f"--weights {weights} is for --features inception; {name} has its own")
+    return _mini_encoder(device) if name == "mini-encoder" else _clip(name, device)
+
+
+def _mini_encoder(device: torch.device) -> FeatureNetwork:
+    network = SnapGenAutoencoder.from_pretrained(bundled_folder() / "vae", torch_dtype=torch.float32)
+    network = network.to(device).eval()
+    seen: list[torch.Tensor] = []
+    network.encoder.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+
+    @torch.no_grad()
+    def extract(picture: np.ndarray) -> np.ndarray:
+        if picture.shape[:2] != (MINI_SIDE, MINI_SIDE):
+            picture = np.asarray(Image.fromarray(picture).resize((MINI_SIDE, MINI_SIDE), Image.Resampling.LANCZOS))
+        network.encoder(to_tensor([picture]).to(device))
+        return np.asarray(seen.pop().mean(dim=(2, 3))[0].double().cpu())
+
+    return FeatureNetwork("mini-encoder", network_hash({"encoder": network.encoder}), extract)
+
+
+def _clip(name: str, device: torch.device) -> FeatureNetwork:
+    clip = Clip(name, device)
+
+    def extract(picture: np.ndarray) -> np.ndarray:
+        return np.asarray(clip.picture(Image.fromarray(picture)).double().cpu())
+
+    return FeatureNetwork(name, network_hash({"clip": clip.network}), extract)
+
+
+def _inception(weights: str | None, device: torch.device) -> FeatureNetwork:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ModuleNotFoundError as error:
+        missing = f"FID's Inception needs torch-fidelity ({error.name} is not installed)"
+        raise ValueError(f"{missing}: pip install torch-fidelity, {OTHERS}") from None
+    file = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE)
+    found = inception_sha256(file)
+    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(file)).to(device)
+
+    @torch.no_grad()
+    def extract(picture: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].to(device)
+        return np.asarray(network(pixels)[0][0].double().cpu())
+
+    return FeatureNetwork("inception", found, extract)
+
+
+def inception_sha256(file: Path) -> str:
+    """The hash of `file`; ValueError unless it is the published one: torch-fidelity unpickles it."""
+    if not file.is_file():
+        raise ValueError(f"FID's Inception: fetch {INCEPTION_URL} to {file} (--weights names another place), {OTHERS}")
+    if not (found := sha256(file)).startswith(INCEPTION_SHA256):
+        raise ValueError(f"{file} is not FID's Inception: its SHA-256 is {found[:12]}..., not {INCEPTION_SHA256}...")
+    return found

@@ -1,0 +1,65 @@
+"""Networks of transformers that judge pictures, from a folder or from the hub; what is missing is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from PIL import Image
+
+from snapgen.weights import load_network, load_pretrained
+
+CLIP = "openai/clip-vit-large-patch14"
+
+
+def find_judge(name: str | Path, source: str, folder: str = "FOLDER") -> str:
+    """`name`, of a folder or on the hub; ValueError saying what to fetch if it is neither.
+
+    `source`: the hub's name of what may be fetched; `folder`: where to put it, for `--weights FOLDER`.
+    """
+    if not Path(name).is_dir():
+        try:
+            hf_hub_download(str(name), "config.json")  # of many files: an absent hub is asked, and waited for, once
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"'{name}' is no folder here, and the hub does not hand it out: `hf download {source} --local-dir "
+                f"{folder}`, then --weights FOLDER ({' '.join(str(error).split())[:200]})"
+            ) from None
+    return str(name)
+
+
+def load_judge(processor: Any, network: Any, place: str, device: torch.device) -> tuple[Any, Any]:
+    """The two classes' objects in `place`, the network frozen and in fp32; ValueError unless they are complete."""
+    judge = load_network(network, place, dtype=torch.float32).to(device).eval().requires_grad_(False)
+    return load_pretrained(processor.from_pretrained, place), judge
+
+
+class Clip:
+    """A CLIP with its processor: unit vectors of pictures and texts, one picture or a few texts at a time."""
+
+    def __init__(self, name: str | Path, device: torch.device, folder: str = "FOLDER"):
+        """`folder`: as for `find_judge`. Raises ValueError if there is no such CLIP."""
+        from transformers import CLIPModel, CLIPProcessor
+
+        place = find_judge(name, CLIP, folder)
+        self.processor, self.network = load_judge(CLIPProcessor, CLIPModel, place, device)
+
+    @torch.no_grad()
+    def picture(self, picture: Image.Image) -> torch.Tensor:
+        """D."""
+        pixels = self.processor(images=picture, return_tensors="pt")["pixel_values"].to(self.network.device)
+        state = self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
+        return F.normalize(state[0], dim=-1)
+
+    @torch.no_grad()
+    def texts(self, texts: list[str]) -> torch.Tensor:
+        """N D; what is longer than CLIP reads is cut."""
+        tokens = self.processor(text=texts, padding=True, truncation=True, return_tensors="pt")
+        read = self.network.text_model(
+            input_ids=tokens["input_ids"].to(self.network.device),
+            attention_mask=tokens["attention_mask"].to(self.network.device),
+        )
+        return F.normalize(self.network.text_projection(read.pooler_output), dim=-1)
