@@ -14,6 +14,7 @@ from snapgen.profiling.counts import count_unet
 from snapgen.profiling.measure import LiveMemory
 from snapgen.profiling.plan import GPUS, activation_bytes, duration, plan
 from snapgen.train.stages import load_stage
+from snapgen.train.state import make_ema, make_optimizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -60,6 +61,34 @@ def test_activations_are_those_of_a_measured_step(precision: str) -> None:
     # Under autocast the weights' bf16 copies are alive too; the plan casts the network.
     copies = sum(p.numel() for p in unet.parameters()) * 2 if precision == "bf16" else 0
     assert activation_bytes(settings, 4, 16) == pytest.approx(memory.peak - copies, rel=0.25)
+
+
+def test_memory_is_that_of_measured_steps() -> None:
+    """Two whole steps of the loop's parts: the sum of the plan's parts is no less than their peak, and not far off."""
+    settings = recipe("mini/flow.yaml", "train.precision=fp32", "train.batch_size=4")
+    unet = create_unet("mini").train()
+    x, states = torch.randn(4, 16, 16, 16), torch.randn(4, 32, 256)
+    with LiveMemory() as memory:
+        optimizer, average = make_optimizer(unet, settings.train), make_ema(unet, settings.train)
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=True)
+            unet(x, torch.rand(4), states, return_dict=False)[0].square().mean().backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            optimizer.step()
+            average.step(unet.parameters())
+    measured = sum(parameter.nbytes for parameter in unet.parameters()) + memory.peak
+    planned = plan(settings, 1, "h100", 0.4).memory_total
+    assert 0.95 * measured < planned < 1.35 * measured
+
+
+def test_shards_are_a_part_of_each() -> None:
+    whole = plan(recipe("mini/flow.yaml"), 8, "h100", 0.4)
+    sharded = plan(recipe("mini/flow.yaml"), 8, "h100", 0.4, shard=True)
+    for part in ("weights", "gradients", "optimizer", "moving average"):
+        assert sharded.memory[part] == pytest.approx(whole.memory[part] / 8, rel=1e-4)
+    for part in ("activations", "teacher"):
+        assert sharded.memory[part] == whole.memory[part]
+    assert whole.memory["gathered blocks"] == 0 < sharded.memory["gathered blocks"] < 1.5 * whole.memory["weights"]
 
 
 def test_times_are_readable() -> None:

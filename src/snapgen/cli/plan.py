@@ -23,6 +23,7 @@ def plan(
     teacher: Annotated[
         str, typer.Option(help="Preset that a distill recipe's teacher is counted as.")
     ] = "mini-teacher",
+    shard: Annotated[bool, typer.Option("--shard", help="Memory under FSDP2 instead of DDP.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
@@ -44,7 +45,7 @@ def plan(
     if mapping.get("stage") not in ("flow", "distill"):
         raise RecipeError(f"recipe {recipe}: stage {mapping.get('stage')!r} cannot be planned: flow and distill can")
     parsed = parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, f"recipe {recipe}")
-    made = make_plan(parsed, gpus, gpu, utilisation, teacher)  # type: ignore[arg-type]
+    made = make_plan(parsed, gpus, gpu, utilisation, teacher, shard)  # type: ignore[arg-type]
     typer.echo(json.dumps(made.model_dump()) if as_json else table(made))
 
 

@@ -67,9 +67,12 @@ class Plan(BaseModel):
     storage: dict[str, int]  # bytes
 
 
-def plan(recipe: FlowRecipe, gpus: int, gpu: str, utilisation: float, teacher: str = "mini-teacher") -> Plan:
+def plan(
+    recipe: FlowRecipe, gpus: int, gpu: str, utilisation: float, teacher: str = "mini-teacher", shard: bool = False
+) -> Plan:
     """Of a `flow` or `distill` recipe; `teacher` is the preset that a distill recipe's teacher is counted as.
 
+    With `shard`, memory is FSDP2's, without it DDP's: its parts summed, though they are not all full at once.
     RecipeError where the batch cannot be divided.
     """
     settings = recipe.train
@@ -96,11 +99,13 @@ def plan(recipe: FlowRecipe, gpus: int, gpu: str, utilisation: float, teacher: s
         teacher_parameters = taught.parameters
     samples = settings.steps * settings.batch_size
     trained = counts.parameters
+    held = math.ceil(trained / gpus) if shard else trained
     memory = {
-        "weights": FP32 * trained,
-        "gradients": FP32 * trained,
-        "optimizer": 2 * FP32 * trained,
-        "moving average": FP32 * trained,
+        "weights": FP32 * held,
+        "gradients": FP32 * held,
+        "optimizer": 2 * FP32 * held,
+        "moving average": FP32 * held,
+        "gathered blocks": gathered_bytes(network, settings.precision) if shard else 0,
         "teacher": FP32 * teacher_parameters,
         "activations": activation_bytes(recipe, share, side),
     }
@@ -126,6 +131,17 @@ def plan(recipe: FlowRecipe, gpus: int, gpu: str, utilisation: float, teacher: s
             "checkpoints": settings.keep_checkpoints * 4 * FP32 * trained,  # model, average, two moments
         },
     )
+
+
+def gathered_bytes(network: Denoiser, precision: str) -> int:
+    """What FSDP2 has whole of `network` at a time: a block with its gradients, the next one, and what is in none."""
+    blocks = [
+        sum(parameter.numel() for parameter in part.parameters())
+        for part in network.modules()
+        if type(part).__name__ in network._no_split_modules
+    ]
+    rest = sum(parameter.numel() for parameter in network.parameters()) - sum(blocks)
+    return (3 * max(blocks) + rest) * (2 if precision == "bf16" else FP32)
 
 
 def activation_bytes(recipe: FlowRecipe, batch: int, side: int) -> int:
