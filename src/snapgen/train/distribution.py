@@ -28,6 +28,9 @@ from snapgen.config import RecipeError, TrainSettings
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
     """accelerate's view of the processes that `accelerate launch` or `torchrun` started, or of this one alone."""
+    sharding = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharding and os.environ.get("FSDP_VERSION") != "2":
+        raise RecipeError("training supports one process, DDP or FSDP2, not FSDP 1: add --fsdp_version 2")
     AcceleratorState._reset_state()  # a process may train several stages, each with its own precision
     accelerator = Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision],
@@ -36,13 +39,11 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
     if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
-        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        if sharding:
             _shard_on_cpu(accelerator)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # else every process claims every core
     kind = accelerator.distributed_type
-    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise RecipeError("training supports one process, DDP or FSDP2, not FSDP 1: add --fsdp_version 2")
     alone_or_ddp = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     if kind not in (*alone_or_ddp, DistributedType.FSDP):
         raise RecipeError(f"training supports one process, DDP or FSDP2, not {kind.value}")
@@ -69,6 +70,10 @@ def distribute(accelerator: Accelerator, network: nn.Module, optimizer: torch.op
     plugin = accelerator.state.fsdp_plugin
     classes = {type(part).__name__ for part in network.modules()}
     blocks = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    if network._compiled_call_impl is not None:
+        # Hooks cut the graph at every block, and blocks share a function: each is a recompilation of it.
+        count = sum(type(part).__name__ in blocks for part in network.modules())
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * count)
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     plugin.transformer_cls_names_to_wrap = sorted(classes & blocks)
     plugin.mixed_precision_policy = None
