@@ -19,6 +19,7 @@ picture: .venv/installed-run
 
 test: .venv/installed-dev
 	scripts/install_font.sh
+	scripts/install_browser.sh
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy

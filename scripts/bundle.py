@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,24 +20,38 @@ from snapgen.pipeline import SnapGenPipeline
 from snapgen.weights import atomic_folder
 
 BUNDLED = Path(__file__).parent.parent / "src" / "snapgen" / "bundled"
+MINI = "mini"  # how recipes name the bundled model
 LARGEST = 40 * 2**20  # bytes, all files together
 
 
-def stage_provenance(model: Path) -> dict[str, object]:
+def stage_provenance(model: Path) -> dict[str, Any]:
     """The provenance of a pipeline folder and, by its recipe's paths, of the stages that it was built on.
 
-    "earlier" lists the runs whose weights it started from, the latest first.
+    "earlier" lists the runs whose weights it started from, the latest first. "mini" was the model bundled until now,
+    whose own provenance holds that of its stages.
     """
-    own = json.loads((model / "provenance.json").read_text())
-    stages = {own["recipe"]["stage"]: own, "earlier": []}
+    bundled = read_provenance(BUNDLED) if (BUNDLED / "provenance.json").exists() else {}
+    own = read_provenance(model)
+    stages: dict[str, Any] = {own["recipe"]["stage"]: own, "earlier": []}
     for name in ("autoencoder", "text"):
-        stages[name] = json.loads((Path(own["recipe"][name]) / "provenance.json").read_text())
+        source = own["recipe"][name]
+        stages[name] = bundled[name] if source == MINI else read_provenance(Path(source))
+    if own["recipe"]["autoencoder"] == MINI and "decoder" in bundled:
+        stages["decoder"] = bundled["decoder"]
     before = own["recipe"].get("initial")
-    while before is not None:
-        run = json.loads((Path(before) / "provenance.json").read_text())
+    while before not in (None, MINI):
+        run = read_provenance(Path(before))
         stages["earlier"].append(run)
         before = run["recipe"].get("initial")
+    if before == MINI:
+        stages["earlier"] += [next(iter(bundled.values())), *bundled["earlier"]]  # its own stage is the first
     return stages
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What `snapgen train` wrote beside the model in `folder`."""
+    content: dict[str, Any] = json.loads((folder / "provenance.json").read_text())
+    return content
 
 
 def main() -> None:

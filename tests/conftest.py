@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -50,6 +52,45 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def text_models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Folders as on the hub of a whole CLIP, a CLIP text model with projection and a Gemma: 8 and 12, and 32 wide."""
+    import torch
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        Gemma2Config,
+        Gemma2ForCausalLM,
+    )
+
+    from snapgen.text.tokenizer import train_tokenizer
+
+    torch.manual_seed(1)
+    tokenizer = train_tokenizer(["a cat", "two red apples", "a dog on a blue background"], 120, max_length=16)
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    sizes = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2} | special
+    sizes["vocab_size"] = len(tokenizer)
+    texts = [
+        CLIPTextConfig(hidden_size=width, projection_dim=width, max_position_embeddings=16, **sizes)
+        for width in (8, 12)
+    ]
+    vision = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "image_size": 8, "patch_size": 4}
+    models = {
+        "clip": CLIPModel(CLIPConfig(text_config=texts[0].to_dict(), vision_config=vision, projection_dim=8)),
+        "clip-projected": CLIPTextModelWithProjection(texts[1]),
+        "gemma": Gemma2ForCausalLM(Gemma2Config(hidden_size=32, num_key_value_heads=1, head_dim=8, **sizes)),
+    }
+    folders = []
+    for name, model in models.items():
+        folder = tmp_path_factory.mktemp("text") / name
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders.append(str(folder))
+    return folders
+
+
+@pytest.fixture(scope="session")
 def benchmark() -> Callable[[str], ModuleType]:
     """Imports a script of benchmarks/ by its name."""
 
@@ -61,3 +102,18 @@ def benchmark() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium without a window, driven by playwright; the tests fail without one."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium-headless-shell", "chromium", "google-chrome")
+    found = [path for name in names if (path := shutil.which(name))]
+    if not found:
+        pytest.fail("no browser found; install one: scripts/install_browser.sh", pytrace=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0])
+        yield browser
+        browser.close()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from snapgen.config import Recipe, RecipeError, parse_recipe, read_recipe
+from snapgen.config import Recipe, RecipeError, complete_recipe, parse_recipe, read_recipe
 
 GOOD = "stage: flow\nseed: 3\ntrain:\n  steps: 10\n  batch_size: 4\n  learning_rate: 1\n  betas: [0.9, 0.95]\n"
 
@@ -93,3 +93,11 @@ def test_settings_are_frozen(recipe: Path) -> None:
     settings: Any = load(recipe)
     with pytest.raises(ValueError, match="frozen"):
         settings.train.steps = 5
+
+
+def test_an_old_recipe_is_completed_with_defaults(recipe: Path) -> None:
+    whole = load(recipe).model_dump(mode="json")
+    old = whole | {"train": {key: value for key, value in whole["train"].items() if key != "skip_factor"}}
+    assert complete_recipe(Recipe, old) == whole
+    unknown = whole | {"colour": "red"}
+    assert complete_recipe(Recipe, unknown) == unknown

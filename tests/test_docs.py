@@ -1,10 +1,17 @@
 """What the documents promise is there."""
 
 import re
+import shlex
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from snapgen.cli.main import run
+from snapgen.config import parse_recipe, read_recipe
+from snapgen.data import open_source
+from snapgen.train.stages import load_stage
 
 ROOT = Path(__file__).parents[1]
 PAPER_MAP = (ROOT / "docs" / "paper-map.md").read_text()
@@ -38,3 +45,21 @@ def test_the_two_commands_of_the_readme_exist_and_ci_runs_the_tests() -> None:
     for command in commands:
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE)
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+
+
+def test_the_recipes_of_the_data_guide_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings are accepted and their pictures found, those that it packs too."""
+    guide = (ROOT / "docs" / "data.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r"^snapgen .*", guide, flags=re.MULTILINE)]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    sources = []
+    for _, verb, *arguments in commands:
+        if verb == "data":
+            assert run([verb, *arguments]) == 0
+        else:
+            overrides = [value for option, value in pairwise(arguments) if option == "--set"]
+            mapping = read_recipe(ROOT / arguments[0], overrides)
+            recipe = parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, "docs/data.md")
+            sources.append((recipe.data.source, len(open_source(recipe.data))))
+    assert sources == [("folder", 8), ("shards", 10), ("folder", 10), ("folder", 10)]

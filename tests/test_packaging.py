@@ -1,5 +1,7 @@
 """The package as it is shipped: the lock, the wheel's contents, the lazy public face."""
 
+import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +62,33 @@ def test_the_public_face_is_complete() -> None:
     assert snapgen.__version__ == PROJECT["version"]
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = snapgen.nonsense
+
+
+def test_a_model_built_on_the_bundled_one_carries_its_provenance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipes that say "mini" name no folder: what the bundled model came from stands in its own provenance."""
+    spec = importlib.util.spec_from_file_location("bundle", ROOT / "scripts" / "bundle.py")
+    assert spec is not None and spec.loader is not None
+    bundle = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bundle)
+
+    def write(name: str, content: dict[str, Any]) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "provenance.json").write_text(json.dumps(content))
+        return folder
+
+    def run(stage: str, **recipe: str) -> dict[str, Any]:
+        return {"recipe": {"stage": stage} | recipe}
+
+    parts = {"autoencoder": run("autoencoder"), "text": run("text"), "decoder": run("decoder")}
+    before = {"distill": run("distill"), "earlier": [run("flow", seed="0")]} | parts
+    monkeypatch.setattr(bundle, "BUNDLED", write("bundled", before))
+    first = run("flow", autoencoder="mini", text="mini", initial="mini", seed="1")
+    second = run("flow", autoencoder="mini", text="mini", initial=str(write("first", first)), seed="2")
+    found = bundle.stage_provenance(write("second", second))
+    assert found == {"flow": second, "earlier": [first, before["distill"], *before["earlier"]]} | parts
+    text = run("text", seed="3")
+    other = run("flow", autoencoder="mini", text=str(write("text", text)))
+    assert bundle.stage_provenance(write("other", other)) == {"flow": other, "earlier": []} | parts | {"text": text}

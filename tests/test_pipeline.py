@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from snapgen.pipeline import SnapGenPipeline, multiplies_bfloat16
+from snapgen.text.load import load_text_encoders
 
 PROMPTS = ["a cat", "two red apples", "", "a dog on a blue background", "red", "a", "two dog"]
 
@@ -237,6 +238,33 @@ def test_half_precision(tiny_model: Path, pipeline: SnapGenPipeline, dtype: torc
 def test_text_can_be_encoded_without_the_rest(pipeline: SnapGenPipeline) -> None:
     alone = SnapGenPipeline(None, None, pipeline.text_encoder, pipeline.tokenizer)
     assert torch.equal(alone.encode_prompt(PROMPTS).states, pipeline.encode_prompt(PROMPTS).states)
+
+
+def test_any_of_the_text_encoders_can_be_left_out(pipeline: SnapGenPipeline, text_models: list[str]) -> None:
+    several = SnapGenPipeline(
+        pipeline.unet,
+        pipeline.vae,
+        **load_text_encoders(text_models, torch.float32),
+        default_num_inference_steps=2,
+        language_max_length=10,
+        language_prefix="two ",
+    )
+    several.set_progress_bar_config(disable=True)
+    assert several.text_encoders == ["text_encoder", "text_encoder_2", "text_encoder_3"]
+    text = several.encode_prompt("a cat", ["text_encoder", "text_encoder_3"])
+    joint = several.joint_text_encoder()
+    expected = joint(["a cat"], torch.tensor([[False, True, False]]))
+    assert text.states.shape == (1, 16 + 10, 32) and joint.language.prefix == "two "
+    assert torch.equal(text.states, expected.states) and torch.equal(text.mask, expected.mask)
+    everyone = draw(several, "a cat", guidance_scale=1.0)
+    assert torch.equal(draw(several, "a cat", guidance_scale=1.0, text_encoders=several.text_encoders), everyone)
+    without = draw(several, "a cat", guidance_scale=1.0, text_encoders=["text_encoder_2"])
+    assert (without - everyone).abs().max() > 0
+    for wrong in ([], ["gemma"], "text_encoder"):
+        with pytest.raises(ValueError, match="text_encoders is .*, expected some of text_encoder .*, text_encoder_2"):
+            draw(several, "a cat", text_encoders=wrong)
+    with pytest.raises(ValueError, match=r"text_encoder \(CLIPTextModel\), the only one of this model"):
+        draw(pipeline, "a cat", text_encoders=["text_encoder_3"])
 
 
 def missing(path: Path) -> None:

@@ -103,3 +103,11 @@ def parse_recipe(recipe_type: type[RecipeType], mapping: dict[str, Any], origin:
             raise RecipeError(f"{origin}: unknown key {key}") from None
         given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
         raise RecipeError(f"{origin}: {key}: {first['msg'].lower()}{given}") from None
+
+
+def complete_recipe(recipe_type: type[Recipe], saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved`, a recipe as it was run, with the defaults of settings that did not exist then."""
+    try:
+        return recipe_type.model_validate_json(json.dumps(saved)).model_dump(mode="json")
+    except ValidationError:  # other settings: as they are, they can be compared
+        return saved

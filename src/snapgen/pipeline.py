@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,8 +19,8 @@ from snapgen.flow.sampling import euler
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.unet import SnapGenUNet
-from snapgen.text.encoder import TextEncoder, TextStates, TransformersTextEncoder
-from snapgen.text.join import JointTextEncoder
+from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates
+from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder
 
 SIZE_MULTIPLE = 32  # pixels; the autoencoder divides by 8, the full-size UNet by 4
 MAX_SIZE = 4096
@@ -50,10 +50,11 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Text to image with `SnapGenUNet` and `SnapGenAutoencoder`.
 
     One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three as Stable
-    Diffusion 3 does: two CLIPs and a language model as `text_encoder_3`.
+    Diffusion 3 does: CLIPs first, and a language model as the last.
 
-    Configuration: `shift` of the noise levels (the one the UNet was trained with), and the defaults of
-    `guidance_scale` and `num_inference_steps`.
+    Configuration: `shift` of the noise levels (the one the UNet was trained with), the defaults of
+    `guidance_scale` and `num_inference_steps`, and how many tokens a language model gives (`language_max_length`)
+    under which instruction before every prompt (`language_prefix`).
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
@@ -73,6 +74,8 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         shift: float = 3.0,
         default_guidance_scale: float = 4.0,
         default_num_inference_steps: int = 28,
+        language_max_length: int = LANGUAGE_MAX_LENGTH,
+        language_prefix: str = "",
     ):
         super().__init__()
         self.register_modules(
@@ -89,6 +92,8 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             shift=shift,
             default_guidance_scale=default_guidance_scale,
             default_num_inference_steps=default_num_inference_steps,
+            language_max_length=language_max_length,
+            language_prefix=language_prefix,
         )
         factor = self.vae.spatial_factor if getattr(self, "vae", None) is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
@@ -141,24 +146,26 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Set `_interrupt` in a callback to skip the remaining steps."""
         return self._interrupt
 
-    def joint_text_encoder(self) -> TransformersTextEncoder | JointTextEncoder:
-        """The pipeline's text encoders as one."""
-        first = TransformersTextEncoder(self.text_encoder, self.tokenizer)
-        if self.text_encoder_2 is None and self.text_encoder_3 is None:
-            return first
-        clips: list[TextEncoder] = [first]
-        if self.text_encoder_2 is not None:
-            clips.append(TransformersTextEncoder(self.text_encoder_2, self.tokenizer_2))
-        language = None
-        if self.text_encoder_3 is not None:
-            language = TransformersTextEncoder(self.text_encoder_3, self.tokenizer_3)
-        return JointTextEncoder(clips, language)
+    @property
+    def text_encoders(self) -> list[str]:
+        """Names of the text encoders that the pipeline has, in the order in which they are joined."""
+        return [name for name in TEXT_ENCODERS if getattr(self, name) is not None]
 
-    def encode_prompt(self, prompt: str | list[str]) -> TextStates:
-        """Text states B N D of `prompt`, in the UNet's dtype (where there is one) and on the pipeline's device."""
+    def joint_text_encoder(self) -> JointTextEncoder:
+        """The pipeline's text encoders as one."""
+        config = self.config
+        return JointTextEncoder.from_components(self.components, config.language_max_length, config.language_prefix)
+
+    def encode_prompt(self, prompt: str | list[str], text_encoders: Sequence[str] | None = None) -> TextStates:
+        """Text states B N D of `prompt`, in the UNet's dtype (where there is one) and on the pipeline's device.
+
+        text_encoders: names of those that read it, by default all; see `__call__`.
+        """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         encoder = self.joint_text_encoder()
-        encoded = {text: encoder([text]) for text in dict.fromkeys(prompts)}  # one by one, as `__call__` says
+        chosen = self.text_encoders if text_encoders is None else text_encoders
+        dropped = torch.tensor([[name not in chosen for name in self.text_encoders]])
+        encoded = {text: encoder([text], dropped) for text in dict.fromkeys(prompts)}  # one by one, as `__call__` says
         text = TextStates.cat([encoded[text] for text in prompts])
         device = self._execution_device
         dtype = text.states.dtype if self.unet is None else self.unet.dtype
@@ -176,6 +183,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         guidance_interval: tuple[float, float],
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
+        text_encoders: Sequence[str] | None,
     ) -> None:
         """Raises ValueError naming the first argument that cannot be used."""
 
@@ -217,6 +225,16 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs names {sorted(unknown)}, expected {self._callback_tensor_inputs}"
             )
+        if text_encoders is not None:
+            self.check_text_encoders(text_encoders)
+
+    def check_text_encoders(self, names: Sequence[str]) -> None:
+        """Raises ValueError unless `names` are text encoders of this model, at least one."""
+        own = self.text_encoders
+        if isinstance(names, str) or not names or not set(names) <= set(own):
+            listed = ", ".join(f"{name} ({type(getattr(self, name)).__name__})" for name in own)
+            only = ", the only one of this model" if len(own) == 1 else ""
+            raise ValueError(f"text_encoders is {names!r}, expected some of {listed}{only}")
 
     @torch.no_grad()
     def __call__(
@@ -235,6 +253,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
+        text_encoders: Sequence[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draws `num_images_per_prompt` pictures for every prompt.
 
@@ -254,6 +273,8 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             output_type: "pil", "np" (B H W 3 in [0, 1]), "pt" (B 3 H W in [0, 1]) or "latent" (normalised).
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after every
                 step; returns a dictionary that may hold new latents.
+            text_encoders: names of those that read the prompts, such as `["text_encoder", "text_encoder_3"]`; the
+                others read the empty prompt, which a model learns from dropping each by itself. By default all.
 
         Returns: `ImagePipelineOutput` with `images`, the pictures of the first prompt first.
         """
@@ -275,13 +296,14 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_interval,
             output_type,
             tensor_inputs,
+            text_encoders,
         )
         self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps, False
 
         prompts = [prompt] if isinstance(prompt, str) else prompt
         avoided = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
-        text = self.encode_prompt(prompts).repeat(num_images_per_prompt)
-        negatives = self.encode_prompt(avoided).repeat(num_images_per_prompt)
+        text = self.encode_prompt(prompts, text_encoders).repeat(num_images_per_prompt)
+        negatives = self.encode_prompt(avoided, text_encoders).repeat(num_images_per_prompt)
 
         device = self._execution_device
         factor = self.vae.spatial_factor

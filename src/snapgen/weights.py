@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,6 +75,26 @@ def load_file(path: Path, device: str = "cpu") -> dict[str, Tensor]:
         return safetensors.torch.load_file(path, device=device)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {' '.join(str(error).split())}") from None
+
+
+def load_pretrained(load: Callable[..., Any], place: str, **settings: Any) -> Any:
+    """`load`, a library's `from_pretrained`, of the folder or hub name `place`; ValueError of one line if it cannot."""
+    try:
+        return load(place, **settings)
+    except Exception as error:  # each library has its own for what is missing, truncated, offline or something else
+        where = "/".join([place, *filter(None, [settings.get("subfolder")])])
+        raise ValueError(f"{where} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_network(kind: Any, place: str, **settings: Any) -> Any:
+    """The network of class `kind` in the folder or hub name `place`; ValueError of one line unless it is complete.
+
+    diffusers and transformers fill weights that are missing with random numbers and only warn.
+    """
+    network, report = load_pretrained(kind.from_pretrained, place, output_loading_info=True, **settings)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{place} lacks {len(missing)} tensors of its {type(network).__name__}, such as {missing[0]}")
+    return network
 
 
 def sha256(path: Path) -> str:

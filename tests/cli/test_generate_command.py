@@ -122,6 +122,25 @@ def test_settings_reach_the_pipeline(tiny_model: Path, tmp_path: Path, capfd: py
         assert image.size == (64, 32)
 
 
+def test_some_of_the_text_encoders(
+    tiny_model: Path, text_models: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.text.load import load_text_encoders
+
+    arguments = ["generate", "a cat", "--out", str(tmp_path / "a.png"), "--json"]
+    assert run([*arguments, "--model", str(tiny_model), "--encoders", "text_encoder_2"]) == 1
+    line = "text_encoders is ['text_encoder_2'], expected some of text_encoder (CLIPTextModel), the only one"
+    assert capfd.readouterr().err == f"snapgen: error: {line} of this model\n"
+    assert not (tmp_path / "a.png").exists()
+    several = SnapGenPipeline.from_pretrained(tiny_model, **load_text_encoders(text_models, torch.float32))
+    several.save_pretrained(tmp_path / "several")
+    capfd.readouterr()
+    options = ["--model", str(tmp_path / "several"), "--encoders", "text_encoder,text_encoder_3"]
+    assert run([*arguments, *options]) == 0
+    assert json.loads(capfd.readouterr().out)["encoders"] == "text_encoder,text_encoder_3"
+
+
 def test_many_prompts_and_seeds(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "more.txt").write_text("a dog\n")
     arguments = ["generate", "a cat", "", "--prompts", str(tmp_path / "more.txt"), "--model", str(tiny_model)]

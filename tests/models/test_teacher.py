@@ -70,22 +70,9 @@ def test_presets_are_of_the_size_that_was_meant() -> None:
 
 
 def test_published_teachers_have_their_shapes() -> None:
-    """SD3.5-Large: 8.06 billion parameters in 38 blocks of 38 heads."""
+    """SD3.5-Large and its Turbo: 8.06 billion parameters in 38 blocks of 38 heads."""
     with torch.device("meta"):
-        large = TeacherTransformer(
-            sample_size=128,
-            patch_size=2,
-            in_channels=16,
-            num_layers=38,
-            attention_head_dim=64,
-            num_attention_heads=38,
-            joint_attention_dim=4096,
-            caption_projection_dim=2432,
-            pooled_projection_dim=2048,
-            out_channels=16,
-            pos_embed_max_size=192,
-            qk_norm="rms_norm",
-        )
+        large = create_denoiser("sd3.5-large")
         assert sum(p.numel() for p in large.parameters()) / 1e9 == pytest.approx(8.06, abs=0.01)
         pooled, states = torch.empty(1, 2048), torch.empty(1, 333, 4096)
         velocity, maps = large(torch.empty(1, 16, 128, 128), 500.0, states, pooled_projections=pooled, taps=(-1,))
@@ -101,6 +88,6 @@ def test_the_projector_is_two_convolutions_onto_the_teachers_grid() -> None:
     with torch.no_grad():
         velocity, projected = student(x, timestep, states, mask, (4, 4))
         torch.testing.assert_close(velocity, unet(x, timestep, states, mask).sample)
-        features = unet(x, timestep, states, mask, return_features=True)[1]
+        features = unet(x, timestep, states, mask, taps=(-1,))[1][0]
     assert projected.shape == (3, 48, 4, 4)
     assert features.shape == (3, UNETS["debug"]["block_out_channels"][0], 8, 8)

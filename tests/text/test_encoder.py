@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -105,6 +106,9 @@ def test_states_do_not_depend_on_the_neighbours(encoder: TransformersTextEncoder
     together, alone = encoder(PROMPTS), encoder(PROMPTS[:1])
     assert torch.equal(together.mask[:1], alone.mask)
     torch.testing.assert_close(together.states[:1], alone.states, rtol=1e-4, atol=1e-5)
+    nothing = encoder(["", " "])  # read without the model
+    assert torch.equal(nothing.states, together.states[2:].repeat(2, 1, 1))
+    assert torch.equal(nothing.mask, together.mask[2:].repeat(2, 1))
     others = encoder([PROMPTS[0], "on on on on on on on on", "cat"])
     assert torch.equal(others.states[0], together.states[0])  # in batches of one size to the bit
 
@@ -141,14 +145,30 @@ def test_clip_gives_the_layer_before_the_last(tokenizer: PreTrainedTokenizerFast
 
 
 def test_a_prefix_instructs_but_does_not_make_a_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Its own states are left out: what remains is the first token, which starts every text, and the prompt."""
     torch.manual_seed(0)
     model = MODELS["gemma"](tokenizer).eval()
-    plain, instructed = (
-        TransformersTextEncoder(model, tokenizer),
-        TransformersTextEncoder(model, tokenizer, prefix="two "),
+    plain = TransformersTextEncoder(model, tokenizer, max_length=8)
+    instructed = TransformersTextEncoder(model, tokenizer, max_length=6, prefix="two red ")
+    found, whole = instructed(["apples"]), plain(["two red apples"])
+    kept = [0, 3, 4, 5, 6, 7]
+    torch.testing.assert_close(found.states, whole.states[:, kept])
+    assert torch.equal(found.mask, whole.mask[:, kept]) and found.mask.sum() == 3  # [BOS] apples [EOS]
+    assert (found.states - plain(["apples"]).states[:, :6]).abs().max() > 1e-3
+    assert torch.equal(instructed([""]).states, plain([""]).states[:, :6])
+    with pytest.warns(UserWarning, match="prompt 'red red red red red' has 7 tokens; .* reads the first 6$"):
+        instructed(["red red red red red"])
+
+
+def test_a_prefix_before_a_text_that_nothing_starts() -> None:
+    """T5's tokenizer puts nothing first."""
+    tokenizer = train_tokenizer(["two red apples"], 120, LENGTH)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [EOS]", special_tokens=[("[EOS]", 3)]
     )
-    assert torch.equal(instructed(["red apples"]).states, plain(["two red apples"]).states)
-    assert torch.equal(instructed([""]).states, plain([""]).states)
+    encoder = TransformersTextEncoder(t5(tokenizer).eval(), tokenizer, max_length=4, prefix="two ")
+    whole = TransformersTextEncoder(encoder.model, tokenizer, max_length=5)(["two red apples"])
+    torch.testing.assert_close(encoder(["red apples"]).states, whole.states[:, 1:])
 
 
 def test_batches_of_states(encoder: TransformersTextEncoder) -> None:

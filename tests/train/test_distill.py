@@ -80,10 +80,10 @@ def test_the_loss_written_out(paths: list[str], tmp_path: Path, scaling: str, ch
     with torch.no_grad():
         found = stage.loss(stage.model, batch)
         x = x0 + t[:, None, None, None] * (noise - x0)
-        v, f = stage.model.unet(x, 1000 * t, batch["states"], batch["mask"], return_features=True)
+        v, (f,) = stage.model.unet(x, 1000 * t, batch["states"], batch["mask"], taps=(-1,))
         padding = stage.text.max_length - batch["mask"].shape[1]
         states, mask = F.pad(batch["states"], (0, 0, 0, padding)), F.pad(batch["mask"], (0, padding))
-        v_teacher, (f_teacher,) = stage.teacher(x, 1000 * t, states, mask, taps=(-1,))
+        v_teacher, (f_teacher,) = stage.teacher.network(x, 1000 * t, states, mask, taps=(-1,))
         f = stage.model.projector(F.adaptive_avg_pool2d(f, f_teacher.shape[-2:]))
 
     def error(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -115,29 +115,28 @@ def test_the_teacher_sees_what_it_was_trained_with(paths: list[str], tmp_path: P
     with torch.no_grad():
         captions = own.text(["a cat"])
         seen = int(captions.mask.sum())
-        short = {"states": captions.states[:, :seen], "mask": captions.mask[:, :seen], "sigmas": torch.tensor([0.5])}
+        short = {"states": captions.states[:, :seen], "mask": captions.mask[:, :seen]}
         x = batch["x0"][:1]
-        expected = stage.teacher(x, torch.tensor([500.0]), captions.states, captions.mask).sample
-        torch.testing.assert_close(stage._teach(x, short)[0], expected)
+        expected = stage.teacher.network(x, torch.tensor([500.0]), captions.states, captions.mask).sample
+        torch.testing.assert_close(stage.teacher(x, torch.tensor([0.5]), short)[0], expected)
 
 
 def test_only_the_student_and_the_projector_learn(paths: list[str], tmp_path: Path) -> None:
     stage = make_stage(paths, tmp_path)
     stage.loss(stage.model, stage.batch(0))["loss"].backward()
-    assert all(p.grad is None for p in stage.teacher.parameters())
+    assert all(p.grad is None for p in stage.teacher.network.parameters())
     assert all(p.grad is not None for p in stage.model.parameters())
     alone = make_stage(paths, tmp_path, "distillation.features=false")
     assert not any(p.requires_grad for p in alone.model.projector.parameters())
 
 
 def test_a_guided_teacher(paths: list[str], tmp_path: Path) -> None:
-    plain, guided = make_stage(paths, tmp_path), make_stage(paths, tmp_path, "distillation.guidance_scale=3")
-    batch = plain.batch(0)
-    x = batch["x0"]
+    stage = make_stage(paths, tmp_path)
+    batch = stage.batch(0)
+    x, sigmas = batch["x0"], batch["sigmas"]
     with torch.no_grad():
-        empty = plain._conditioned(x, batch["noise"], batch["sigmas"], [""] * len(x))
-        without = plain._teach(x, batch | {"states": empty["states"], "mask": empty["mask"]})[0]
-        v, v_guided = plain._teach(x, batch)[0], guided._teach(x, batch)[0]
+        without = stage.teacher(x, sigmas, batch | stage.conditions([""] * len(x)))[0]
+        v, v_guided = (stage.teacher(x, sigmas, batch, guidance_scale=scale)[0] for scale in (1.0, 3.0))
     torch.testing.assert_close(v_guided, without + 3 * (v - without), rtol=1e-3, atol=1e-4)
 
 
@@ -147,9 +146,8 @@ def test_refusals_are_one_line(folder: Path, paths: list[str], tmp_path: Path) -
             make_stage(paths, tmp_path, *overrides)
         assert "\n" not in str(error.value)
 
-    refused("teacher: .*unet is a SnapGenUNet, expected a TeacherTransformer", f"teacher={folder / 'flow' / 'model'}")
     refused("model debug-teacher is a TeacherTransformer, expected a SnapGenUNet", "model=debug-teacher")
     refused("neither output nor features", "distillation={output: false, features: false}")
     refused("teacher: folder .*nowhere does not exist", f"teacher={tmp_path / 'nowhere'}")
     other = run_recipe("autoencoder", tmp_path / "autoencoder", "seed=9", "train.steps=1")
-    refused("its latents are those of .* both must be trained on the same", f"autoencoder={other}")
+    refused("its latents are those of .*teacher.*: both must be trained on one", f"autoencoder={other}")

@@ -180,9 +180,11 @@ def test_a_batch_is_a_function_of_its_number(flow_stage: FlowStage) -> None:
 
 def test_an_epoch_visits_every_picture_once_and_drops_some_captions(flow_stage: FlowStage) -> None:
     count, size = len(flow_stage.source), 8
-    assert sorted(flow_stage._index(number) for number in range(count)) == list(range(count))
-    assert sorted(flow_stage._index(number) for number in range(count, 2 * count)) == list(range(count))
-    assert [flow_stage._index(n) for n in range(count)] != [flow_stage._index(n) for n in range(count, 2 * count)]
+    batches = [flow_stage.batches(step, slice(None)) for step in range(2 * count // size)]
+    pictures = [picture for batch in batches for picture in batch.pictures]
+    assert sorted(pictures[:count]) == sorted(pictures[count:]) == list(range(count))
+    assert pictures[:count] != pictures[count:]
+    assert [epoch for batch in batches for epoch in batch.epochs] == [0] * count + [1] * count
     masks = [flow_stage.batch(step)["mask"].sum(dim=1) for step in range(2 * count // size)]
     dropped = (torch.cat(masks) == 1).float().mean().item()
     assert dropped == pytest.approx(0.4, abs=0.15)  # of 128
@@ -211,7 +213,7 @@ def test_the_loss_is_the_error_of_the_velocity(flow_stage: FlowStage) -> None:
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="^text: folder .*nowhere does not exist; train that stage first"):
         run_recipe("flow", tmp_path / "a", *paths_below(folder), f"text={tmp_path / 'nowhere'}")
-    with pytest.raises(RecipeError, match="model mini reads text states of width 256, .* gives 32"):
+    with pytest.raises(RecipeError, match="model mini reads text states of width 256, .* give 32"):
         run_recipe("flow", tmp_path / "b", *paths_below(folder), "model=mini")
     with pytest.raises(RecipeError, match="even batch"):
         run_recipe("text", tmp_path / "c", "train.batch_size=5")

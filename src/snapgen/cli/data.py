@@ -1,18 +1,19 @@
-"""snapgen data: look at the pictures and captions that training sees."""
+"""snapgen data: look at the pictures and captions that training sees, and pack one's own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+app = typer.Typer(help="Look at training data, pack your own.", no_args_is_help=True)
 
 
 @app.callback()
 def data() -> None:
-    """Look at training data."""
+    """Look at training data, pack your own."""
 
 
 @app.command()
@@ -33,3 +34,31 @@ def preview(
     images = [source.image(i) for i in range(count)]
     save_png(contact_sheet(images, [source.caption(i, 0) for i in range(count)], columns=8), out)
     typer.echo(out)
+
+
+@app.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures with captions, as the source 'folder' reads it.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the tars.")],
+    per_shard: Annotated[int, typer.Option(min=1, help="Pictures in a tar.")] = 10_000,
+    template: Annotated[
+        str | None, typer.Option(help="Caption of a class, '{}' for its folder's name; by default captions are files.")
+    ] = None,
+    class_names: Annotated[Path | None, typer.Option(help="Lines 'n01440764 tench': names of folders.")] = None,
+) -> None:
+    """Pack a folder of pictures into tars for the source 'shards', files unchanged; prints the tars."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from snapgen.data.folder import FolderSettings, FolderSource
+    from snapgen.data.shards import write_shards
+
+    settings = FolderSettings(source="folder", path=folder, resolution=32, template=template, class_names=class_names)
+    console = Console(stderr=True)
+
+    def progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        return track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
+
+    tars = write_shards(FolderSource(settings), out, per_shard, progress)
+    for tar in tars:
+        typer.echo(tar)

@@ -52,6 +52,12 @@ def generate(
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Width and height in pixels; the model's own if not given.")
     ] = None,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Text encoders that read the prompts, of text_encoder, text_encoder_2, text_encoder_3."
+        ),
+    ] = None,
     lora: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Adapters that `snapgen train` made with a lora: setting.")
     ] = None,
@@ -78,7 +84,14 @@ def generate(
         load_adapters(pipeline, lora)
     if optimize:
         pipeline.optimize()
-    given = {"num_inference_steps": steps, "guidance_scale": guidance, "width": width, "height": height}
+    names = None if encoders is None else [name.strip() for name in encoders.split(",")]
+    given = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "width": width,
+        "height": height,
+        "text_encoders": names,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
     facts = describe_run(pipeline, model, settings)
     pictures: list[dict[str, Any]] = []
@@ -130,7 +143,10 @@ def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]
 
     steps = settings.get("num_inference_steps", pipeline.config.default_num_inference_steps)
     guidance = settings.get("guidance_scale", pipeline.config.default_guidance_scale)
-    return {"steps": steps, "guidance": guidance, "model": model, "snapgen": __version__}
+    facts = {"steps": steps, "guidance": guidance, "model": model, "snapgen": __version__}
+    if "text_encoders" in settings:
+        facts["encoders"] = ",".join(settings["text_encoders"])
+    return facts
 
 
 def draw(

@@ -27,6 +27,7 @@ VERBS = {  # name on the command line: "module:attribute", a function or a typer
     "profile": "snapgen.cli.profile:profile",
     "plan": "snapgen.cli.plan:plan",
     "evaluate": "snapgen.cli.evaluate:evaluate",
+    "study": "snapgen.cli.study:app",
     "data": "snapgen.cli.data:app",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -10,7 +11,15 @@ import numpy as np
 SOURCES = {  # the recipe's `data.source` -> module:class, imported when opened
     "scenes": "snapgen.data.scenes:SceneSource",
     "folder": "snapgen.data.folder:FolderSource",
+    "shards": "snapgen.data.shards:ShardSource",
 }
+
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, description, total) -> the same items, shown
+
+
+def silent(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    """The `Progress` that shows nothing."""
+    return items
 
 
 class BadSampleError(ValueError):
@@ -28,6 +37,10 @@ class Source(Protocol):
         """uint8 H W 3, sRGB; a function of (settings, index) alone. Raises `BadSampleError`."""
         ...
 
+    def groups(self) -> list[np.ndarray]:
+        """The indices of all pictures, in groups of one shape; a group may be empty."""
+        ...
+
     def signature(self) -> Any:
         """A JSON value that changes when any picture may have."""
         ...
@@ -37,11 +50,30 @@ class Source(Protocol):
         ...
 
 
-def open_source(settings: Any) -> Source:
-    """The source that `settings.source` names, for example of a `SceneSettings`."""
+def open_source(settings: Any, progress: Progress = silent) -> Source:
+    """The source that `settings.source` names, for example of a `SceneSettings`; `progress` shows what takes long."""
     try:
         module, _, name = SOURCES[settings.source].partition(":")
     except KeyError:
         raise ValueError(f"unknown data source {settings.source!r}, expected one of {', '.join(SOURCES)}") from None
-    source: Source = getattr(import_module(module), name)(settings)
+    source: Source = getattr(import_module(module), name)(settings, progress)
     return source
+
+
+def first_readable(source: Source, count: int) -> tuple[list[int], list[np.ndarray]]:
+    """Indices and pictures of the first `count` pictures that can be read, again from the first where there are fewer.
+
+    ValueError if there are none.
+    """
+    found: list[tuple[int, np.ndarray]] = []
+    for index in range(len(source)):
+        if len(found) == count:
+            break
+        try:
+            found.append((index, source.image(index)))
+        except BadSampleError:
+            continue
+    if not found:
+        raise ValueError(f"none of {len(source)} pictures can be read")
+    chosen = [found[number % len(found)] for number in range(count)]
+    return [index for index, _ in chosen], [picture for _, picture in chosen]

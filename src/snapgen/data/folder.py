@@ -8,30 +8,27 @@ that a picture lies in ("a photo of {}", as the paper words ImageNet's classes).
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from snapgen.config import RecipeError, Settings
-from snapgen.data import BadSampleError
+from snapgen.config import RecipeError
+from snapgen.data import Progress, silent
+from snapgen.data.files import PICTURES, FileSettings, FileSource, header_size
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+READERS = 16  # threads: headers are little work and much waiting
 METADATA = "metadata.jsonl"
 
 
-class FolderSettings(Settings):
+class FolderSettings(FileSettings):
     """The `data:` section of a recipe that reads pictures from a folder."""
 
     source: Literal["folder"]
-    path: Path
-    resolution: int = Field(ge=32, multiple_of=8)  # side that pictures are scaled and cut to, px
     template: str | None = None  # caption of a class, "{}" stands for its name; None: captions come from files
     class_names: Path | None = None  # lines "n01440764 tench, Tinca tinca": names of folders; the first name counts
-    held_out: int = Field(default=0, ge=0)  # pictures, the last by name, that only the held-out loss sees
-    part: Literal["train", "held out"] = "train"
 
     @field_validator("template")
     @classmethod
@@ -40,46 +37,46 @@ class FolderSettings(Settings):
             raise ValueError("'{}' must stand once where the name of the class belongs")
         return template
 
-    def validation(self, count: int) -> FolderSettings:
-        """The held-out pictures; those trained on if none are held out."""
-        return self.model_copy(update={"part": "held out" if self.held_out else "train"})
 
-
-class FolderSource:
+class FolderSource(FileSource):
     """The source "folder": pictures in order of their names, below `path` at any depth."""
 
-    def __init__(self, settings: FolderSettings) -> None:
-        self.settings = settings
+    settings: FolderSettings
+
+    def __init__(self, settings: FolderSettings, progress: Progress = silent) -> None:
+        """`progress` is shown while sizes are read, which buckets need."""
+        super().__init__(settings)
         if not settings.path.is_dir():
             raise RecipeError(f"data.path: folder {settings.path} does not exist")
         files = sorted(path for path in settings.path.rglob("*") if path.suffix.lower() in PICTURES)
         if not files:
             raise RecipeError(f"data.path: {settings.path} holds no pictures ({', '.join(sorted(PICTURES))})")
-        if settings.held_out >= len(files):
-            raise RecipeError(f"data.held_out {settings.held_out} leaves none of {len(files)} pictures to train on")
-        kept = len(files) - settings.held_out
-        self.files = files[:kept] if settings.part == "train" else files[kept:]
+        kept = settings.kept(len(files))
+        self.files = files[kept.start : kept.stop]
         self._captions = self._read_captions()
+        self._progress = progress
 
     def __len__(self) -> int:
         return len(self.files)
 
     def signature(self) -> Any:
-        """The resolution, and every file's name, size and time of change."""
+        """What decides the shapes, and every file's name, size and time of change."""
         files = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        return {"resolution": self.settings.resolution, "files": files}
+        return self.shape_signature() | {"files": files}
 
-    def image(self, index: int) -> np.ndarray:
-        """Picture `index`, its middle square; transparent parts are white. BadSampleError if it cannot be read."""
-        path, side = self.files[index], self.settings.resolution
-        try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGBA")
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-            raise BadSampleError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-        paper = Image.new("RGBA", picture.size, "white")
-        opaque = Image.alpha_composite(paper, picture).convert("RGB")
-        return np.asarray(ImageOps.fit(opaque, (side, side), Image.Resampling.LANCZOS))
+    def name(self, index: int) -> str:
+        """The path of picture `index`."""
+        return str(self.files[index])
+
+    def open(self, index: int) -> BinaryIO:
+        """The file of picture `index`."""
+        return self.files[index].open("rb")
+
+    def sizes(self) -> np.ndarray:
+        """Widths and heights in px of all pictures (N 2)."""
+        with ThreadPoolExecutor(READERS) as pool:
+            sizes = self._progress(pool.map(_file_size, self.files), "reading sizes", len(self.files))
+            return np.array(list(sizes))
 
     def caption(self, index: int, variant: int) -> str:
         """The caption of picture `index`; there is one wording."""
@@ -124,3 +121,11 @@ class FolderSource:
                 raise RecipeError(f"data.class_names cannot be read: {error}") from None
             names = {folder: rest.split(",")[0].strip() for folder, _, rest in (line.partition(" ") for line in lines)}
         return [template.format(names.get(path.parent.name, path.parent.name)) for path in self.files]
+
+
+def _file_size(path: Path) -> tuple[int, int]:
+    try:
+        with path.open("rb") as file:
+            return header_size(file)
+    except OSError:
+        return 0, 0

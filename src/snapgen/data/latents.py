@@ -1,24 +1,34 @@
-"""A cache of latents: every picture of a source encoded once, in shards, before training on them."""
+"""Latents of a source's pictures: cached in files before training on them, or encoded as they are needed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from snapgen.data import BadSampleError, Source
+from snapgen.data import BadSampleError, Progress, Source
+from snapgen.data.order import Order
 from snapgen.data.pictures import to_tensor
+from snapgen.data.rows import Rows
 from snapgen.weights import load_file, save_file_atomic
 
 SHARD = 1024  # pictures
 BATCH = 32  # pictures encoded at once
+AHEAD = 2  # batches whose pictures are read while one is encoded and trained on
 
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+Encode = Callable[[Tensor], Tensor]  # pictures B 3 H W in [-1, 1] -> latents B C h w
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -29,17 +39,129 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-class LatentCache:
-    """Latents of the pictures 0 .. len(source) of a source, fp16, as shards `latents_00000.safetensors` in a folder.
+def read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Item], Result], batches: Iterable[Iterable[Item]]
+) -> Iterator[list[Result]]:
+    """`read` of every item, batch by batch in order, by the threads of `pool`, which are `AHEAD` batches ahead."""
+    waiting: deque[list[Future[Result]]] = deque()
+    for batch in batches:
+        waiting.append([pool.submit(read, item) for item in batch])
+        if len(waiting) > AHEAD:
+            yield [future.result() for future in waiting.popleft()]
+    for futures in waiting:
+        yield [future.result() for future in futures]
 
-    Processes build it together: process r of n encodes every n-th shard; `load` reads what all have written.
-    An interrupted build goes on with the shards that are missing.
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """One process's share of a micro-batch."""
+
+    latents: Tensor  # B C h w, normalised, fp32
+    pictures: list[int]  # indices in the source
+    epochs: list[int]  # how often each picture was seen before: the variant of its caption
+
+
+class Batches(Protocol):
+    """Where training takes its latents from."""
+
+    def __call__(self, step: int, own: slice) -> LatentBatch:
+        """The part `own` of the global micro-batch number `step`; a function of these alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredLatents:
+    """What a finished cache holds; from disk comes what is used."""
+
+    latents: Rows  # of C h w, fp16
+    indices: np.ndarray  # of their pictures in the source
+    groups: list[np.ndarray]  # rows of one shape
+
+
+class CachedBatches:
+    """`Batches` of a cache."""
+
+    def __init__(self, stored: StoredLatents, batch: int, seed: int) -> None:
+        """`batch`: pictures in a global micro-batch."""
+        self.stored = stored
+        self.order = Order(stored.groups, batch, seed)
+
+    def __call__(self, step: int, own: slice) -> LatentBatch:
+        chosen = self.order.micro_batch(step)
+        rows = chosen.pictures[own]
+        latents = torch.stack([self.stored.latents[row] for row in rows.tolist()]).float()
+        return LatentBatch(latents, self.stored.indices[rows].tolist(), chosen.epochs[own].tolist())
+
+
+class EncodedBatches:
+    """`Batches` of pictures that are too many to cache: read ahead by threads, encoded when they are due.
+
+    In the place of a picture that cannot be read stands the next one of its shape; `warn` names it once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encode: Encode,
+        batch: int,
+        seed: int,
+        workers: int,
+        warn: Callable[[str], object],
+    ) -> None:
+        """`batch`: pictures in a global micro-batch; `workers`: threads."""
+        self.source = source
+        self.encode = encode
+        self.order = Order(source.groups(), batch, seed)
+        self.warn = warn
+        self._pool = ThreadPoolExecutor(workers)
+        self._named: set[int] = set()
+        self._due: tuple[int, slice] | None = None  # what `_stream` gives next
+        self._stream: Iterator[list[tuple[int, int, np.ndarray]]] = iter(())
+
+    @torch.no_grad()
+    def __call__(self, step: int, own: slice) -> LatentBatch:
+        if self._due != (step, own):
+            self._stream = read_ahead(self._pool, self._read, (self._items(number, own) for number in count(step)))
+        self._due = (step + 1, own)
+        pictures, epochs, images = zip(*next(self._stream), strict=True)
+        parts = [self.encode(to_tensor(list(images[start : start + BATCH]))) for start in range(0, len(images), BATCH)]
+        return LatentBatch(torch.cat(parts), list(pictures), list(epochs))
+
+    def _items(self, step: int, own: slice) -> list[tuple[int, int, int]]:
+        """Picture, epoch and group of each sample."""
+        chosen = self.order.micro_batch(step)
+        pairs = zip(chosen.pictures[own].tolist(), chosen.epochs[own].tolist(), strict=True)
+        return [(picture, epoch, chosen.group) for picture, epoch in pairs]
+
+    def _read(self, item: tuple[int, int, int]) -> tuple[int, int, np.ndarray]:
+        picture, epoch, group = item
+        members = self.order.groups[group]
+        start = int(np.searchsorted(members, picture))
+        for candidate in map(int, chain(members[start:], members[:start])):
+            try:
+                return candidate, epoch, self.source.image(candidate)
+            except BadSampleError as error:
+                if candidate not in self._named:
+                    self._named.add(candidate)
+                    self.warn(f"{error}; the next one stands in for it")
+        raise ValueError(f"none of the {len(members)} pictures of one shape can be read")
+
+
+class LatentCache:
+    """Latents of all pictures of a source, fp16, as shards `latents_00000.safetensors` in a folder.
+
+    A shard holds pictures of one shape. Processes build the cache together: process r of n encodes every n-th shard;
+    `load` opens what all have written. An interrupted build goes on with the shards that are missing.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
         self.source = source
         self.folder = folder
-        self.shards = -(-len(source) // SHARD)
+        self.shards = [
+            (number, group[start : start + SHARD])
+            for number, group in enumerate(source.groups())
+            for start in range(0, len(group), SHARD)
+        ]
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"latents_{shard:05d}.safetensors"
@@ -47,36 +169,52 @@ class LatentCache:
     @torch.no_grad()
     def build(
         self,
-        encode: Callable[[Tensor], Tensor],
+        encode: Encode,
         rank: int,
         world: int,
         progress: Progress,
         warn: Callable[[str], object],
+        workers: int = 1,
     ) -> None:
-        """Write this process's missing shards. `encode`: pictures B 3 H W in [-1, 1] -> latents B C h w.
+        """Write this process's missing shards; `workers` threads read the pictures.
 
         Pictures that cannot be read are left out, and named to `warn`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [shard for shard in range(rank, self.shards, world) if not self._path(shard).exists()]
-        for shard in progress(missing, "encoding pictures", len(missing)):
-            indices = range(shard * SHARD, min((shard + 1) * SHARD, len(self.source)))
-            latents, kept = [], []
-            for start in range(indices.start, indices.stop, BATCH):
-                pictures = []
-                for index in range(start, min(start + BATCH, indices.stop)):
-                    try:
-                        pictures.append(self.source.image(index))
-                        kept.append(index)
-                    except BadSampleError as error:
-                        warn(f"{error}; it is left out")
-                if pictures:
-                    latents.append(encode(to_tensor(pictures)).half().cpu())
-            if not latents:
-                raise ValueError(f"none of the pictures {indices.start} to {indices.stop - 1} can be read")
-            save_file_atomic({"latents": torch.cat(latents), "indices": torch.tensor(kept)}, self._path(shard))
+        missing = [shard for shard in range(rank, len(self.shards), world) if not self._path(shard).exists()]
+        with ThreadPoolExecutor(workers) as pool:
+            for shard in progress(missing, "encoding pictures", len(missing)):
+                indices = self.shards[shard][1].tolist()
+                batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+                latents, kept = [], []
+                for results in read_ahead(pool, self._attempt, batches):
+                    pictures = []
+                    for index, result in results:
+                        if isinstance(result, BadSampleError):
+                            warn(f"{result}; it is left out")
+                        else:
+                            kept.append(index)
+                            pictures.append(result)
+                    if pictures:
+                        latents.append(encode(to_tensor(pictures)).half().cpu())
+                if not latents and len(indices) == SHARD:
+                    raise ValueError(f"none of the pictures {indices[0]} to {indices[-1]} can be read")
+                encoded = torch.cat(latents) if latents else torch.empty(0, dtype=torch.float16)
+                numbers = torch.tensor(kept, dtype=torch.int64)
+                save_file_atomic({"latents": encoded, "indices": numbers}, self._path(shard))
 
-    def load(self) -> tuple[Tensor, Tensor]:
-        """The latents of all pictures that could be read, fp16, N C h w, and the pictures' indices, N."""
-        shards = [load_file(self._path(shard)) for shard in range(self.shards)]
-        return torch.cat([shard["latents"] for shard in shards]), torch.cat([shard["indices"] for shard in shards])
+    def _attempt(self, index: int) -> tuple[int, np.ndarray | BadSampleError]:
+        try:
+            return index, self.source.image(index)
+        except BadSampleError as error:
+            return index, error
+
+    def load(self) -> StoredLatents:
+        """All pictures that could be read; ValueError if there are none, or if a shard is damaged."""
+        parts = [load_file(self._path(shard)) for shard in range(len(self.shards))]
+        numbers = np.repeat([number for number, _ in self.shards], [len(part["indices"]) for part in parts])
+        if not len(numbers):
+            raise ValueError("none of the pictures can be read")
+        groups = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
+        indices = np.concatenate([part["indices"].numpy() for part in parts])
+        return StoredLatents(Rows([part["latents"] for part in parts]), indices, groups)

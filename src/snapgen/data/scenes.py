@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from snapgen.config import Settings
+from snapgen.data import Progress, silent
 from snapgen.data.captions import write_caption
 from snapgen.data.composition import draw_scene, draw_twin
 from snapgen.data.ground_truth import CATEGORIES, Category, Placed, Scene
@@ -68,7 +69,7 @@ class SceneSettings(Settings):
 class SceneSource:
     """The source "scenes": `scene(index)` is the truth that `image` draws and `caption` tells."""
 
-    def __init__(self, settings: SceneSettings) -> None:
+    def __init__(self, settings: SceneSettings, progress: Progress = silent) -> None:
         """Raises `FontMissingError` only when the first picture is drawn: captions need no font."""
         self.settings = settings
         weights = np.array([settings.mixture.get(category, 0.0) for category in CATEGORIES], dtype=np.float64)
@@ -82,6 +83,10 @@ class SceneSource:
     def __getstate__(self) -> dict[str, Any]:
         # A font handle cannot go to a worker process; the worker opens its own.
         return self.__dict__ | {"_sprites": None}
+
+    def groups(self) -> list[np.ndarray]:
+        """All pictures are of one shape."""
+        return [np.arange(len(self))]
 
     def signature(self) -> Any:
         """The settings, of which the pictures are a function."""

@@ -1,15 +1,17 @@
-"""Intervals of shares, for scores that are counts of right pictures."""
+"""Intervals of shares, for scores that are counts of right pictures or of votes; how far raters agree."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
 
+import numpy as np
+
 Z = 1.959964  # standard deviations that hold 95 % of a normal distribution
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of the share `right` / `count`, count > 0."""
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of the share `right` / `count`, count > 0; a tie may count half."""
     share = right / count
     spread = Z * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     middle, scale = share + Z**2 / (2 * count), 1 + Z**2 / count
@@ -28,3 +30,41 @@ def interval_of_mean(tallies: Sequence[tuple[int, int]]) -> tuple[float, float]:
     below = sqrt(sum((share - low) ** 2 for share, low, _ in bounds)) / number
     above = sqrt(sum((high - share) ** 2 for share, _, high in bounds)) / number
     return max(0.0, mean - below), min(1.0, mean + above)
+
+
+def two_way_bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of raters x prompts `scores`, NaN where there is no vote.
+
+    Raters and prompts are both drawn anew, with replacement: a vote's weight is how often its rater was drawn times how
+    often its prompt was (the pigeonhole bootstrap, Owen 2007).
+    """
+    generator = np.random.default_rng(seed)
+    raters, prompts = scores.shape
+    rater_weights = generator.multinomial(raters, np.full(raters, 1 / raters), draws)
+    prompt_weights = generator.multinomial(prompts, np.full(prompts, 1 / prompts), draws)
+    voted = np.isfinite(scores)
+    totals = ((rater_weights @ np.nan_to_num(scores)) * prompt_weights).sum(1)
+    counts = ((rater_weights @ voted) * prompt_weights).sum(1)
+    low, high = np.quantile(totals[counts > 0] / counts[counts > 0], (0.025, 0.975))
+    return float(low), float(high)
+
+
+def krippendorff_alpha(scores: np.ndarray) -> tuple[float | None, float | None]:
+    """How often two raters of one prompt agree, and Krippendorff's alpha of it for nominal data (chance 0, always 1).
+
+    `scores`: raters x prompts, any numbers as categories, NaN where there is no vote. None where no prompt has two
+    votes; alpha is None also where all votes are the same. Krippendorff, "Computing Krippendorff's Alpha-Reliability"
+    (2011).
+    """
+    voted = np.isfinite(scores)
+    scores = scores[:, voted.sum(0) > 1]
+    if not scores.size:
+        return None, None
+    categories = np.unique(scores[np.isfinite(scores)])
+    counts = np.stack([(scores == category).sum(0) for category in categories]).astype(float)  # categories x prompts
+    votes = counts.sum(0)
+    pairs = (counts * (counts - 1)).sum(0)  # ordered pairs of raters that agree
+    observed = float((pairs / (votes - 1)).sum() / votes.sum())
+    totals, number = counts.sum(1), votes.sum()
+    expected = float((totals * (totals - 1)).sum() / (number * (number - 1)))
+    return observed, None if expected == 1 else 1 - (1 - observed) / (1 - expected)

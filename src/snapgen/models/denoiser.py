@@ -25,3 +25,13 @@ def text_width(network: Denoiser) -> int:
     """Width of the text states that `network` reads."""
     config = network.config
     return int(config.joint_attention_dim if isinstance(network, TeacherTransformer) else config.cross_attention_dim)
+
+
+def feature_widths(network: Denoiser) -> list[int]:
+    """Channels of the features that the taps 0, 1, ... of `network` give, one for each of its layers or blocks."""
+    config = network.config
+    if isinstance(network, TeacherTransformer):
+        return [config.num_attention_heads * config.attention_head_dim] * config.num_layers
+    widths, depth = list(config.block_out_channels), config.layers_per_block
+    down = [width for width in widths for _ in range(depth)]
+    return [*down, widths[-1], *(width for width in reversed(widths) for _ in range(depth + 1))]

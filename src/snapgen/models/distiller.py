@@ -1,10 +1,13 @@
-"""What only distillation needs: the projector between the student's features and the teacher's."""
+"""What only distillation needs: the projector between two networks' features, and the heads of the discriminator."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
 
 from snapgen.models.unet import SnapGenUNet
 
@@ -37,8 +40,42 @@ class DistilledStudent(nn.Module):
         grid: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The velocity B C H W, and the last layer's features projected onto the teacher's `grid`, B C' h w."""
-        velocity, features = self.unet(
-            sample, timestep, encoder_hidden_states, encoder_attention_mask, return_features=True
-        )
+        velocity, (features,) = self.unet(sample, timestep, encoder_hidden_states, encoder_attention_mask, taps=(-1,))
         # The coarser grid of the two: averaging loses nothing that the teacher's tokens could hold.
         return velocity, self.projector(F.adaptive_avg_pool2d(features, grid))
+
+
+class DiscriminatorHead(nn.Module):
+    """Judges every position of one feature map, told the noise level: two linear layers (Sec. 3.4)."""
+
+    def __init__(self, channels: int, hidden: int, time_dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # features differ in size from depth to depth
+        self.linear_in = nn.Linear(channels, hidden)
+        self.time = nn.Linear(time_dim, hidden)
+        self.linear_out = nn.Linear(hidden, 1)
+
+    def forward(self, features: Tensor, time: Tensor) -> Tensor:
+        """features: B C h w; time: B T. Returns logits B h*w."""
+        tokens = self.norm(features.flatten(2).transpose(1, 2))  # B N C
+        hidden = F.silu(self.linear_in(tokens) + self.time(time)[:, None])
+        return self.linear_out(hidden).squeeze(-1)
+
+
+class Discriminator(nn.Module):
+    """`D` of Eq. 9 without its frozen body: a head for each of the teacher's feature maps."""
+
+    def __init__(self, channels: Sequence[int], hidden: int = 256, time_dim: int = 256):
+        super().__init__()
+        self.time_proj = Timesteps(time_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(time_dim, time_dim)
+        self.heads = nn.ModuleList([DiscriminatorHead(width, hidden, time_dim) for width in channels])
+
+    def forward(self, features: Sequence[Tensor], timestep: Tensor) -> Tensor:
+        """features: a map B C h w for every head; timestep: B in [0, 1000].
+
+        Returns the logits of all heads and positions, B N: high for what looks like data.
+        """
+        time = F.silu(self.time_embedding(self.time_proj(timestep)))
+        logits = [head(features, time) for head, features in zip(self.heads, features, strict=True)]
+        return torch.cat(logits, dim=1)

@@ -48,8 +48,22 @@ UNETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Teachers of the miniature: diffusers' SD3Transformer2DModel, whose width is heads times head width.
+# Teachers: diffusers' SD3Transformer2DModel, whose width is heads times head width.
 TEACHERS: dict[str, dict[str, Any]] = {
+    "sd3.5-large": {  # and SD3.5-Large-Turbo: their published transformer/config.json
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 38,
+        "num_attention_heads": 38,
+        "attention_head_dim": 64,
+        "caption_projection_dim": 2432,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 192,
+        "qk_norm": "rms_norm",
+    },
     "mini-teacher": {
         "sample_size": 16,
         "patch_size": 1,

@@ -25,7 +25,7 @@ class TeacherTransformer(SD3Transformer2DModel, ModelMixin):  # diffusers looks 
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
         pooled_projections: torch.Tensor | None = None,
-        taps: tuple[int, ...] = (),
+        taps: tuple[int, ...] | None = None,
     ) -> Any:
         """One evaluation of the velocity.
 
@@ -57,13 +57,13 @@ class TeacherTransformer(SD3Transformer2DModel, ModelMixin):  # diffusers looks 
 
             return self.transformer_blocks[tap].register_forward_hook(hook)
 
-        hooks = [keep(tap) for tap in taps]
+        hooks = [keep(tap) for tap in taps or ()]
         try:
             velocity = super().forward(sample, states, pooled_projections, timestep, return_dict=False)[0]
         finally:
             for hook in hooks:
                 hook.remove()
-        if taps:
+        if taps is not None:
             return velocity, [features[tap] for tap in taps]
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 

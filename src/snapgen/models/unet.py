@@ -196,8 +196,8 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: torch.Tensor | TextKeyValues,
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
-        return_features: bool = False,
-    ) -> UNet2DConditionOutput | tuple[torch.Tensor, ...]:
+        taps: tuple[int, ...] | None = None,
+    ) -> UNet2DConditionOutput | tuple[Any, ...]:
         """One evaluation of `v_theta(x_t, t)`.
 
         Args:
@@ -206,7 +206,8 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             encoder_hidden_states: text states, B M D, or their `text_key_values`.
             encoder_attention_mask: B M, True or 1 where a text token may be attended; every row needs one.
             return_dict: False returns a plain tuple, as diffusers' models do.
-            return_features: also the last layer's features B C0 H W, as a tuple (Eq. 5).
+            taps: numbers of the layers (down, middle, up) whose features B C' H' W' to return too; -1 is the last
+                (Eq. 5). The result is then a tuple of the velocity and the list of features.
 
         Returns: the velocity, shaped as `sample`.
         """
@@ -221,11 +222,17 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         given = encoder_hidden_states
         contexts = iter(given) if isinstance(given, list) else repeat(given)
 
+        features: list[torch.Tensor] = []
+
         def run(layer: nn.Module, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
             context = next(contexts)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                return self._gradient_checkpointing_func(layer, x, time, context, mask, rotary)
-            return layer(x, time, context, mask, rotary)
+                x = self._gradient_checkpointing_func(layer, x, time, context, mask, rotary)
+            else:
+                x = layer(x, time, context, mask, rotary)
+            if taps is not None:
+                features.append(x)
+            return x
 
         def rotary_of(x: torch.Tensor, stage: int) -> Rotary | None:
             if not (self.config.rotary and self.config.self_attention[stage]):
@@ -258,6 +265,6 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if self.config.skip_spread is not None:
             share = linear_velocity(timestep.float() / 1000, self.config.skip_spread)
             velocity = velocity + share[:, None, None, None].to(sample.dtype) * sample
-        if return_features:
-            return velocity, x
+        if taps is not None:
+            return velocity, [features[tap] for tap in taps]
         return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)

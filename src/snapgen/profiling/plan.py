@@ -24,7 +24,7 @@ from snapgen.train.stages.distill import DistillRecipe
 from snapgen.train.stages.flow import FlowRecipe
 
 LATENT_FACTOR = 8  # pixels a latent position
-FP32 = 4  # bytes
+FP32, BF16 = 4, 2  # bytes
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def plan(
     """Of a `flow` or `distill` recipe; `teacher` is the preset that a distill recipe's teacher is counted as.
 
     With `shard`, memory is FSDP2's, without it DDP's: its parts summed, though they are not all full at once.
-    RecipeError where the batch cannot be divided.
+    Without a cache, encoding the pictures in every step comes on top. RecipeError where the batch cannot be divided.
     """
     settings = recipe.train
     share, rest = divmod(settings.batch_size, gpus * settings.gradient_accumulation)
@@ -85,16 +85,16 @@ def plan(
     side = recipe.data.resolution // LATENT_FACTOR
     with torch.device("meta"):
         network = create_denoiser(recipe.model)
-        sample, timestep, states = _inputs(network, 1, side)
-        counts = count(network, lambda: network(sample, timestep, states))
+        inputs = _inputs(network, 1, side)
+        counts = count(network, lambda: network(**inputs))
     forward = float(counts.macs)
     passes = 3.0 + settings.activation_checkpointing  # the backward pass is worth two
     flops, teacher_parameters = 2 * passes * forward, 0
     if isinstance(recipe, DistillRecipe):
         with torch.device("meta"):
             frozen = create_denoiser(teacher)
-            sample, timestep, states = _inputs(frozen, 1, side)
-            taught = count(frozen, lambda: frozen(sample, timestep, states))
+            given = _inputs(frozen, 1, side)
+            taught = count(frozen, lambda: frozen(**given))
         flops += 2 * taught.macs * (1 + (recipe.distillation.guidance_scale != 1.0))
         teacher_parameters = taught.parameters
     samples = settings.steps * settings.batch_size
@@ -106,11 +106,11 @@ def plan(
         "optimizer": 2 * FP32 * held,
         "moving average": FP32 * held,
         "gathered blocks": gathered_bytes(network, settings.precision) if shard else 0,
-        "teacher": FP32 * teacher_parameters,
+        "teacher": (BF16 if settings.precision == "bf16" else FP32) * teacher_parameters,
         "activations": activation_bytes(recipe, share, side),
     }
     hours = flops * samples / (GPUS[gpu].bf16_flops * utilisation) / 3600
-    count_of_latents = getattr(recipe.data, "count", 0)
+    count_of_latents = 0 if recipe.cache is None else getattr(recipe.data, "count", 0)
     return Plan(
         parameters=trained,
         steps=settings.steps,
@@ -151,17 +151,25 @@ def activation_bytes(recipe: FlowRecipe, batch: int, side: int) -> int:
         network = create_denoiser(recipe.model).to(dtype).train()
         if recipe.train.activation_checkpointing:
             network.enable_gradient_checkpointing()
-        sample, timestep, states = (tensor.to(dtype) for tensor in _inputs(network, batch, side))
+        inputs = {name: tensor.to(dtype) for name, tensor in _inputs(network, batch, side).items()}
         with _fused_attention(), LiveMemory() as memory:
-            network(sample, timestep, states, return_dict=False)[0].float().square().mean()
+            network(**inputs, return_dict=False)[0].float().square().mean()
     return memory.peak
 
 
-def _inputs(network: Denoiser, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latent, timestep and text states, of a length between the miniature's 32 tokens and the full size's 377."""
-    tokens = 32 if isinstance(network, TeacherTransformer) or text_width(network) < 768 else 377
-    latent = torch.empty(batch, network.config.in_channels, side, side)
-    return latent, torch.empty(batch), torch.empty(batch, tokens, text_width(network))
+def _inputs(network: Denoiser, batch: int, side: int) -> dict[str, Tensor]:
+    """Latent, timestep and text, of the miniature's 32 tokens, Stable Diffusion 3's 333 or the full size's 377."""
+    width = text_width(network)
+    teacher = isinstance(network, TeacherTransformer)
+    tokens = 32 if width < 768 else 333 if teacher else 377
+    inputs = {
+        "sample": torch.empty(batch, network.config.in_channels, side, side),
+        "timestep": torch.empty(batch),
+        "encoder_hidden_states": torch.empty(batch, tokens, width),
+    }
+    if teacher:
+        inputs["pooled_projections"] = torch.empty(batch, network.config.pooled_projection_dim)
+    return inputs
 
 
 @contextmanager

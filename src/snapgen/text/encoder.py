@@ -48,13 +48,22 @@ class TextEncoder(Protocol):
         ...
 
 
+LANGUAGE_MAX_LENGTH = 300  # tokens of a language model's states, as Sana takes of Gemma's
+
+
+def is_clip(model: Any) -> bool:
+    """Whether a text model of transformers is CLIP's; any other is taken for a language model."""
+    return str(model.config.model_type).startswith("clip")
+
+
 class TransformersTextEncoder:
     """A text model and tokenizer of transformers as a `TextEncoder`.
 
     CLIP's states are those of the penultimate layer, before the final norm, as Stable Diffusion 3 takes them;
     any other model's are its last hidden states. Either way each token is scaled to unit RMS. `prefix` is an
-    instruction put before every prompt (Sana's use of Gemma); it is not counted as part of an empty prompt.
-    `warn` tells of prompts that are cut; training, where thousands of captions go by, switches it off.
+    instruction put before every prompt (Sana's use of Gemma): it colours the prompt's states, its own are left out,
+    and it is no part of an empty prompt. `warn` tells of prompts that are cut; training, where thousands of captions
+    go by, switches it off.
     """
 
     def __init__(
@@ -62,15 +71,20 @@ class TransformersTextEncoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.max_length = max_length or min(tokenizer.model_max_length, 300)
         self.prefix = prefix
         self.warn = warn
         self.width: int = model.config.hidden_size
-        self.layer = -2 if model.config.model_type.startswith("clip") else -1
+        self.is_clip = is_clip(model)
+        longest = model.config.max_position_embeddings if self.is_clip else LANGUAGE_MAX_LENGTH
+        self.max_length = max_length or min(tokenizer.model_max_length, longest)
+        # Without the space at its end, which many tokenizers make part of the word that follows.
+        self.prefix_length = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"]) if prefix else 0
+        self.prefix_start = int(bool(prefix) and tokenizer(prefix)["input_ids"][0] == tokenizer.bos_token_id)
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, both B N, padded on the right to `max_length`."""
+        """Token ids and attention mask, both B N', padded on the right to `prefix_length` and `max_length`."""
         texts = [self.prefix + prompt for prompt in prompts]
+        length = self.prefix_length + self.max_length
         if self.warn:
             self._warn_of_cuts(prompts, texts)
         tokens = self.tokenizer(
@@ -78,28 +92,39 @@ class TransformersTextEncoder:
             padding="max_length",
             padding_side="right",
             truncation=True,
-            max_length=self.max_length,
+            max_length=length,
             return_tensors="pt",
         )
         return tokens["input_ids"], tokens["attention_mask"]
 
     def _warn_of_cuts(self, prompts: list[str], texts: list[str]) -> None:
         for prompt, ids in zip(prompts, self.tokenizer(texts, verbose=False)["input_ids"], strict=True):
-            if len(ids) > self.max_length:
+            count = len(ids) - self.prefix_length
+            if count > self.max_length:
                 short = prompt if len(prompt) <= 40 else prompt[:37] + "..."
                 warnings.warn(
-                    f"prompt '{short}' has {len(ids)} tokens; the text encoder reads the first {self.max_length}",
+                    f"prompt '{short}' has {count} tokens; the text encoder reads the first {self.max_length}",
                     stacklevel=3,
                 )
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> TextStates:
         """States B N D in the model's dtype and on its device."""
-        ids, attention = (part.to(self.model.device) for part in self.tokenize(prompts))
+        device = self.model.device
+        empty = torch.tensor([not prompt.strip() for prompt in prompts], device=device)
+        first = torch.arange(self.max_length, device=device) == 0
+        if empty.all():  # nothing to read: an encoder that is left out costs nothing
+            states = torch.zeros(len(prompts), self.max_length, self.width, device=device, dtype=self.model.dtype)
+            return TextStates(states, first.repeat(len(prompts), 1))
+        ids, attention = (part.to(device) for part in self.tokenize(prompts))
         output = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True)
-        empty = torch.tensor([not prompt.strip() for prompt in prompts], device=ids.device)
-        first = torch.arange(self.max_length, device=ids.device) == 0
-        mask = torch.where(empty[:, None], first, attention.bool())
+        hidden = self._without_prefix(output.hidden_states[-2 if self.is_clip else -1])
+        mask = torch.where(empty[:, None], first, self._without_prefix(attention).bool())
         # Every token to unit RMS: encoders differ by orders of magnitude, and they are joined side by side.
-        states = F.rms_norm(output.hidden_states[self.layer], (self.width,)) * mask[..., None]  # zeros where masked
+        states = F.rms_norm(hidden, (self.width,)) * mask[..., None]  # zeros where masked
         return TextStates(states.masked_fill(empty[:, None, None], 0.0), mask)
+
+    def _without_prefix(self, tokens: Tensor) -> Tensor:
+        """B N' ... -> B N ...: the token that starts every text, if there is one, and what follows the prefix."""
+        start = self.prefix_start
+        return torch.cat([tokens[:, :start], tokens[:, start + self.prefix_length :]], dim=1)

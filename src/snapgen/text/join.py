@@ -1,23 +1,27 @@
 """Several encoders' states joined as Stable Diffusion 3 joins its three (Sec. 4: CLIP-L, CLIP-G and Gemma-2-2b).
 
 CLIP states stand side by side along the features, zero-padded to the language model's width; the language
-model's tokens follow along the sequence. An encoder that is left out contributes what the empty prompt
-contributes: zeros, of which the first token stays visible.
+model's tokens follow along the sequence. An encoder that is left out reads the empty prompt: it contributes
+zeros, of which the first token stays visible.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from snapgen.text.encoder import TextEncoder, TextStates
+from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextEncoder, TextStates, TransformersTextEncoder, is_clip
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # a pipeline's components, in their order
 
 
-def absent(batch: int, length: int, width: int, device: torch.device, dtype: torch.dtype) -> TextStates:
-    """The states of an encoder that is left out: zeros B N D with only the first token visible."""
-    mask = torch.zeros(batch, length, dtype=torch.bool, device=device)
-    mask[:, 0] = True
-    return TextStates(torch.zeros(batch, length, width, device=device, dtype=dtype), mask)
+def tokenizer_of(text_encoder: str) -> str:
+    """Name of the tokenizer that belongs to the component `text_encoder`."""
+    return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def join(clips: list[TextStates], language: TextStates | None = None) -> TextStates:
@@ -45,19 +49,55 @@ class JointTextEncoder:
     """CLIP encoders and at most one language model as one `TextEncoder`."""
 
     def __init__(self, clips: list[TextEncoder], language: TextEncoder | None = None) -> None:
-        encoders = [*clips, *([language] if language else [])]
-        if not encoders:
-            raise ValueError("no text encoder: at least one expected")
         self.clips, self.language = clips, language
+        self.encoders = [*clips, *([language] if language else [])]
+        if not self.encoders:
+            raise ValueError("no text encoder: at least one expected")
         self.max_length = (clips[0].max_length if clips else 0) + (language.max_length if language else 0)
         self.width = max(sum(clip.width for clip in clips), language.width if language else 0)
 
-    def __call__(self, prompts: list[str], dropped: frozenset[int] = frozenset()) -> TextStates:
-        """States B N D of `prompts`; `dropped` numbers the encoders (CLIPs first) that are left out."""
-        encoded = [encoder(prompts) for encoder in [*self.clips, *([self.language] if self.language else [])]]
-        for index in dropped:
-            states = encoded[index].states
-            batch, length, width = states.shape
-            encoded[index] = absent(batch, length, width, states.device, states.dtype)
+    @classmethod
+    def from_components(
+        cls,
+        components: Mapping[str, Any],
+        language_max_length: int = LANGUAGE_MAX_LENGTH,
+        language_prefix: str = "",
+        warn: bool = True,
+    ) -> JointTextEncoder:
+        """Of a pipeline's text models and tokenizers, by the names of its components; those that are None are absent.
+
+        CLIPs come first, at most one language model last, which alone has a `language_prefix` and at most
+        `language_max_length` tokens; ValueError otherwise. `warn`: see `TransformersTextEncoder`.
+        """
+        encoders = []
+        for name in TEXT_ENCODERS:
+            if (model := components.get(name)) is None:
+                continue
+            tokenizer = components[tokenizer_of(name)]
+            length, prefix = None, ""
+            if not is_clip(model):
+                length, prefix = min(tokenizer.model_max_length, language_max_length), language_prefix
+            encoders.append(TransformersTextEncoder(model, tokenizer, length, prefix, warn))
+        if not all(encoder.is_clip for encoder in encoders[:-1]):
+            kinds = ", ".join(type(encoder.model).__name__ for encoder in encoders)
+            raise ValueError(f"text encoders {kinds}: CLIPs first, then at most one language model expected")
+        clips: list[TextEncoder] = [encoder for encoder in encoders if encoder.is_clip]
+        lengths = [clip.max_length for clip in clips]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"CLIP text encoders of {lengths} tokens: equal lengths expected, they stand side by side")
+        return cls(clips, encoders[-1] if len(clips) < len(encoders) else None)
+
+    def __call__(self, prompts: list[str], dropped: Tensor | None = None) -> TextStates:
+        """States B N D of `prompts`.
+
+        dropped: B E, or 1 E, True where a prompt's states are to do without one of the E encoders (CLIPs first).
+        """
+        if dropped is None:
+            dropped = torch.zeros(1, len(self.encoders), dtype=torch.bool)
+        left_out = dropped.expand(len(prompts), -1).T.tolist()
+        encoded = [
+            encoder(["" if without else prompt for prompt, without in zip(prompts, column, strict=True)])
+            for encoder, column in zip(self.encoders, left_out, strict=True)
+        ]
         count = len(self.clips)
         return join(encoded[:count], encoded[count] if self.language else None)

@@ -15,7 +15,13 @@ from typing import cast
 
 import torch
 import torch.distributed
-from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
@@ -57,13 +63,17 @@ def _shard_on_cpu(accelerator: Accelerator) -> None:
     accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
-def distribute(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-    """`network` wrapped for precision and processes.
+def distribute(
+    accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer, partial: bool = False
+) -> nn.Module:
+    """`network` wrapped for precision and processes; `partial`: a backward pass may leave parameters out.
 
     FSDP2 shards it in place, with `optimizer`'s parameters: a group for every block that the network names as one in
     `_no_split_modules`, and one for the rest.
     """
     if not accelerator.is_fsdp2:
+        if partial:  # which DDP must then look for; FSDP2 reduces the gradients that there are
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         return cast(nn.Module, accelerator.prepare_model(network))
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 takes no other memory format

@@ -39,7 +39,7 @@ class Guard:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 return f"{name} is {value}"
-        loss, factor = metrics["loss"], self.settings.skip_factor
+        loss, factor = metrics.get("loss", 0.0), self.settings.skip_factor  # an adversary's turn comes before it
         if self.accepted >= SETTLED and self.average > 0 and loss > factor * self.average:
             return f"loss is {loss:.4g}, more than {factor:g} times its average {self.average:.4g}"
         return None

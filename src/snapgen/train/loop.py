@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
-from snapgen.config import Recipe, RecipeError, TrainSettings
+from snapgen.config import Recipe, RecipeError, TrainSettings, complete_recipe
 from snapgen.train.distribution import distribute, hollow_copy, is_first_process, make_accelerator, whole
 from snapgen.train.guard import Guard, save_evidence
 from snapgen.train.report import Display, Report
@@ -77,7 +77,7 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
         prepare_network(stage.model, settings)
         hollow = hollow_copy(stage.model) if accelerator.is_fsdp2 else None
         optimizer = make_optimizer(stage.model, settings)
-        model = distribute(accelerator, stage.model, optimizer)
+        model = distribute(accelerator, stage.model, optimizer, partial=len(stage.turns) > 1)
         state = TrainState(stage.model, optimizer, make_ema(stage.model, settings), Guard(settings), hollow)
         start = 0
         if checkpoint is not None:
@@ -130,41 +130,39 @@ def train_step(
     done: int,
     caught: set[signal.Signals],
 ) -> tuple[dict[str, float], signal.Signals | None, str | None]:
-    """One optimiser step after `done` others.
+    """One step after `done` others: an update of the optimiser in each of the stage's turns.
 
     Returns its metrics, the signal on which all processes agree to stop, and why it was left out if it was.
     """
     settings: TrainSettings = stage.recipe.train
-    rounds = settings.gradient_accumulation
+    rate = learning_rate(done, settings)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    metrics: dict[str, float] = {}
+    stopping, objection = None, None
+    for number, turn in enumerate(stage.turns):
+        if len(stage.turns) > 1:
+            only_train(state.optimizer, stage.learners(turn))
+        index = done * len(stage.turns) + number
+        found, signaled, batch = forward_backward(accelerator, stage, model, state, turn, index, caught)
+        prefix = f"{turn}/" if turn else ""
+        metrics |= {f"{prefix}{name}": value for name, value in found.items()}
+        stopping = stopping or signaled
+        objection = state.guard.objection(metrics)
 
-    # Forward and backward; gradients are exchanged in the last round only
-    state.optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, Tensor] = {}
-    for index in range(rounds):
-        batch = stage.batch(done * rounds + index)
-        with nullcontext() if index == rounds - 1 else accelerator.no_sync(model):
-            parts = stage.loss(model, batch)
-            accelerator.backward(parts["loss"] / rounds)
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0) + value.detach().float() / rounds
-
-    # Means over the processes; the signals travel along, so that all stop after the same step
-    flags = [torch.tensor(float(number in caught), device=accelerator.device) for number in STOP_SIGNALS]
-    means = accelerator.reduce(torch.stack([*sums.values(), *flags]), "mean").tolist()
-    metrics = dict(zip(sums, means, strict=False))
-    stopping = next((number for number, flag in zip(STOP_SIGNALS, means[len(sums) :], strict=True) if flag), None)
-    objection = state.guard.objection(metrics)
-
-    # Update, or not
-    parameters = stage.model.parameters()
-    # `foreach` is what it would choose, but for shards, which it takes one by one unless told.
-    grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip, foreach=True)).item()
-    objection = objection or state.guard.objection(metrics | {"grad_norm": grad_norm})
-    metrics |= {"grad_norm": grad_norm, "learning_rate": learning_rate(done, settings)}
-    if objection is None:
-        for group in state.optimizer.param_groups:
-            group["lr"] = metrics["learning_rate"]
+        # Update, or not
+        parameters = stage.model.parameters()
+        # `foreach` is what it would choose, but for shards, which it takes one by one unless told.
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip, foreach=True)).item()
+        metrics[f"{prefix}grad_norm"] = grad_norm
+        objection = objection or state.guard.objection(metrics)
+        if objection is not None:
+            break
         state.optimizer.step()
+    metrics = {"loss": math.nan} | metrics | {"learning_rate": rate}  # the last turn may not have come
+
+    # What the whole step was
+    if objection is None:
         state.average()
         state.guard.accept(metrics["loss"])
     elif state.guard.skip():
@@ -176,6 +174,44 @@ def train_step(
             f"the last checkpoint is intact{where}: look at the data, or lower train.learning_rate"
         )
     return metrics | ({"skipped": state.guard.skipped} if state.guard.skipped else {}), stopping, objection
+
+
+def forward_backward(
+    accelerator: Accelerator,
+    stage: Stage[Any, Any],
+    model: torch.nn.Module,
+    state: TrainState,
+    turn: str,
+    index: int,
+    caught: set[signal.Signals],
+) -> tuple[dict[str, float], signal.Signals | None, Any]:
+    """The gradients of turn number `index`; returns its losses, the signal to stop on, and the last batch."""
+    rounds = stage.recipe.train.gradient_accumulation
+
+    # Gradients are exchanged in the last round only
+    state.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for number in range(rounds):
+        batch = stage.batch(index * rounds + number)
+        with nullcontext() if number == rounds - 1 else accelerator.no_sync(model):
+            parts = stage.turn_loss(turn, model, batch)
+            accelerator.backward(parts["loss"] / rounds)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0) + value.detach().float() / rounds
+
+    # Means over the processes; the signals travel along, so that all stop after the same step
+    flags = [torch.tensor(float(number in caught), device=accelerator.device) for number in STOP_SIGNALS]
+    means = accelerator.reduce(torch.stack([*sums.values(), *flags]), "mean").tolist()
+    stopping = next((number for number, flag in zip(STOP_SIGNALS, means[len(sums) :], strict=True) if flag), None)
+    return dict(zip(sums, means, strict=False)), stopping, batch
+
+
+def only_train(optimizer: torch.optim.Optimizer, learners: Iterable[torch.nn.Parameter]) -> None:
+    """Of all that the optimiser trains, lets `learners` alone have gradients: it leaves out what has none."""
+    chosen = set(learners)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(parameter in chosen)
 
 
 def evaluate(stage: Stage[Any, Any], averaged: torch.nn.Module, report: Report, step: int) -> dict[str, float]:
@@ -231,7 +267,7 @@ def open_run(run: Path, recipe: Recipe, resume: bool, display: Display) -> Check
         return None
     checkpoint = newest_checkpoint(run, lambda text: display.line(f"snapgen: warning: {text}"))
     if checkpoint is not None:
-        check_same_recipe(checkpoint.recipe, recipe.model_dump(mode="json"), run)
+        check_same_recipe(complete_recipe(type(recipe), checkpoint.recipe), recipe.model_dump(mode="json"), run)
         if checkpoint.step > recipe.train.steps:
             raise RecipeError(f"{run} is at step {checkpoint.step} already, past train.steps {recipe.train.steps}")
     return checkpoint

@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, RecipeType
+from snapgen.data import Source, open_source
+
+DISCRIMINATOR = "discriminator"  # the name of its turn in adversarial stages
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
 
     recipe_type: ClassVar[type[Recipe]]
     model: ModelType  # the trained network; the loop owns optimiser, EMA and distributed wrapping
+    turns: tuple[str, ...] = ("",)  # what a step updates, in order; adversarial stages have several, "" the last
 
     def __init__(self, recipe: RecipeType, context: Context) -> None:
         rounds, batch_size = recipe.train.gradient_accumulation, recipe.train.batch_size
@@ -55,6 +59,20 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
             )
         self.recipe = recipe
         self.context = context
+
+    def open_source(self, settings: Any) -> Source:
+        """The recipe's pictures. The first process opens them before the others: what it indexes, they find."""
+        distributed = self.context.world > 1
+        if distributed and self.context.rank > 0:
+            torch.distributed.barrier()
+        source = open_source(settings, self.context.progress)
+        if distributed and self.context.rank == 0:
+            torch.distributed.barrier()
+        return source
+
+    def place(self, network: Any) -> Any:
+        """`network` on the device, its kernels stored channels-last."""
+        return network.to(self.context.device, memory_format=torch.channels_last)
 
     def local_indices(self, micro_step: int) -> range:
         """The global sample numbers that this process takes in `micro_step` (= step * accumulation + round)."""
@@ -78,6 +96,14 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         `model` is `self.model` as wrapped for precision and distribution: call it, do not reach into it.
         The keys must be the same at every step and on every process.
         """
+
+    def learners(self, turn: str) -> Iterable[torch.nn.Parameter]:
+        """What is updated in `turn`, of `self.model`."""
+        return self.model.parameters()
+
+    def turn_loss(self, turn: str, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:
+        """What `turn` minimises, as `loss`; a turn with a name is logged as `<turn>/<name>`."""
+        return self.loss(model, batch)
 
     @abstractmethod
     def draw(self, model: ModelType) -> Image.Image | None:

@@ -25,7 +25,14 @@ from snapgen.weights import atomic_folder, load_file, manifest, save_file_atomic
 
 # What a resume may change without becoming another training.
 FREE_KEYS = frozenset(
-    f"train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+    {
+        "train.steps",
+        "train.log_every",
+        "train.sample_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "workers",
+    }
 )
 
 

@@ -13,6 +13,7 @@ STAGES = {
     "text": "snapgen.train.stages.text:TextStage",
     "flow": "snapgen.train.stages.flow:FlowStage",
     "distill": "snapgen.train.stages.distill:DistillStage",
+    "step": "snapgen.train.stages.step:StepStage",
 }
 
 

@@ -2,30 +2,35 @@
 
 Together, as the miniature needs them: reconstruction with a light KL term that keeps latents near a normal
 distribution; their mean and spread are measured at the end and written to the configuration. Alone, as
-Sec. 3.2 trains its decoder: `train_encoder: false`, no KL term, latents and their scale stay what they were.
+Sec. 3.2 trains its decoder: `train_encoder: false`, no KL term, latents and their scale stay what they were; MSE,
+LPIPS and an adversarial loss on patches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data import open_source
+from snapgen.data import BadSampleError
 from snapgen.data.pictures import random_crop, to_tensor, to_uint8
 from snapgen.data.preview import contact_sheet
-from snapgen.data.scenes import SceneSettings
+from snapgen.data.settings import DataSettings
+from snapgen.losses.adversarial import hinge, hinge_generator
 from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
 from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.presets import create_autoencoder
-from snapgen.train.stage import Context, Stage
+from snapgen.train.stage import DISCRIMINATOR, Context, Stage
 
 VALIDATION_COUNT = 64  # pictures, from the far end of the source
 STATISTICS_COUNT = 1024  # pictures over which the latents' mean and spread are measured
@@ -36,8 +41,10 @@ class LossWeights(Settings):
 
     mse: float = Field(default=1.0, ge=0)
     l1: float = Field(default=0.5, ge=0)
-    gradient: float = Field(default=0.5, ge=0)
+    gradient: float = Field(default=0.5, ge=0)  # where LPIPS's weights cannot be had: it asks for edges too
     kl: float = Field(default=1e-4, ge=0)
+    lpips: float = Field(default=0.0, ge=0)  # VGG's, by torchmetrics, which needs torchvision and its weights
+    adversarial: float = Field(default=0.0, ge=0)  # of a patch discriminator, hinge
 
 
 class AutoencoderRecipe(Recipe):
@@ -46,33 +53,46 @@ class AutoencoderRecipe(Recipe):
     stage: Literal["autoencoder"]
     model: str  # autoencoder preset
     initial: Path | None = None  # folder of an autoencoder of that preset to start from
+    encoder: str | None = None  # folder or hub name of diffusers' AutoencoderKL (SD3's) whose encoder to take
     whiten: bool = False  # at the end, give the latents covariance 1 (the preset must have use_post_quant_conv)
     train_encoder: bool = True  # False: the encoder of `initial` stays frozen and the KL term is left out
-    data: SceneSettings
+    data: DataSettings
     crop: int = Field(gt=0, multiple_of=32)  # side of the training patches in pixels
     weights: LossWeights = LossWeights()
 
     @model_validator(mode="after")
     def _frozen_encoder_is_trained(self) -> AutoencoderRecipe:
-        if not self.train_encoder and self.initial is None:
-            raise ValueError("train_encoder: false needs initial, the folder of a trained autoencoder")
+        if not self.train_encoder and self.initial is None and self.encoder is None:
+            raise ValueError("train_encoder: false needs initial or encoder, where the trained one is")
+        if self.initial is not None and self.encoder is not None:
+            raise ValueError("initial and encoder both bring an encoder: choose one")
         if self.whiten and not self.train_encoder:
             raise ValueError("whiten changes the latents, train_encoder: false keeps them: choose one")
         return self
 
 
 class TrainableAutoencoder(nn.Module):
-    """The autoencoder with a forward pass that also gives the posterior, which the KL term needs."""
+    """The autoencoder with a forward pass that gives all that losses need, and what judges its pictures."""
 
-    def __init__(self, autoencoder: SnapGenAutoencoder):
+    def __init__(self, autoencoder: SnapGenAutoencoder, discriminator: PatchDiscriminator | None = None):
         super().__init__()
         self.autoencoder = autoencoder
+        self.discriminator = discriminator
 
-    def forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction (as `pictures`), posterior mean and log-variance (as `noise`: B C h w)."""
-        posterior = self.autoencoder.encode(pictures, return_dict=False)[0]
-        latent = posterior.mean + posterior.std * noise
-        return self.autoencoder.decode(latent, return_dict=False)[0], posterior.mean, posterior.logvar
+    def forward(self, pictures: Tensor, noise: Tensor, turn: str = "") -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Reconstruction (as `pictures`), posterior mean and log-variance (as `noise`: B C h w), and logits.
+
+        These are of the reconstruction, and in the discriminator's turn, which keeps no other gradients, of the
+        pictures too. Without a discriminator there are none.
+        """
+        judging = turn == DISCRIMINATOR
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not judging):
+            posterior = self.autoencoder.encode(pictures, return_dict=False)[0]
+            latent = posterior.mean + posterior.std * noise
+            reconstruction = self.autoencoder.decode(latent, return_dict=False)[0]
+        judged = [reconstruction, pictures] if judging else [reconstruction]
+        logits = [] if self.discriminator is None else [self.discriminator(picture) for picture in judged]
+        return reconstruction, posterior.mean, posterior.logvar, logits
 
 
 class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
@@ -82,27 +102,39 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
     def __init__(self, recipe: AutoencoderRecipe, context: Context):
         super().__init__(recipe, context)
-        self.source = open_source(recipe.data)
+        self.source = self.open_source(recipe.data)
         autoencoder = create_autoencoder(recipe.model)
         if recipe.initial is not None:
             if not recipe.initial.is_dir():
                 raise RecipeError(f"initial: folder {recipe.initial} does not exist")
             autoencoder = SnapGenAutoencoder.from_pretrained(recipe.initial, dtype=torch.float32)
+        if recipe.encoder is not None:
+            take_encoder(autoencoder, recipe.encoder)
         autoencoder.encoder.requires_grad_(recipe.train_encoder)
-        autoencoder = autoencoder.to(context.device, memory_format=torch.channels_last)
         if recipe.whiten and autoencoder.post_quant_conv is None:
             raise RecipeError(f"whiten: model {recipe.model} has no post_quant_conv; use a preset that has one")
-        self.model = TrainableAutoencoder(autoencoder)
+        discriminator = None
+        if recipe.weights.adversarial:
+            discriminator = PatchDiscriminator()
+            self.turns = (DISCRIMINATOR, "")
+        self.lpips = make_lpips().to(context.device) if recipe.weights.lpips else None
+        self.model = self.place(TrainableAutoencoder(autoencoder, discriminator))
         self.latent_channels = autoencoder.config.latent_channels
         self.factor = autoencoder.spatial_factor
+
+    def learners(self, turn: str) -> Iterable[nn.Parameter]:
+        """The discriminator, or the autoencoder as far as it is trained."""
+        if turn == DISCRIMINATOR:
+            assert self.model.discriminator is not None
+            return self.model.discriminator.parameters()
+        return self.model.autoencoder.parameters()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Patches B 3 crop crop in [-1, 1] and the posterior's noise B C crop/f crop/f."""
         patches, noise = [], []
         for number in self.local_indices(step):
             seed = (self.recipe.seed, number)
-            picture = self.source.image(number % len(self.source))
-            patches.append(random_crop(picture, self.recipe.crop, seed))
+            patches.append(random_crop(self._picture(number), self.recipe.crop, seed))
             side = self.recipe.crop // self.factor
             shape = (self.latent_channels, side, side)
             noise.append(np.random.default_rng((*seed, 1)).standard_normal(shape, np.float32))
@@ -110,10 +142,26 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         pictures = to_tensor(patches).to(device).contiguous(memory_format=torch.channels_last)
         return pictures, torch.from_numpy(np.stack(noise)).to(device)
 
+    def _picture(self, number: int) -> np.ndarray:
+        """The picture of index `number`, counted round and round, or the next that can be read."""
+        for index in range(number, number + len(self.source)):
+            try:
+                return self.source.image(index % len(self.source))
+            except BadSampleError as error:
+                self.context.warn(f"{error}; the next one stands in for it")
+        raise ValueError(f"none of {len(self.source)} pictures can be read")
+
+    def turn_loss(self, turn: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The discriminator's hinge loss, or `loss`."""
+        if turn != DISCRIMINATOR:
+            return self.loss(model, batch)
+        fake, real = model(*batch, turn)[-1]
+        return {"loss": hinge(real, fake), "gap": real.mean() - fake.mean()}
+
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Weighted sum of MSE, L1, multi-scale gradient and KL terms."""
+        """Weighted sum of MSE, L1, multi-scale gradient, KL, LPIPS and adversarial terms."""
         pictures, noise = batch
-        reconstruction, mean, log_variance = model(pictures, noise)
+        reconstruction, mean, log_variance, logits = model(pictures, noise)
         reconstruction = reconstruction.float()
         parts = {
             "mse": F.mse_loss(reconstruction, pictures),
@@ -122,12 +170,16 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         }
         if self.recipe.train_encoder:
             parts["kl"] = kl_loss(mean.float(), log_variance.float())
+        if self.lpips is not None:
+            parts["lpips"] = self.lpips(reconstruction.clamp(-1, 1), pictures)
+        if logits:
+            parts["adversarial"] = hinge_generator(logits[0])
         weights = self.recipe.weights.model_dump()
         return {"loss": sum((weights[name] * part for name, part in parts.items()), torch.zeros(())), **parts}
 
     def _validation(self, count: int) -> Tensor:
         start = max(len(self.source) - count, 0)
-        pictures = to_tensor([self.source.image(index) for index in range(start, len(self.source))])
+        pictures = to_tensor([self._picture(index) for index in range(start, len(self.source))])
         return pictures.to(self.context.device)
 
     @torch.no_grad()
@@ -156,7 +208,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         numbers = range(0, count, 16)
         latents = []
         for start in self.context.progress(numbers, "latent statistics", len(numbers)):
-            pictures = to_tensor([self.source.image(index) for index in range(start, min(start + 16, count))])
+            pictures = to_tensor([self._picture(index) for index in range(start, min(start + 16, count))])
             posterior = model.autoencoder.encode(pictures.to(self.context.device), return_dict=False)[0]
             latents.append(posterior.mode())
         values = torch.cat(latents)
@@ -166,3 +218,34 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         model.autoencoder.register_to_config(
             scaling_factor=1.0 / values.std().item(), shift_factor=values.mean().item()
         )
+
+
+def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
+    """Gives `autoencoder` the encoder, and the latents' scale, of diffusers' AutoencoderKL in a folder or on the hub.
+
+    The folder may be a whole pipeline's, such as Stable Diffusion 3.5's. RecipeError if it does not fit.
+    """
+    subfolder = "vae" if not Path(name).is_dir() or (Path(name) / "vae").is_dir() else None
+    try:
+        source = AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
+        autoencoder.encoder.load_state_dict(source.encoder.state_dict())
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(f"encoder: {name} does not give the encoder of this preset: {reason}") from None
+    scale = {name: source.config[name] for name in ("scaling_factor", "shift_factor")}
+    autoencoder.register_to_config(**{name: value or 0.0 for name, value in scale.items()})
+
+
+def make_lpips() -> nn.Module:
+    """VGG's LPIPS of pictures in [-1, 1], frozen."""
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        metric: nn.Module = LearnedPerceptualImagePatchSimilarity(net_type="vgg")
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            "weights.lpips needs torchmetrics, torchvision and VGG's weights: pip install torchmetrics torchvision, or "
+            f"set it to 0 ({reason})"
+        ) from None
+    return metric.requires_grad_(False).eval()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from snapgen.config import RecipeError, Settings
+from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE
 from snapgen.losses.distillation import (
@@ -20,13 +19,12 @@ from snapgen.losses.distillation import (
     output_distillation,
     squared_error,
 )
-from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
+from snapgen.models.denoiser import Denoiser
 from snapgen.models.distiller import DistilledStudent
-from snapgen.models.teacher import TeacherTransformer
 from snapgen.models.unet import SnapGenUNet
 from snapgen.train.stage import Context
-from snapgen.train.stages.flow import TIMESTEP_BINS, FlowRecipe, FlowStage, locate
+from snapgen.train.stages.flow import TIMESTEP_BINS, FlowRecipe, FlowStage, is_hub_name, locate
+from snapgen.train.teaching import load_teacher
 
 LAST = -1  # the teacher's block whose features are matched (Eq. 5)
 
@@ -52,7 +50,9 @@ class DistillRecipe(FlowRecipe):
     """Settings of the `distill` stage: those of `flow`, and the teacher."""
 
     stage: Literal["distill"]  # type: ignore[assignment]
-    teacher: Path  # pipeline folder whose `unet` is a TeacherTransformer
+    # Pipeline folder of ours ("mini" is the bundled one), which reads the student's text states; or folder or hub name
+    # of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which reads captions with its own encoders.
+    teacher: str
     distillation: DistillationSettings = DistillationSettings()
 
     @model_validator(mode="after")
@@ -65,49 +65,29 @@ class DistillRecipe(FlowRecipe):
 class DistillStage(FlowStage):
     """Trains a UNet on data and on a teacher at once."""
 
-    recipe_type = DistillRecipe
+    recipe_type: ClassVar[type[Recipe]] = DistillRecipe
 
     def __init__(self, recipe: DistillRecipe, context: Context):
         super().__init__(recipe, context)
-        folder = locate("teacher", recipe.teacher)
-        teacher = load_denoiser(folder / "unet")
-        if not isinstance(teacher, TeacherTransformer):
-            raise RecipeError(
-                f"teacher: {folder / 'unet'} is a {type(teacher).__name__}, expected a TeacherTransformer"
-            )
         student = self.model
         if not isinstance(student, SnapGenUNet):
             raise RecipeError(f"model {recipe.model} is a {type(student).__name__}, expected a SnapGenUNet")
-        if text_width(teacher) != self.text.width:
-            raise RecipeError(
-                f"teacher: it reads text states of width {text_width(teacher)}, the encoder in {recipe.text} "
-                f"gives {self.text.width}"
-            )
-        self._check_latents(folder / "vae")
-        self.teacher = teacher.to(context.device).eval().requires_grad_(False)
-        self.model = DistilledStudent(student, teacher.config.num_attention_heads * teacher.config.attention_head_dim)
-        self.model = self.model.to(context.device, memory_format=torch.channels_last)
-        self.model.projector.requires_grad_(recipe.distillation.features)
+        source = recipe.teacher if is_hub_name(recipe.teacher) else str(locate("teacher", Path(recipe.teacher)))
+        try:
+            self.teacher = load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, context.device)
+        except ValueError as error:
+            raise RecipeError(f"teacher: {error}") from error
+        self.model = self.place(self._trained(student))
 
-    def _check_latents(self, folder: Path) -> None:
-        """Refuses a teacher of another autoencoder: what it says of latents would be nonsense here."""
-        other = SnapGenAutoencoder.from_pretrained(folder, dtype=torch.float32)
-        ours, theirs = self.autoencoder.state_dict(), other.state_dict()
-        scales = ("scaling_factor", "shift_factor")
-        same = all(self.autoencoder.config[name] == other.config[name] for name in scales)
-        encoder = [name for name in ours if name.startswith("encoder.")]  # decoders may differ
-        # Half precision may lie between them.
-        close = same and all(
-            name in theirs
-            and ours[name].shape == theirs[name].shape
-            and torch.allclose(ours[name].cpu(), theirs[name], rtol=1e-2, atol=1e-3)
-            for name in encoder
-        )
-        if not close:
-            raise RecipeError(
-                f"teacher: its latents are those of {folder}, the student's those of {self.autoencoder_folder}: "
-                "both must be trained on the same autoencoder's"
-            )
+    def _trained(self, student: SnapGenUNet) -> nn.Module:
+        """The student with what is trained beside it."""
+        trained = DistilledStudent(student, self.teacher.feature_widths[LAST])
+        trained.projector.requires_grad_(self.recipe.distillation.features)
+        return trained
+
+    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> dict[str, Tensor]:
+        """The student's, and what the teacher needs besides."""
+        return super().conditions(captions, dropped) | self.teacher.conditions(captions)
 
     def denoiser(self, model: nn.Module) -> Denoiser:
         """The student's UNet."""
@@ -133,8 +113,8 @@ class DistillStage(FlowStage):
         x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
         x = interpolate(x0, noise, sigmas)
         settings = self.recipe.distillation
-        with torch.no_grad():
-            teacher_velocity, (feature,) = self._teach(x, batch)
+        with torch.no_grad(), self._autocast():
+            teacher_velocity, (feature,) = self.teacher(x, sigmas, batch, (LAST,), settings.guidance_scale)
         grid = tuple(feature.shape[-2:])
         with self._attention():
             inputs = (x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], grid)
@@ -145,22 +125,6 @@ class DistillStage(FlowStage):
         if settings.features:
             parts["features"] = feature_distillation([(projected, feature)])
         return parts
-
-    def _teach(self, x: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The teacher's velocity, guided if asked for, and its last features under the text."""
-        # It attends to padding too: as much of it as it was trained with.
-        padding = self.text.max_length - batch["mask"].shape[1]
-        states, mask = F.pad(batch["states"], (0, 0, 0, padding)), F.pad(batch["mask"], (0, padding))
-        timestep = TIMESTEP_SCALE * batch["sigmas"]
-        with self._autocast():
-            velocity, features = self.teacher(x, timestep, states, mask, taps=(LAST,))
-            scale = self.recipe.distillation.guidance_scale
-            if scale != 1.0:
-                first = torch.zeros_like(mask)
-                first[:, 0] = True  # the empty prompt: zeros, of which one is visible
-                empty = self.teacher(x, timestep, torch.zeros_like(states), first, return_dict=False)[0]
-                velocity = empty + scale * (velocity - empty)
-        return velocity, features
 
     @torch.no_grad()
     def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:

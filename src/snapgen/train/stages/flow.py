@@ -1,11 +1,11 @@
-"""The `flow` stage: the UNet learns the velocity of Eq. 2 on cached latents, under frozen text states (Sec. 3.3)."""
+"""The `flow` stage: the UNet learns the velocity of Eq. 2 on latents, under frozen text states (Sec. 3.3)."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -13,15 +13,13 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModel, AutoTokenizer
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data import open_source
-from snapgen.data.folder import FolderSettings
-from snapgen.data.latents import LatentCache, fingerprint
+from snapgen.data import first_readable, open_source
+from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, fingerprint
 from snapgen.data.pictures import to_tensor
 from snapgen.data.preview import contact_sheet
-from snapgen.data.scenes import SceneSettings
+from snapgen.data.settings import DataSettings
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
 from snapgen.models.autoencoder import SnapGenAutoencoder
@@ -29,10 +27,10 @@ from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline import SnapGenPipeline, bundled_folder
-from snapgen.text.encoder import TransformersTextEncoder
+from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
+from snapgen.text.join import JointTextEncoder
+from snapgen.text.load import load_text_encoders
 from snapgen.train.stage import Context, Stage, derive_seed
-
-DataSettings = Annotated[SceneSettings | FolderSettings, Field(discriminator="source")]
 
 VALIDATION_COUNT = 128
 TIMESTEP_BINS = 16  # of the curve of losses by noise level; divides VALIDATION_COUNT
@@ -54,18 +52,32 @@ class LoraSettings(Settings):
     targets: tuple[str, ...] = ("to_q", "to_kv", "to_out", "proj_in", "proj_out")  # names of layers
 
 
+class LanguageSettings(Settings):
+    """How a language model among the text encoders reads captions; the pipeline keeps it."""
+
+    max_length: int = Field(default=LANGUAGE_MAX_LENGTH, gt=0)  # tokens
+    prefix: str = ""  # instruction before every caption, as Sana gives Gemma
+
+
 class FlowRecipe(Recipe):
     """Settings of the `flow` stage."""
 
     stage: Literal["flow"]
     model: str  # UNet preset
     autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; here and below, "mini" is the bundled model's
-    text: Path  # folder with text_encoder/ and tokenizer/
+    # Folder with text_encoder/ and tokenizer/ (and text_encoder_2/ ..., as pipelines have), or up to three folders or
+    # hub names of text models of transformers, CLIPs first and then at most one language model.
+    text: str | tuple[str, ...]
+    language: LanguageSettings = LanguageSettings()
     data: DataSettings
-    cache: Path  # folder for the latents of data.count pictures
+    cache: Path | None  # folder for the latents of all pictures; null: they are encoded in every step
+    workers: int = Field(default=8, gt=0)  # threads of each process that read pictures ahead of the encoder
     initial: Path | None = None  # pipeline folder whose UNet weights to start from
     lora: LoraSettings | None = None  # train adapters of `initial` instead of the whole UNet
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of captions replaced by the empty prompt
+    # Probability with which each text encoder by itself reads the empty prompt, so that any of them can be left out
+    # later (Sec. 4). Stable Diffusion 3's 0.464 leaves 0.464^3 = 10 % without any.
+    encoder_dropout: float = Field(default=0.0, ge=0, lt=1)
     timesteps: TimestepSettings = TimestepSettings()
     guidance_scale: float = Field(default=4.0, ge=0)  # default of the pipeline, used for the sample grids
     num_inference_steps: int = Field(default=28, gt=0)
@@ -88,11 +100,7 @@ class FlowStage(Stage[Any, Any]):
         self.autoencoder_folder = locate("autoencoder", recipe.autoencoder, "vae")
         autoencoder = SnapGenAutoencoder.from_pretrained(self.autoencoder_folder, dtype=torch.float32)
         self.autoencoder = autoencoder.to(context.device).eval()
-        text = locate("text", recipe.text)
-        self.tokenizer = AutoTokenizer.from_pretrained(text / "tokenizer")
-        text_model = AutoModel.from_pretrained(text / "text_encoder", dtype=torch.float32)
-        self.text_model = text_model.to(context.device).eval()
-        self.text = TransformersTextEncoder(self.text_model, self.tokenizer, warn=False)
+        self.text_components, self.text = self._load_text()
         if recipe.initial is None:
             unet = create_denoiser(recipe.model)
         else:
@@ -100,7 +108,7 @@ class FlowStage(Stage[Any, Any]):
         if text_width(unet) != self.text.width:
             raise RecipeError(
                 f"model {recipe.model} reads text states of width {text_width(unet)}, "
-                f"the encoder in {recipe.text} gives {self.text.width}"
+                f"the text encoders in {recipe.text} give {self.text.width}"
             )
         if recipe.lora is not None:
             if not isinstance(unet, SnapGenUNet):
@@ -109,22 +117,42 @@ class FlowStage(Stage[Any, Any]):
                 )
             add_adapters(unet, recipe.lora)
         self.masks_text = isinstance(unet, SnapGenUNet)  # a teacher attends to padding too: always the same amount
-        self.model = unet.to(context.device, memory_format=torch.channels_last)
+        self.model = self.place(unet)
 
-        self.source = open_source(recipe.data)
-        self.latents, self.indices = self._cached_latents()
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.source = self.open_source(recipe.data)
+        self.batches = self._open_batches()
 
-    def _cached_latents(self) -> tuple[Tensor, Tensor]:
-        """Normalised latents of the pictures that can be read, fp16, and their indices."""
-        recipe = self.recipe
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """In which networks that do not learn are held: bf16 on a GPU that computes in it anyway."""
+        half = self.recipe.train.precision == "bf16" and self.context.device.type == "cuda"
+        return torch.bfloat16 if half else torch.float32
+
+    def _load_text(self) -> tuple[dict[str, Any], JointTextEncoder]:
+        """The frozen text encoders, as the pipeline's components and as one."""
+        sources, language = text_sources(self.recipe.text), self.recipe.language
+        try:
+            components = load_text_encoders(sources, self.frozen_dtype)
+            text = JointTextEncoder.from_components(components, language.max_length, language.prefix, warn=False)
+        except ValueError as error:
+            raise RecipeError(f"text: {error}") from error
+        for component in components.values():
+            if isinstance(component, nn.Module):
+                component.to(self.context.device)
+        return components, text
+
+    def _open_batches(self) -> Batches:
+        """Normalised latents in the order of training."""
+        recipe, context = self.recipe, self.context
+        micro_batch = recipe.train.batch_size // recipe.train.gradient_accumulation
+        if recipe.cache is None:
+            return EncodedBatches(self.source, self._encode, micro_batch, recipe.seed, recipe.workers, context.warn)
         weights = (self.autoencoder_folder / "diffusion_pytorch_model.safetensors").read_bytes()
-        key = fingerprint(self.source.signature(), weights)
-        cache = LatentCache(self.source, recipe.cache / key)
-        cache.build(self._encode, self.context.rank, self.context.world, self.context.progress, self.context.warn)
-        if self.context.world > 1:
+        cache = LatentCache(self.source, recipe.cache / fingerprint(self.source.signature(), weights))
+        cache.build(self._encode, context.rank, context.world, context.progress, context.warn, recipe.workers)
+        if context.world > 1:
             torch.distributed.barrier()
-        return cache.load()
+        return CachedBatches(cache.load(), micro_batch, recipe.seed)
 
     def _encode(self, pictures: Tensor) -> Tensor:
         with self._autocast():
@@ -142,46 +170,52 @@ class FlowStage(Stage[Any, Any]):
         plain = self.context.device.type == "cpu" and not self.recipe.train.activation_checkpointing
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
-    def _index(self, number: int) -> int:
-        """The latent that is sample `number`: every epoch visits all in another order."""
-        epoch, place = divmod(number, len(self.latents))
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.latents)))
-        return int(self._order[1][place])
-
     def batch(self, step: int) -> dict[str, Tensor]:
         """Latents, noise, sigmas, text states and mask of this process's samples."""
         numbers = self.local_indices(step)
         # Drawn for the global batch and sliced, so that the number of processes changes nothing.
         total, first = len(numbers) * self.context.world, len(numbers) * self.context.rank
+        own = slice(first, first + len(numbers))
+        batch = self.batches(step, own)
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, step))
-        noise = torch.randn(total, *self.latents.shape[1:], generator=generator)
+        noise = torch.randn(total, *batch.latents.shape[1:], generator=generator)
         timesteps = self.recipe.timesteps
         sigmas = sample_sigmas(total, generator, timesteps.shift, timesteps.mean, timesteps.std)
         dropped = torch.rand(total, generator=generator) < self.recipe.caption_dropout
-        own = slice(first, first + len(numbers))
-
-        indices = [self._index(number) for number in numbers]
+        encoders = torch.rand(total, len(self.text.encoders), generator=generator) < self.recipe.encoder_dropout
+        dropped |= encoders.all(dim=1)
         captions = [
-            "" if drop else self.source.caption(int(self.indices[index]), number // len(self.latents))
-            for index, number, drop in zip(indices, numbers, dropped[own].tolist(), strict=True)
+            "" if drop else self.source.caption(picture, epoch)
+            for picture, epoch, drop in zip(batch.pictures, batch.epochs, dropped[own].tolist(), strict=True)
         ]
-        return self._conditioned(self.latents[indices].float(), noise[own], sigmas[own], captions)
+        return self._conditioned(batch.latents, noise[own], sigmas[own], captions, encoders[own])
 
-    def _conditioned(self, latents: Tensor, noise: Tensor, sigmas: Tensor, captions: list[str]) -> dict[str, Tensor]:
-        with self._autocast():
-            text = self.text(captions)
-        visible = text.mask.shape[1]
-        if self.masks_text:  # tokens that no caption reaches are left out
-            visible = int(text.mask.any(dim=0).nonzero().max()) + 1
+    def _conditioned(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        sigmas: Tensor,
+        captions: list[str],
+        dropped: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         device = self.context.device
         return {
             "x0": latents.to(device).contiguous(memory_format=torch.channels_last),
             "noise": noise.to(device).contiguous(memory_format=torch.channels_last),
             "sigmas": sigmas.to(device),
-            "states": text.states[:, :visible].float(),
-            "mask": text.mask[:, :visible],
-        }
+        } | self.conditions(captions, dropped)
+
+    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> dict[str, Tensor]:
+        """What a batch knows of its captions: `states` B N D and `mask` B N.
+
+        dropped: B E, True where a caption is kept from one of the E text encoders.
+        """
+        with self._autocast():
+            text = self.text(captions, dropped)
+        visible = text.mask.shape[1]
+        if self.masks_text:  # tokens that no caption reaches are left out
+            visible = int(text.mask.any(dim=0).nonzero().max()) + 1
+        return {"states": text.states[:, :visible].float(), "mask": text.mask[:, :visible]}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 2."""
@@ -197,10 +231,10 @@ class FlowStage(Stage[Any, Any]):
 
     @cached_property
     def _heldout(self) -> dict[str, Tensor]:
-        """A batch of held-out compositions at evenly spread noise levels."""
+        """A batch of held-out compositions, all squares, at evenly spread noise levels."""
         source = open_source(self.recipe.data.validation(VALIDATION_COUNT))
-        indices = [index % len(source) for index in range(VALIDATION_COUNT)]
-        latents = self._encode(to_tensor([source.image(index) for index in indices]))
+        indices, pictures = first_readable(source, VALIDATION_COUNT)
+        latents = self._encode(to_tensor(pictures))
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.recipe.seed))
         sigmas = (torch.arange(VALIDATION_COUNT) + 0.5) / VALIDATION_COUNT
         captions = [source.caption(index, 0) for index in indices]
@@ -222,8 +256,9 @@ class FlowStage(Stage[Any, Any]):
         return SnapGenPipeline(
             unet,
             self.autoencoder,
-            self.text_model,
-            self.tokenizer,
+            **self.text_components,
+            language_max_length=self.recipe.language.max_length,
+            language_prefix=self.recipe.language.prefix,
             shift=self.recipe.timesteps.shift,
             default_guidance_scale=self.recipe.guidance_scale,
             default_num_inference_steps=self.recipe.num_inference_steps,
@@ -263,6 +298,18 @@ def locate(key: str, folder: Path, part: str = "") -> Path:
     if not folder.is_dir():
         raise RecipeError(f"{key}: folder {folder} does not exist; train that stage first, or name another")
     return folder
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` can only be one on the hub: owner/name, and no folder here."""
+    path = Path(name)
+    return len(path.parts) == 2 and not path.is_absolute() and not path.exists()
+
+
+def text_sources(text: str | tuple[str, ...]) -> list[str]:
+    """What the setting `text` names: folders that exist, or hub names."""
+    names = [text] if isinstance(text, str) else text
+    return [name if is_hub_name(name) else str(locate("text", Path(name))) for name in names]
 
 
 def add_adapters(unet: SnapGenUNet, settings: LoraSettings) -> None:

@@ -1,0 +1,97 @@
+"""`snapgen study`: let people compare two models blindly. What can be refused is refused before torch is imported."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snapgen.cli.evaluate import show_progress
+from snapgen.cli.generate import LARGEST_SEED, check_range, read_prompts
+from snapgen.cli.model import check_model_name, load_pipeline
+
+app = typer.Typer(help="Let people compare two models blindly.", no_args_is_help=True)
+
+MODEL = "'mini', a model folder, or a hub name (owner/name)."
+
+
+@app.callback()
+def study() -> None:
+    """Let people compare two models blindly (the paper's Fig. 8)."""
+
+
+@app.command()
+def make(
+    model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help=MODEL)],
+    model_b: Annotated[str, typer.Argument(metavar="MODEL_B", help=MODEL)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for page, key, pictures. Continues there.")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts, one a line, or PartiPrompts.tsv; 24 of the miniature's world."),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Prompts to draw from the file; all if not given.")] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="alignment, aesthetics, realism: all three for a file of prompts; without one, no realism.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the pictures, the choice of prompts, and the pictures' ids.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps from noise to picture; the models' own if not given.")
+    ] = None,
+) -> None:
+    """Draw pictures with two models and write a page to vote on; prints the page's and the key's files."""
+    from snapgen.evaluation.study import KEY, PAGE, choose_prompts, prompt_column
+
+    shipped = Path(str(files("snapgen.evaluation").joinpath("study_prompts.txt")))
+    texts = prompt_column(read_prompts(prompts or shipped))
+    if not texts:
+        raise ValueError(f"{prompts} holds no prompts")
+    check_range("--count", count, 1, len(texts))
+    check_range("--steps", steps, 1, 1000)
+    check_range("--seed", seed, 0, LARGEST_SEED - len(texts))
+    asked = parse_questions(questions or ("alignment,aesthetics,realism" if prompts else "alignment,aesthetics"))
+    check_model_name(model_a)
+    check_model_name(model_b)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} exists and is not a folder")
+    if count is not None:
+        texts = choose_prompts(texts, count, seed)
+
+    from snapgen.evaluation.study_page import make_study
+
+    make_study((model_a, model_b), load_pipeline, texts, asked, seed, steps, out, show_progress)
+    typer.echo(out / PAGE)
+    typer.echo(out / KEY)
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that `study make` wrote.")],
+    votes: Annotated[list[Path], typer.Argument(metavar="VOTES...", help="Files that raters saved from the page.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Merge the votes of all raters; prints wins, ties and win rates with 95 % intervals."""
+    from snapgen.evaluation import study
+
+    key = study.read_json(study.Key, folder / study.KEY)
+    result = study.score(key, study.read_votes(key, votes))
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else study.table(result))
+
+
+def parse_questions(text: str) -> list[str]:
+    """The questions of "alignment,realism"; ValueError unless all are different ones of the study's."""
+    from snapgen.evaluation.study import QUESTIONS
+
+    questions = [part.strip() for part in text.split(",")]
+    for question in questions:
+        if question not in QUESTIONS:
+            raise ValueError(f"--questions: there is no '{question}': use {', '.join(QUESTIONS)}")
+    if len(set(questions)) < len(questions):
+        raise ValueError(f"--questions {text} names one twice")
+    return questions

@@ -1,0 +1,131 @@
+"""Pictures in files that people bring: what the sources "folder" and "shards" share."""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self
+
+import numpy as np
+from PIL import Image, ImageOps
+from pydantic import Field, model_validator
+
+from snapgen.config import RecipeError, Settings
+from snapgen.data import BadSampleError
+from snapgen.data.buckets import BucketSettings, bucket_sizes, nearest_buckets
+
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+
+# What Pillow raises on damaged files, depending on the format and on what is damaged.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values of pictures that lie on their side
+
+
+class FileSettings(Settings):
+    """What the `data:` sections of these sources share."""
+
+    path: Path
+    resolution: int = Field(ge=32, multiple_of=8)  # side that pictures are scaled and cut to, px
+    buckets: BucketSettings | None = None  # sizes of about that area that pictures are cut to instead; null: squares
+    held_out: int = Field(default=0, ge=0)  # pictures, the last in order, that only the held-out loss sees
+    part: Literal["train", "held out"] = "train"
+
+    @model_validator(mode="after")
+    def _square_is_a_bucket(self) -> Self:
+        if self.buckets is not None and self.resolution % self.buckets.step:
+            raise ValueError(f"resolution {self.resolution} is no multiple of buckets.step {self.buckets.step}")
+        return self
+
+    def validation(self, count: int) -> Self:
+        """The held-out pictures, squares; those trained on if none are held out."""
+        return self.model_copy(update={"part": "held out" if self.held_out else "train", "buckets": None})
+
+    def kept(self, count: int) -> range:
+        """Which of `count` pictures are this part."""
+        if self.held_out >= count:
+            raise RecipeError(f"data.held_out {self.held_out} leaves none of {count} pictures to train on")
+        return range(count)[: count - self.held_out] if self.part == "train" else range(count)[count - self.held_out :]
+
+
+class FileSource(ABC):
+    """A source of pictures that are decoded when asked for, each scaled to cover its bucket and cut at the borders."""
+
+    def __init__(self, settings: FileSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Where picture `index` lies, for messages."""
+
+    @abstractmethod
+    def open(self, index: int) -> BinaryIO:
+        """The encoded picture `index`."""
+
+    @abstractmethod
+    def sizes(self) -> np.ndarray:
+        """Widths and heights in px of all pictures (N 2), as `header_size` gives them."""
+
+    def image(self, index: int) -> np.ndarray:
+        """Picture `index`, upright, its middle; transparent parts are white. BadSampleError if it cannot be read."""
+        try:
+            with self.open(index) as file:
+                picture = decode(file)
+        except UNREADABLE as error:
+            raise BadSampleError(f"{self.name(index)} cannot be read: {' '.join(str(error).split())}") from error
+        return np.asarray(ImageOps.fit(picture, self.shape(index), Image.Resampling.LANCZOS))
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Width and height in px that picture `index` is cut to."""
+        if self._buckets is None:
+            return self.settings.resolution, self.settings.resolution
+        sizes, numbers = self._buckets
+        return sizes[numbers[index]]
+
+    def groups(self) -> list[np.ndarray]:
+        """The indices of the pictures of each bucket."""
+        if self._buckets is None:
+            return [np.arange(len(self))]
+        sizes, numbers = self._buckets
+        return [np.flatnonzero(numbers == number) for number in range(len(sizes))]
+
+    def shape_signature(self) -> dict[str, Any]:
+        """What decides the pictures' shapes, for `signature`."""
+        buckets = self.settings.buckets
+        shapes = {} if buckets is None else {"buckets": buckets.model_dump(mode="json")}
+        return {"resolution": self.settings.resolution} | shapes
+
+    @cached_property
+    def _buckets(self) -> tuple[list[tuple[int, int]], np.ndarray] | None:
+        """The buckets' sizes, and the number of each picture's."""
+        if self.settings.buckets is None:
+            return None
+        sizes = bucket_sizes(self.settings.resolution, self.settings.buckets)
+        return sizes, nearest_buckets(self.sizes(), sizes)
+
+
+def decode(file: BinaryIO) -> Image.Image:
+    """The picture in `file`, RGB, upright, on white. Raises one of `UNREADABLE`."""
+    with Image.open(file) as encoded:
+        picture = ImageOps.exif_transpose(encoded)
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def header_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height in px of the picture in `file` when upright, without decoding it; 0, 0 if it is unreadable."""
+    try:
+        with Image.open(file) as encoded:
+            # A PNG's orientation may stand behind its pixels; such a rarity is cut as if it had none.
+            turned = encoded.format != "PNG" and encoded.getexif().get(_ORIENTATION) in _TURNED
+            width, height = encoded.size
+    except UNREADABLE:
+        return 0, 0
+    return (height, width) if turned else (width, height)

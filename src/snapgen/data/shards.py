@@ -1,0 +1,232 @@
+"""Captioned pictures in tar files, as webdataset reads and img2dataset writes them.
+
+Members of one sample share their name up to the first dot: `000001.jpg` is a picture, `000001.txt` its caption, or
+`000001.json` holds the caption under a key; a list of strings there is several captions. The tars are scanned once, for
+where their members lie; this index is kept in files, so that any picture is one read at a known place from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snapgen.config import RecipeError
+from snapgen.data import Progress, silent
+from snapgen.data.files import PICTURES, FileSettings, FileSource, header_size
+from snapgen.data.folder import FolderSource
+from snapgen.data.latents import fingerprint
+from snapgen.data.rows import Rows
+from snapgen.weights import atomic_folder, load_file, save_file_atomic
+
+SCANNERS = 16  # threads: a scan waits more than it works
+INDEX = ".snapgen-index"  # folder beside the tars
+JSON_CAPTION = "caption"  # the key that img2dataset writes
+
+# Columns of an index, a row for each sample: offset and bytes of picture and caption, kind of caption, width, height.
+PICTURE, CAPTION, IS_JSON, SIZE = slice(0, 2), slice(2, 4), 4, slice(5, 7)
+
+logger = logging.getLogger(__name__)
+
+
+class ShardSettings(FileSettings):
+    """The `data:` section of a recipe that reads pictures from tars; `path` is their folder, or a pattern of names.
+
+    Patterns: `*` and `?`, and ranges as in `/data/{00000..00127}.tar`.
+    """
+
+    source: Literal["shards"]
+    caption_key: str | None = None  # of the caption in a sample's .json; null: its .txt, else "caption" in its .json
+    index: Path | None = None  # folder for the index; null: `.snapgen-index` beside the tars
+
+
+class ShardSource(FileSource):
+    """The source "shards": the samples that have a picture and a caption, in the order of tars and members."""
+
+    settings: ShardSettings
+
+    def __init__(self, settings: ShardSettings, progress: Progress = silent) -> None:
+        """`progress` is shown while tars are scanned."""
+        super().__init__(settings)
+        self.tars = find_tars(settings.path)
+        with ThreadPoolExecutor(SCANNERS) as pool:
+            indices = progress(pool.map(self._index, self.tars), "indexing shards", len(self.tars))
+            self._rows = Rows(list(indices))
+        if not len(self._rows):
+            wanted = "a .txt or .json" if settings.caption_key is None else f'"{settings.caption_key}" in a .json'
+            raise RecipeError(f"data.path: the tars in {settings.path} hold no pictures with a caption ({wanted})")
+        self._kept = settings.kept(len(self._rows))
+
+    def _index(self, tar: Path) -> Tensor:
+        """The index of one tar, from its file if the tar was scanned before."""
+        state = tar.stat()
+        key = fingerprint([tar.name, state.st_size, state.st_mtime_ns, self.settings.caption_key])
+        path = (self.settings.index or tar.parent / INDEX) / f"{tar.stem}-{key}.safetensors"
+        if not path.exists():
+            samples = scan(tar, self.settings.caption_key)
+            try:
+                save_file_atomic({"samples": samples}, path)
+            except OSError as error:
+                raise RecipeError(f"the index {path} cannot be written ({error.strerror}); set data.index") from None
+        return load_file(path)["samples"]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def signature(self) -> Any:
+        """What decides the shapes and the choice of samples, and every tar's name, size and time of change."""
+        tars = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in self.tars]
+        choice = {"caption_key": self.settings.caption_key, "first": self._kept.start, "count": len(self)}
+        return self.shape_signature() | choice | {"tars": tars}
+
+    def name(self, index: int) -> str:
+        """The tar and the member of picture `index`."""
+        number, place = self._rows.locate(self._kept[index])
+        offset = int(self._rows.parts[number][place, PICTURE][0])
+        header = _read(self.tars[number], offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        try:
+            return f"{self.tars[number]}: {tarfile.TarInfo.frombuf(header, 'utf-8', 'replace').name}"
+        except tarfile.HeaderError:
+            return f"{self.tars[number]}: picture at byte {offset}"
+
+    def open(self, index: int) -> BinaryIO:
+        """The bytes of picture `index`."""
+        number, place = self._rows.locate(self._kept[index])
+        return BytesIO(_read(self.tars[number], *self._rows.parts[number][place, PICTURE].tolist()))
+
+    def sizes(self) -> np.ndarray:
+        """Widths and heights in px of all pictures (N 2), from the index."""
+        sizes = torch.cat([part[:, SIZE] for part in self._rows.parts])
+        return sizes[self._kept.start : self._kept.stop].numpy()
+
+    def caption(self, index: int, variant: int) -> str:
+        """Caption `variant` of picture `index`, counted round where there are fewer."""
+        number, place = self._rows.locate(self._kept[index])
+        row = self._rows.parts[number][place]
+        content = _read(self.tars[number], *row[CAPTION].tolist())
+        texts = _captions(content, bool(row[IS_JSON]), self.settings.caption_key)
+        return texts[variant % len(texts)]
+
+
+def find_tars(path: Path) -> list[Path]:
+    """The tars in the folder `path` at any depth, or those that the pattern `path` names. RecipeError without any."""
+    if path.is_dir():
+        tars = sorted(path.rglob("*.tar"))
+        if not tars:
+            raise RecipeError(f"data.path: folder {path} holds no .tar files")
+        return tars
+    tars = []
+    for pattern in _ranges(str(path)):
+        found = sorted(Path(name) for name in glob(pattern, recursive=True))
+        if not found:
+            raise RecipeError(f"data.path: no file is named {pattern}")
+        tars += found
+    return tars
+
+
+def _ranges(pattern: str) -> Iterator[str]:
+    """`pattern` with every range of numbers `{first..last}` written out, as a shell does."""
+    match = re.search(r"{(\d+)\.\.(\d+)}", pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last = match.groups()
+    for number in range(int(first), int(last) + 1):
+        yield from _ranges(f"{pattern[: match.start()]}{number:0{len(first)}d}{pattern[match.end() :]}")
+
+
+def scan(tar: Path, caption_key: str | None) -> Tensor:
+    """The index of `tar`, int64, a row for each sample; of a damaged tar what stands before the damage."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    rows, uncaptioned, size = [], [], tar.stat().st_size
+    try:
+        with tarfile.open(tar, "r:") as file:
+            try:
+                for member in file:
+                    folder, name = PurePosixPath(member.name).parent, PurePosixPath(member.name).name
+                    key, _, kind = name.partition(".")
+                    if member.isreg() and kind and member.offset_data + member.size <= size:
+                        samples.setdefault(f"{folder}/{key}", {})[kind.lower()] = member
+                if _read(tar, file.offset, tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise tarfile.ReadError("a header cannot be read")  # tarfile takes it for the end
+            except (tarfile.TarError, OSError) as error:
+                logger.warning(f"{tar} is damaged: {error}; the {len(samples)} samples before that are kept")
+            for sample in samples.values():
+                # A download that failed has left a caption without a picture: that is no sample.
+                picture = next((member for kind, member in sample.items() if f".{kind}" in PICTURES), None)
+                if picture is not None and (caption := _caption_place(file, sample, caption_key)) is not None:
+                    place = [picture.offset_data, picture.size]
+                    rows.append([*place, *caption, *header_size(_content(file, picture))])
+                elif picture is not None:
+                    uncaptioned.append(picture.name)
+    except (tarfile.TarError, OSError) as error:
+        logger.warning(f"{tar} is left out, it is damaged or no uncompressed tar: {error}")
+    if uncaptioned:
+        logger.warning(f"{tar}: {len(uncaptioned)} pictures have no caption and are left out, first {uncaptioned[0]}")
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 7)
+
+
+def _caption_place(
+    file: tarfile.TarFile, sample: dict[str, tarfile.TarInfo], caption_key: str | None
+) -> tuple[int, int, int] | None:
+    """Offset, bytes and kind (1 for JSON) of a sample's caption; None if there is none."""
+    is_json = caption_key is not None or "txt" not in sample
+    member = sample.get("json" if is_json else "txt")
+    if member is None or not _captions(_content(file, member).read(), is_json, caption_key):
+        return None
+    return member.offset_data, member.size, int(is_json)
+
+
+def _content(file: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    return cast(BinaryIO, file.extractfile(member))
+
+
+def _captions(content: bytes, is_json: bool, key: str | None) -> list[str]:
+    """The captions in the content of a .txt or .json member."""
+    try:
+        value = json.loads(content)[key or JSON_CAPTION] if is_json else content.decode()
+    except (ValueError, KeyError, TypeError):
+        return []
+    values = value if isinstance(value, list) else [value]
+    return [text.strip() for text in values if isinstance(text, str)]
+
+
+def _read(path: Path, offset: int, count: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(count)
+
+
+def write_shards(source: FolderSource, out: Path, samples: int, progress: Progress = silent) -> list[Path]:
+    """Packs the files of `source` as they are, and their captions, into the new folder `out`: `samples` in each tar.
+
+    The folder appears when it is complete. Returns its tars. ValueError if `out` exists.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already: name a new folder")
+    starts = range(0, len(source), samples)
+    with atomic_folder(out) as folder:
+        for shard, start in enumerate(progress(starts, "packing shards", len(starts))):
+            with tarfile.open(folder / f"{shard:05d}.tar", "w") as file:
+                for index in range(start, min(start + samples, len(source))):
+                    path = source.files[index]
+                    _add(file, f"{index:09d}{path.suffix.lower()}", path.read_bytes())
+                    _add(file, f"{index:09d}.txt", source.caption(index, 0).encode())
+    return sorted(out.glob("*.tar"))
+
+
+def _add(file: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    file.addfile(member, BytesIO(content))

@@ -1,0 +1,221 @@
+"""The human study, as Fig. 8: who sees what, and what the votes of several raters say.
+
+Raters see two pictures of one prompt side by side and choose the left one, the right one, or neither, once for every
+question. Pictures have opaque ids on the page; the key, a file of its own, says which model drew which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from snapgen.config import Settings
+from snapgen.evaluation.statistics import krippendorff_alpha, two_way_bootstrap, wilson
+
+PAGE, KEY = "study.html", "key.json"  # in a study's folder
+QUESTIONS = {  # the three of Fig. 8
+    "alignment": "Which picture follows the text better?",
+    "aesthetics": "Which picture looks better?",
+    "realism": "Which picture looks more real?",
+}
+MODELS = ("a", "b")
+RATER = r"[A-Za-z0-9_-]{1,32}"  # part of the file's name; the page asks for the same
+
+Model = Literal["a", "b"]
+
+
+class DrawnBy(Settings):
+    """What the key knows of a picture."""
+
+    prompt: int  # index of the prompt
+    model: Model
+
+
+class Key(Settings):
+    """Which model drew which picture of a study; whoever votes must not see it."""
+
+    study: str  # the study's id
+    models: dict[Model, str]  # what the models were called on the command line
+    prompts: tuple[str, ...]
+    questions: tuple[str, ...]
+    pictures: dict[str, DrawnBy]  # by the pictures' ids
+
+
+class Vote(Settings):
+    """An answer to one question about one pair of pictures."""
+
+    question: str
+    left: str  # the picture's id
+    right: str
+    choice: Literal["left", "right", "tie"]
+
+
+class Votes(Settings):
+    """The file that the page saves for a rater."""
+
+    study: str
+    rater: str = Field(pattern=f"^{RATER}$")
+    votes: tuple[Vote, ...]
+
+
+FileType = TypeVar("FileType", Key, Votes)
+
+
+def read_json(file_type: type[FileType], path: Path) -> FileType:
+    """The JSON file `path`; ValueError naming the first thing that is wrong in it."""
+    try:
+        return file_type.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        kind = file_type.__name__.lower()
+        raise ValueError(f"{path} is no {kind} file of a study: {place}: {first['msg'].lower()}") from None
+
+
+def prompt_column(lines: Sequence[str]) -> list[str]:
+    """The different prompts in the lines of a file: a prompt each, or PartiPrompts' TSV with its column "Prompt"."""
+    header = lines[0].split("\t") if lines else []
+    if "Prompt" in header:
+        column = header.index("Prompt")
+        lines = [line.split("\t")[column].strip() for line in lines[1:]]
+    return list(dict.fromkeys(lines))
+
+
+def choose_prompts(prompts: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` of `prompts`, drawn by `seed`, in their order."""
+    return [prompts[i] for i in sorted(Random(seed).sample(range(len(prompts)), count))]
+
+
+def name_pictures(number: int, secret: str) -> dict[str, DrawnBy]:
+    """Ids for the pictures of `number` prompts, sorted; without `secret` neither id nor place tells the model."""
+    names = Random(secret).sample(range(16**8), 2 * number)
+    drawn_by = [DrawnBy(prompt=i, model=model) for i in range(number) for model in ("a", "b")]
+    return dict(sorted((f"{name:08x}", fact) for name, fact in zip(names, drawn_by, strict=True)))
+
+
+def check_votes(key: Key, votes: Votes, origin: str) -> None:
+    """Raise ValueError, naming `origin`, unless `votes` are of the key's study, of its pairs, and one a question."""
+    if votes.study != key.study:
+        raise ValueError(f"{origin} is of another study: {votes.study}, the key is of {key.study}")
+    seen = set()
+    for vote in votes.votes:
+        if vote.question not in key.questions:
+            raise ValueError(f"{origin}: the study has no question '{vote.question}'")
+        for picture in (vote.left, vote.right):
+            if picture not in key.pictures:
+                raise ValueError(f"{origin}: the study has no picture '{picture}'")
+        left, right = key.pictures[vote.left], key.pictures[vote.right]
+        if left.prompt != right.prompt or left.model == right.model:
+            raise ValueError(f"{origin}: pictures {vote.left} and {vote.right} are not a pair of the study")
+        if (vote.question, left.prompt) in seen:
+            raise ValueError(f"{origin}: '{key.prompts[left.prompt]}' has two votes on {vote.question}")
+        seen.add((vote.question, left.prompt))
+
+
+def read_votes(key: Key, paths: Sequence[Path]) -> list[Votes]:
+    """The files `paths`, one a rater; ValueError naming the first that does not belong together with the others."""
+    files: dict[str, Path] = {}
+    read = []
+    for path in paths:
+        votes = read_json(Votes, path)
+        check_votes(key, votes, str(path))
+        if votes.rater in files:
+            raise ValueError(f"{path} and {files[votes.rater]} are both of the rater '{votes.rater}'")
+        files[votes.rater] = path
+        read.append(votes)
+    return read
+
+
+def score_of_a(key: Key, vote: Vote) -> float:
+    """1 if the vote is for model A, 0 if for B, 0.5 if neither."""
+    if vote.choice == "tie":
+        return 0.5
+    chosen = vote.left if vote.choice == "left" else vote.right
+    return float(key.pictures[chosen].model == "a")
+
+
+def merge(key: Key, raters: Sequence[Votes], question: str) -> np.ndarray:
+    """Model A's scores, raters x prompts; NaN where there is no vote."""
+    scores = np.full((len(raters), len(key.prompts)), np.nan)
+    for row, votes in enumerate(raters):
+        for vote in votes.votes:
+            if vote.question == question:
+                scores[row, key.pictures[vote.left].prompt] = score_of_a(key, vote)
+    return scores
+
+
+def tally(scores: np.ndarray) -> dict[str, Any]:
+    """Counts, A's win rate with ties counted half, and how sure it is; of raters x prompts scores as `merge` makes.
+
+    The 95 % interval is Wilson's for one rater. For several it is a bootstrap over raters and prompts, as votes of one
+    rater, or on one prompt, are not independent; where all agree it would be empty, and is Wilson's over the prompts.
+    """
+    given = scores[np.isfinite(scores)]
+    result: dict[str, Any] = {
+        "votes": given.size,
+        "expected": scores.size,
+        "wins_a": int((given == 1).sum()),
+        "wins_b": int((given == 0).sum()),
+        "ties": int((given == 0.5).sum()),
+    }
+    if not given.size:
+        return result | {"win_rate_a": None, "interval": None, "method": None, "agreement": None, "alpha": None}
+    rate = float(given.mean())
+    if len(scores) == 1 or np.ptp(given) == 0:
+        prompts = int(np.isfinite(scores).any(axis=0).sum())
+        interval, method = wilson(rate * prompts, prompts), "wilson"
+    else:
+        interval, method = two_way_bootstrap(scores), "bootstrap"
+    agreement, alpha = krippendorff_alpha(scores)
+    return result | {
+        "win_rate_a": rate,
+        "interval": list(interval),
+        "method": method,
+        "agreement": agreement,
+        "alpha": alpha,
+    }
+
+
+def score(key: Key, raters: Sequence[Votes]) -> dict[str, Any]:
+    """The study's result as plain values."""
+    decided = [vote.choice for votes in raters for vote in votes.votes if vote.choice != "tie"]
+    return {
+        "study": key.study,
+        "models": key.models,
+        "prompts": len(key.prompts),
+        "raters": [votes.rater for votes in raters],
+        "questions": {question: tally(merge(key, raters, question)) for question in key.questions},
+        "left": decided.count("left") / len(decided) if decided else None,  # far from one half: a habit of the hand
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """`score`'s result as markdown."""
+    lines = [
+        f"# Study {result['study']}: {result['prompts']} prompts, votes of {', '.join(result['raters'])}",
+        "",
+        f"A is {result['models']['a']}, B is {result['models']['b']}.",
+        "",
+        "| question | A wins | ties | B wins | votes | A's win rate | 95 % interval | agreement | alpha |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for question, row in result["questions"].items():
+        interval = " to ".join(percent(bound) for bound in row["interval"]) if row["interval"] else "-"
+        lines.append(
+            f"| {question} | {row['wins_a']} | {row['ties']} | {row['wins_b']} | {row['votes']} of {row['expected']} "
+            f"| {percent(row['win_rate_a'])} | {interval} "
+            f"| {percent(row['agreement'])} | {'-' if row['alpha'] is None else format(row['alpha'], '.2f')} |"
+        )
+    return "\n".join(
+        [*lines, "", f"Ties count half. The left picture got {percent(result['left'])} of the votes that chose one."]
+    )
+
+
+def percent(share: float | None) -> str:
+    """A share for people; a dash if there is none."""
+    return "-" if share is None else f"{share:.1%}"

@@ -1,0 +1,50 @@
+"""Text encoders from disk or the hub, as the components of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
+from snapgen.weights import load_network, load_pretrained
+
+# Of these the text half alone: the other one would be loaded for nothing, or its inputs be missed.
+TEXT_HALVES = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
+
+
+def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
+    """Frozen text models in `dtype` and their tokenizers, named as a pipeline's components.
+
+    Each of `sources` is a folder with text_encoder/ and tokenizer/ (and text_encoder_2/ ..., as pipelines have), or a
+    folder or hub name of one text model of transformers with its tokenizer. ValueError names what cannot be loaded.
+    """
+    places = [place for source in sources for place in _places(source)]
+    if not 1 <= len(places) <= len(TEXT_ENCODERS):
+        raise ValueError(f"{len(places)} text encoders in {', '.join(sources)}, expected 1 to {len(TEXT_ENCODERS)}")
+    components = {}
+    for name, (model, tokenizer) in zip(TEXT_ENCODERS, places, strict=False):
+        components[name] = _load_model(model, dtype)
+        components[tokenizer_of(name)] = load_pretrained(transformers.AutoTokenizer.from_pretrained, tokenizer)
+    return components
+
+
+def _places(source: str) -> list[tuple[str, str]]:
+    """Folders or hub names of the models and tokenizers that `source` stands for."""
+    folder = Path(source)
+    names = [name for name in TEXT_ENCODERS if (folder / name).is_dir()]
+    return [(str(folder / name), str(folder / tokenizer_of(name))) for name in names] or [(source, source)]
+
+
+def _load_model(place: str, dtype: torch.dtype) -> torch.nn.Module:
+    kind = load_pretrained(transformers.AutoConfig.from_pretrained, place).model_type
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it lists the tensors of the other half
+    try:
+        model = load_network(getattr(transformers, TEXT_HALVES.get(kind, "AutoModel")), place, dtype=dtype)
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    return model.eval().requires_grad_(False)
