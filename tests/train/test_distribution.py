@@ -17,10 +17,16 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from sharded import VelocityRecipe, VelocityStage, make_recipe
+from sharded import VelocityStage, make_recipe
+from test_stages import RECIPES, recipe_of
 
+from snapgen.config import Recipe
+from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
+from snapgen.pipeline import SnapGenPipeline
 from snapgen.train.loop import train
+from snapgen.train.stage import Stage
+from snapgen.train.stages import load_stage
 from snapgen.weights import load_file, sha256
 
 RECIPE = make_recipe(spoilt=22)  # of the second process, in the third step
@@ -31,8 +37,9 @@ class Job:
     """One training."""
 
     run: Path
-    recipe: VelocityRecipe
+    recipe: Recipe
     resume: bool = False
+    stage: type[Stage[Any, Any]] = VelocityStage
     signals: dict[int, int] = field(default_factory=dict)
 
 
@@ -60,7 +67,7 @@ def work(rank: int, port: int, jobs: Iterable[Job]) -> int:
         VelocityStage.sharded = True
         for job in jobs:
             VelocityStage.signals = job.signals
-            train(VelocityStage, job.recipe, job.run, job.resume)
+            train(job.stage, job.recipe, job.run, job.resume)
     except BaseException:
         traceback.print_exc()
         return 1
@@ -86,7 +93,7 @@ def tensors_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Of the last checkpoint, and of the finished model."""
     last = sorted((run / "checkpoints").iterdir())[-1]
     files = {file: last / f"{file}.safetensors" for file in ("model", "ema", "optimizer")}
-    files["finished"] = run / "model" / "diffusion_pytorch_model.safetensors"
+    files |= {str(path.relative_to(run)): path for path in run.glob("model/**/diffusion_pytorch_model.safetensors")}
     return {name: load_file(path) for name, path in files.items()}
 
 
@@ -149,3 +156,40 @@ def test_sharded_in_half_precision(runs: Path) -> None:
     for here, there in zip(metrics_of(runs / "half"), metrics_of(runs / "half_sharded"), strict=True):
         assert here["loss"] == pytest.approx(there["loss"], rel=2e-2)
         assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=5e-2)
+
+
+@pytest.fixture(scope="module")
+def turns(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the recipes debug/step.yaml and debug/decoder.yaml, each with an adversary: `<name>/one`, one process.
+
+    Sharded: `<name>/two`, and `<name>/parts`, which stops after two steps and is resumed.
+    """
+    folder = tmp_path_factory.mktemp("turns")
+    teacher = SnapGenPipeline.from_pretrained(tiny_model, unet=create_denoiser("debug-teacher"))
+    teacher.save_pretrained(folder / "teacher")
+    places = {"initial": tiny_model, "text": tiny_model, "teacher": folder / "teacher", "cache": folder / "latents"}
+    overrides = {
+        "step": [f"autoencoder={tiny_model / 'vae'}", *(f"{key}={place}" for key, place in places.items())],
+        "decoder": [f"initial={tiny_model / 'vae'}"],
+    }
+    jobs = []
+    for name, settings in overrides.items():
+        path = RECIPES / "debug" / f"{name}.yaml"
+        settings = [*settings, "train.gradient_accumulation=2"]
+        whole, first = recipe_of(path, *settings), recipe_of(path, *settings, "train.steps=2")
+        stage, run = load_stage(whole.stage), folder / name
+        train(stage, whole, run / "one", resume=False)
+        jobs += [Job(run / "two", whole, stage=stage), Job(run / "parts", first, stage=stage)]
+        jobs.append(Job(run / "parts", whole, resume=True, stage=stage))
+    assert launch(*jobs) == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("name", ["step", "decoder"])
+def test_turns_sharded(turns: Path, name: str) -> None:
+    """The discriminator's turn, then the generator's: each moves its own shards, resumed or not."""
+    same_to_tolerance(turns / name / "one", turns / name / "two", tolerance=1e-2)
+    assert metrics_of(turns / name / "two")[2:] == metrics_of(turns / name / "parts")[2:]
+    for file in ("model", "ema", "optimizer"):
+        path = Path("checkpoints/step_00000004") / f"{file}.safetensors"
+        assert sha256(turns / name / "two" / path) == sha256(turns / name / "parts" / path), file
