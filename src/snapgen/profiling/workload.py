@@ -230,7 +230,8 @@ def _autoencoder(recipe: AutoencoderRecipe, batch: int) -> Workload:
         encoder = count(autoencoder.encoder, lambda: autoencoder.encoder(picture)).macs
         decoder = count(autoencoder.decoder, lambda: autoencoder.decoder(latent)).macs
         flops = {"encoder": 2.0 * training * encoder, "decoder": 6.0 * decoder}
-        frozen, judges = {}, []
+        frozen: dict[str, int] = {}
+        judges: list[nn.Module] = []
         if weights.adversarial:
             network.discriminator = critic = PatchDiscriminator()
             judged = count(critic, lambda: critic(picture)).macs
