@@ -65,7 +65,7 @@ class Workload:
     macs: int  # forward pass of the network that the run leaves, of a sample
     flops: dict[str, float]  # by part
     frozen: dict[str, int]  # networks that do not learn, by part
-    activations: int  # the most that is alive in the forward pass
+    activations: int  # the most that is alive in the forward pass, or while pictures become latents
     latent_bytes: int = 0  # of a picture in the cache
     uncounted: tuple[str, ...] = ()  # what is computed and held besides, of unknown size
 
