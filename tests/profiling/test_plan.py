@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model, T5Config, T5EncoderModel
 
 from snapgen.cli.main import run
 from snapgen.config import RecipeError, parse_recipe, read_recipe
-from snapgen.models.presets import create_unet
+from snapgen.models.presets import create_denoiser, create_unet
+from snapgen.pipeline import SnapGenPipeline
 from snapgen.profiling.counts import count_unet
 from snapgen.profiling.measure import LiveMemory
-from snapgen.profiling.plan import GPUS, activation_bytes, duration, plan
+from snapgen.profiling.plan import GPUS, duration, human, plan
+from snapgen.profiling.workload import TEXT_MODELS, activation_bytes, vgg16_features, workload
+from snapgen.train.loop import only_train
+from snapgen.train.stage import Context, Stage
 from snapgen.train.stages import load_stage
+from snapgen.train.state import make_ema, make_optimizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -64,7 +71,128 @@ def test_activations_are_those_of_a_measured_step(precision: str) -> None:
     assert activation_bytes(settings, 4, 16) == pytest.approx(memory.peak - copies, rel=0.25)
 
 
+def test_memory_is_that_of_measured_steps() -> None:
+    """Two whole steps of the loop's parts: the sum of the plan's parts is no less than their peak, and not far off."""
+    settings = recipe("mini/flow.yaml", "train.precision=fp32", "train.batch_size=4")
+    unet = create_unet("mini").train()
+    x, states = torch.randn(4, 16, 16, 16), torch.randn(4, 32, 256)
+    with LiveMemory() as memory:
+        optimizer, average = make_optimizer(unet, settings.train), make_ema(unet, settings.train)
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=True)
+            unet(x, torch.rand(4), states, return_dict=False)[0].square().mean().backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            optimizer.step()
+            average.step(unet.parameters())
+    measured = sum(parameter.nbytes for parameter in unet.parameters()) + memory.peak
+    made = plan(settings, 1, "h100", 0.4)
+    planned = made.memory_total - made.memory["autoencoder"]  # which the loop's parts are not
+    assert 0.95 * measured < planned < 1.35 * measured
+
+
+def test_shards_are_a_part_of_each() -> None:
+    whole = plan(recipe("mini/flow.yaml"), 8, "h100", 0.4)
+    sharded = plan(recipe("mini/flow.yaml"), 8, "h100", 0.4, shard=True)
+    for part in ("weights", "gradients", "optimizer", "moving average"):
+        assert sharded.memory[part] == pytest.approx(whole.memory[part] / 8, rel=1e-4)
+    for part in ("activations", "autoencoder"):
+        assert sharded.memory[part] == whole.memory[part]
+    assert whole.memory["gathered blocks"] == 0 < sharded.memory["gathered blocks"] < 1.5 * whole.memory["weights"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("paper/*.yaml")), ids=lambda path: path.stem)
+def test_every_paper_recipe_fits_on_eight_gpus(path: Path) -> None:
+    made = plan(recipe(f"paper/{path.name}"), 8, "h100", 0.4)
+    assert made.fits and made.uncounted == ()
+    assert made.training_flops == pytest.approx(sum(made.flops.values())) and min(made.flops.values()) > 0
+    assert made.samples == made.steps * recipe(f"paper/{path.name}").train.batch_size
+    taught = {"distill": {"teacher", "projector"}, "step": {"teacher", "adversary"}}
+    assert taught.get(recipe(f"paper/{path.name}").stage, set()) <= made.flops.keys()
+    if "distill" in path.stem or "step" in path.stem:
+        assert made.memory["teacher"] == pytest.approx(2 * 8.06e9, rel=0.01)
+        assert made.memory["text encoders"] > 2 * (2.6e9 + 4.7e9)  # Gemma-2-2b, and the teacher's T5-XXL
+
+
+def make_stage(settings: Any, run: Path) -> Stage[Any, Any]:
+    context = Context(torch.device("cpu"), 0, 1, run, lambda items, description, total: items)
+    return load_stage(settings.stage)(settings, context)
+
+
+@pytest.mark.parametrize("name", ["step", "decoder"])
+def test_flops_and_activations_are_those_of_a_measured_step(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    """All turns of the stage, backward passes included, as the operators themselves are counted.
+
+    (That counts a depthwise kernel's gradient as a full kernel's, so the stages are those with other parts, too.)
+    """
+    places = {"autoencoder": tiny_model / "vae", "text": tiny_model, "cache": tmp_path / "latents"}
+    if name == "step":
+        SnapGenPipeline.from_pretrained(tiny_model, unet=create_denoiser("debug-teacher")).save_pretrained(tmp_path)
+        places |= {"initial": tiny_model, "teacher": tmp_path}
+    if name == "decoder":
+        places = {"initial": tiny_model / "vae"}
+    settings = recipe(f"debug/{name}.yaml", *(f"{key}={place}" for key, place in places.items()))
+    stage = make_stage(settings, tmp_path)
+    optimizer = make_optimizer(stage.model, settings.train)
+    batch, measured = stage.batch(0), 0
+    for turn in stage.turns:
+        optimizer.zero_grad(set_to_none=True)
+        only_train(optimizer, stage.learners(turn))
+        with FlopCounterMode(display=False) as counter, LiveMemory() as memory:
+            loss = stage.turn_loss(turn, stage.model, batch)["loss"]
+            peak = memory.peak
+            loss.backward()
+        measured += counter.get_total_flops()
+    work = workload(settings, settings.train.batch_size, "debug-teacher" if name == "step" else None)
+    planned = sum(flops for part, flops in work.flops.items() if not part.startswith("encoding"))
+    assert settings.train.batch_size * planned == pytest.approx(measured, rel=0.2)
+    assert work.activations == pytest.approx(peak, rel=0.3)  # of the last turn, the generator's
+
+
+def test_adapters_alone_have_gradients() -> None:
+    made = plan(recipe("mini/lora.yaml"), 1, "h100", 0.4)
+    assert made.memory["optimizer"] == 2 * made.memory["gradients"] == 8 * made.parameters
+    assert made.memory["weights"] > 10 * made.memory["gradients"]
+    assert made.flops["network"] == pytest.approx(4 * made.macs_per_sample * made.samples)
+
+
+def test_text_encoders_are_as_large_as_published() -> None:
+    shapes: dict[str, tuple[Any, Any]] = {
+        "openai/clip-vit-large-patch14": (CLIPTextModel, CLIPTextConfig(**clip(768, 12, 12))),
+        "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": (CLIPTextModel, CLIPTextConfig(**clip(1280, 32, 20))),
+        "google/gemma-2-2b": (Gemma2Model, Gemma2Config()),  # the defaults are but for two of them the 2b's
+        "google/t5-v1_1-xxl": (
+            T5EncoderModel,
+            T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"),
+        ),
+    }
+    for name, (kind, config) in shapes.items():
+        with torch.device("meta"):
+            named = dict(kind(config).named_parameters())
+        looked_up = sum(
+            p.numel() for key, p in named.items() if "embedding" in key or "embed_" in key or "shared" in key
+        )
+        found = sum(p.numel() for p in named.values())
+        assert (found, looked_up) == (TEXT_MODELS[name].parameters, TEXT_MODELS[name].embeddings), name
+    assert sum(p.numel() for p in vgg16_features().parameters()) == 14_714_688
+
+
+def clip(width: int, layers: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+
+
+def test_storage_of_a_cache_of_unknown_size() -> None:
+    settings = recipe("paper/imagenet_256.yaml")
+    assert plan(settings, 8, "h100", 0.4).storage["latents, each picture"] == 32 * 32 * 16 * 2
+    assert plan(settings, 8, "h100", 0.4, pictures=1_281_167).storage["latents"] == 1_281_167 * 32 * 32 * 16 * 2
+
+
 def test_times_are_readable() -> None:
+    assert [human(size) for size in (32_768, 246e6, 16.1e9)] == ["32.8 kB", "246.0 MB", "16.10 GB"]
     assert [duration(days) for days in (3, 0.5, 0.001, 1e-9)] == ["3.0 days", "12.0 hours", "2 min", "1 min"]
 
 

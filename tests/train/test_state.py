@@ -55,7 +55,7 @@ def take_steps(state: TrainState, first: int, last: int) -> None:
         state.optimizer.zero_grad()
         torch.nn.functional.cross_entropy(state.model(tokens).mT, tokens).backward()
         state.optimizer.step()
-        state.ema.step(state.model.parameters())
+        state.average()
         state.guard.accept(1.0 + step)
 
 

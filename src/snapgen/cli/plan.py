@@ -14,15 +14,19 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="recipe of a flow or distill stage, a YAML file")],
+    recipe: Annotated[Path, typer.Argument(help="recipe of an autoencoder, flow, distill or step stage, a YAML file")],
     gpus: Annotated[int, typer.Option(min=1, max=100_000, help="How many GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="Their kind: a100, h100, h200, b200, l40s, rtx4090.")] = "h100",
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the GPU's dense bf16 rate that training reaches.")
     ] = 0.4,
     teacher: Annotated[
-        str, typer.Option(help="Preset that a distill recipe's teacher is counted as.")
-    ] = "mini-teacher",
+        str | None, typer.Option(help="Preset that the recipe's teacher is counted as; by default its name decides.")
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="How many the latent cache will hold, where the recipe does not say.")
+    ] = None,
+    shard: Annotated[bool, typer.Option("--shard", help="Memory under FSDP2 instead of DDP.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
@@ -30,21 +34,19 @@ def plan(
     if find_spec("accelerate") is None:
         raise ValueError("planning needs accelerate: pip install 'snapgen[train]'")
 
-    from snapgen.config import RecipeError, parse_recipe, read_recipe
-    from snapgen.models.presets import TEACHERS
+    from snapgen.config import parse_recipe, read_recipe
+    from snapgen.models.presets import TEACHERS, UNETS
     from snapgen.profiling.plan import GPUS
     from snapgen.profiling.plan import plan as make_plan
     from snapgen.train.stages import load_stage
 
     if gpu not in GPUS:
         raise ValueError(f"--gpu {gpu} is not known: use {', '.join(GPUS)}")
-    if teacher not in TEACHERS:
-        raise ValueError(f"--teacher {teacher} is not known: use {', '.join(TEACHERS)}")
+    if teacher not in (None, *TEACHERS, *UNETS):
+        raise ValueError(f"--teacher {teacher} is not known: use {', '.join(TEACHERS)}, or a UNet's preset")
     mapping = read_recipe(recipe, set_ or [])
-    if mapping.get("stage") not in ("flow", "distill"):
-        raise RecipeError(f"recipe {recipe}: stage {mapping.get('stage')!r} cannot be planned: flow and distill can")
-    parsed = parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, f"recipe {recipe}")
-    made = make_plan(parsed, gpus, gpu, utilisation, teacher)  # type: ignore[arg-type]
+    parsed = parse_recipe(load_stage(f"{mapping.get('stage')}").recipe_type, mapping, f"recipe {recipe}")
+    made = make_plan(parsed, gpus, gpu, utilisation, teacher, shard, pictures)
     typer.echo(json.dumps(made.model_dump()) if as_json else table(made))
 
 
@@ -58,11 +60,13 @@ def table(made: Plan) -> str:
         ("steps", f"{made.steps:,}"),
         ("samples", f"{made.samples:,}"),
         ("MACs a sample, forward", f"{made.macs_per_sample / 1e9:.2f} G"),
+        *((f"FLOPs of the run: {part}", f"{size:.3g}") for part, size in made.flops.items()),
         ("FLOPs of the run", f"{made.training_flops:.3g}"),
         (f"GPU-hours at {made.utilisation:.0%} of {made.gpu}'s bf16 rate", f"{made.gpu_hours:.2f}"),
         (f"time on {made.gpus} x {made.gpu}", duration(made.days)),
         *((f"memory a GPU: {part}", human(size)) for part, size in made.memory.items() if size),
         ("memory a GPU", f"{human(made.memory_total)} of {human(made.memory_of_gpu)}: {fits}"),
         *((f"storage: {part}", human(size)) for part, size in made.storage.items() if size),
+        *(("not counted", part) for part in made.uncounted),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

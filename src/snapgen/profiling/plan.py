@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from unittest.mock import patch
 
-import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import nn
 
-from snapgen.config import RecipeError
-from snapgen.models.denoiser import Denoiser, text_width
-from snapgen.models.presets import create_denoiser
-from snapgen.models.teacher import TeacherTransformer
-from snapgen.profiling.counts import count
-from snapgen.profiling.measure import LiveMemory
-from snapgen.train.stages.distill import DistillRecipe
-from snapgen.train.stages.flow import FlowRecipe
-
-LATENT_FACTOR = 8  # pixels a latent position
-FP32, BF16 = 4, 2  # bytes
+from snapgen.config import Recipe, RecipeError
+from snapgen.profiling.workload import BF16, FP32, workload
 
 
 @dataclass(frozen=True)
@@ -50,11 +35,12 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    parameters: int
+    parameters: int  # that learn
     steps: int
-    samples: int
+    samples: int  # an adversary's turns take others, as many each
     macs_per_sample: int  # forward pass of the trained network
-    training_flops: float  # of the whole run: forward, backward, recomputed activations, teacher
+    flops: dict[str, float]  # of the whole run, forward, backward and recomputed activations, by part
+    training_flops: float  # their sum
     gpus: int
     gpu: str
     utilisation: float  # share of the GPU's dense bf16 rate
@@ -65,12 +51,23 @@ class Plan(BaseModel):
     memory_of_gpu: int
     fits: bool
     storage: dict[str, int]  # bytes
+    uncounted: tuple[str, ...]  # parts of unknown size
 
 
-def plan(recipe: FlowRecipe, gpus: int, gpu: str, utilisation: float, teacher: str = "mini-teacher") -> Plan:
-    """Of a `flow` or `distill` recipe; `teacher` is the preset that a distill recipe's teacher is counted as.
+def plan(
+    recipe: Recipe,
+    gpus: int,
+    gpu: str,
+    utilisation: float,
+    teacher: str | None = None,
+    shard: bool = False,
+    pictures: int | None = None,
+) -> Plan:
+    """Of an `autoencoder`, `flow`, `distill` or `step` recipe.
 
-    Without a cache, encoding the pictures in every step comes on top. RecipeError where the batch cannot be divided.
+    `teacher` is the preset that a recipe's teacher is counted as, by default that of its name; `pictures` how many the
+    cache will hold, where the recipe does not say. With `shard`, memory is FSDP2's, without it DDP's: its parts summed,
+    though they are not all full at once. RecipeError where the batch cannot be divided.
     """
     settings = recipe.train
     share, rest = divmod(settings.batch_size, gpus * settings.gradient_accumulation)
@@ -79,39 +76,34 @@ def plan(recipe: FlowRecipe, gpus: int, gpu: str, utilisation: float, teacher: s
             f"train.batch_size {settings.batch_size} cannot be divided into {gpus} GPUs x "
             f"train.gradient_accumulation {settings.gradient_accumulation}"
         )
-    side = recipe.data.resolution // LATENT_FACTOR
-    with torch.device("meta"):
-        network = create_denoiser(recipe.model)
-        inputs = _inputs(network, 1, side)
-        counts = count(network, lambda: network(**inputs))
-    forward = float(counts.macs)
-    passes = 3.0 + settings.activation_checkpointing  # the backward pass is worth two
-    flops, teacher_parameters = 2 * passes * forward, 0
-    if isinstance(recipe, DistillRecipe):
-        with torch.device("meta"):
-            frozen = create_denoiser(teacher)
-            given = _inputs(frozen, 1, side)
-            taught = count(frozen, lambda: frozen(**given))
-        flops += 2 * taught.macs * (1 + (recipe.distillation.guidance_scale != 1.0))
-        teacher_parameters = taught.parameters
+    work = workload(recipe, share, teacher)
     samples = settings.steps * settings.batch_size
-    trained = counts.parameters
+    every = [(parameter.numel(), parameter.requires_grad) for parameter in work.network.parameters()]
+    kept, learning = sum(size for size, _ in every), sum(size for size, learns in every if learns)
+    parts = gpus if shard else 1
     memory = {
-        "weights": FP32 * trained,
-        "gradients": FP32 * trained,
-        "optimizer": 2 * FP32 * trained,
-        "moving average": FP32 * trained,
-        "teacher": (BF16 if settings.precision == "bf16" else FP32) * teacher_parameters,
-        "activations": activation_bytes(recipe, share, side),
+        "weights": FP32 * math.ceil(kept / parts),
+        "gradients": FP32 * math.ceil(learning / parts),
+        "optimizer": 2 * FP32 * math.ceil(learning / parts),
+        "moving average": FP32 * math.ceil(kept / parts),
+        "gathered blocks": gathered_bytes(work.network, settings.precision) if shard else 0,
+        **work.frozen,
+        "activations": work.activations,
     }
-    hours = flops * samples / (GPUS[gpu].bf16_flops * utilisation) / 3600
-    count_of_latents = 0 if recipe.cache is None else getattr(recipe.data, "count", 0)
+    flops = {part: size * samples for part, size in work.flops.items()}
+    hours = sum(flops.values()) / (GPUS[gpu].bf16_flops * utilisation) / 3600
+    # A checkpoint: weights, average, two moments.
+    storage = {"checkpoints": settings.keep_checkpoints * FP32 * 2 * (kept + learning)}
+    cached = pictures or getattr(getattr(recipe, "data", None), "count", 0)
+    if work.latent_bytes:
+        storage["latents" if cached else "latents, each picture"] = work.latent_bytes * (cached or 1)
     return Plan(
-        parameters=trained,
+        parameters=learning,
         steps=settings.steps,
         samples=samples,
-        macs_per_sample=counts.macs,
-        training_flops=flops * samples,
+        macs_per_sample=work.macs,
+        flops=flops,
+        training_flops=sum(flops.values()),
         gpus=gpus,
         gpu=gpu,
         utilisation=utilisation,
@@ -121,55 +113,28 @@ def plan(recipe: FlowRecipe, gpus: int, gpu: str, utilisation: float, teacher: s
         memory_total=sum(memory.values()),
         memory_of_gpu=GPUS[gpu].memory,
         fits=sum(memory.values()) < GPUS[gpu].memory,
-        storage={
-            "latents": count_of_latents * network.config.in_channels * side**2 * 2,  # fp16
-            "checkpoints": settings.keep_checkpoints * 4 * FP32 * trained,  # model, average, two moments
-        },
+        storage=storage,
+        uncounted=work.uncounted,
     )
 
 
-def activation_bytes(recipe: FlowRecipe, batch: int, side: int) -> int:
-    """The most that is alive in the forward pass of a training step, on the meta device in the recipe's precision."""
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    with torch.device("meta"):
-        network = create_denoiser(recipe.model).to(dtype).train()
-        if recipe.train.activation_checkpointing:
-            network.enable_gradient_checkpointing()
-        inputs = {name: tensor.to(dtype) for name, tensor in _inputs(network, batch, side).items()}
-        with _fused_attention(), LiveMemory() as memory:
-            network(**inputs, return_dict=False)[0].float().square().mean()
-    return memory.peak
-
-
-def _inputs(network: Denoiser, batch: int, side: int) -> dict[str, Tensor]:
-    """Latent, timestep and text, of the miniature's 32 tokens, Stable Diffusion 3's 333 or the full size's 377."""
-    width = text_width(network)
-    teacher = isinstance(network, TeacherTransformer)
-    tokens = 32 if width < 768 else 333 if teacher else 377
-    inputs = {
-        "sample": torch.empty(batch, network.config.in_channels, side, side),
-        "timestep": torch.empty(batch),
-        "encoder_hidden_states": torch.empty(batch, tokens, width),
-    }
-    if teacher:
-        inputs["pooled_projections"] = torch.empty(batch, network.config.pooled_projection_dim)
-    return inputs
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Attention that keeps what a fused kernel keeps (queries, result), not the matrix of weights."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
-        return query * value.mean(dim=-2, keepdim=True)
-
-    with patch.object(F, "scaled_dot_product_attention", attend):
-        yield
+def gathered_bytes(network: nn.Module, precision: str) -> int:
+    """What FSDP2 has whole of `network` at a time: a block with its gradients, the next one, and what is in none."""
+    names = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    blocks = [
+        sum(parameter.numel() for parameter in part.parameters())
+        for part in network.modules()
+        if type(part).__name__ in names
+    ]
+    rest = sum(parameter.numel() for parameter in network.parameters()) - sum(blocks)
+    return (3 * max(blocks, default=0) + rest) * (BF16 if precision == "bf16" else FP32)
 
 
 def human(size: float) -> str:
-    """Bytes in GB or MB (powers of ten)."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    """Bytes in GB, MB or kB (powers of ten)."""
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def duration(days: float) -> str:

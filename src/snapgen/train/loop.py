@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,12 +18,12 @@ import diffusers
 import torch
 import transformers
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, TrainSettings, complete_recipe
+from snapgen.train.distribution import distribute, hollow_copy, is_first_process, make_accelerator, whole
 from snapgen.train.guard import Guard, save_evidence
 from snapgen.train.report import Display, Report
 from snapgen.train.stage import Context, Stage, derive_seed
@@ -77,11 +75,10 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
         )
         stage = stage_type(recipe, context)
         prepare_network(stage.model, settings)
-        if len(stage.turns) > 1:  # no turn uses all parameters, which DDP must then look for
-            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
-        model = accelerator.prepare_model(stage.model)
-        optimizer, ema = make_optimizer(stage.model, settings), make_ema(stage.model, settings)
-        state = TrainState(stage.model, optimizer, ema, Guard(settings))
+        hollow = hollow_copy(stage.model) if accelerator.is_fsdp2 else None
+        optimizer = make_optimizer(stage.model, settings)
+        model = distribute(accelerator, stage.model, optimizer, partial=len(stage.turns) > 1)
+        state = TrainState(stage.model, optimizer, make_ema(stage.model, settings), Guard(settings), hollow)
         start = 0
         if checkpoint is not None:
             state.load(checkpoint)
@@ -102,20 +99,17 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
             last = step == settings.steps
 
             # Samples, then the record, then the checkpoint: all that a checkpoint follows is on disk before it
+            sampling = last or step % settings.sample_every == 0
+            if sampling:
+                with state.averaged() as averaged:
+                    if report is not None:
+                        metrics |= evaluate(stage, averaged, report, step)
             if report is not None:
-                sampling = last or step % settings.sample_every == 0
-                if sampling:
-                    with state.averaged() as averaged:
-                        report.samples(step, stage.draw(averaged))
-                        metrics |= {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
-                        if curves := stage.timestep_losses(averaged):
-                            metrics["eval/heldout"] = sum(curves["loss"]) / len(curves["loss"])
-                            report.timesteps(step, curves)
                 report.step(step, metrics, seconds)
                 if sampling:
                     report.plot()
-                if last or stopping is not None or step % settings.checkpoint_every == 0:
-                    write_checkpoint(run, state, step, content, settings.keep_checkpoints)
+            if last or stopping is not None or step % settings.checkpoint_every == 0:
+                write_checkpoint(run, state, step, content, settings.keep_checkpoints)
             if stopping is not None:
                 accelerator.wait_for_everyone()
                 display.line(f"stopped after step {step} with a checkpoint; --resume continues")
@@ -123,8 +117,7 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
 
         # Finished model, freed of the precision wrapper, which cannot be copied
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        if main:
-            save_model(run, stage, state, content)
+        save_model(run, stage, state, content)
         accelerator.wait_for_everyone()
     return run / "model"
 
@@ -158,7 +151,9 @@ def train_step(
         objection = state.guard.objection(metrics)
 
         # Update, or not
-        grad_norm = torch.nn.utils.clip_grad_norm_(stage.model.parameters(), settings.gradient_clip).item()
+        parameters = stage.model.parameters()
+        # `foreach` is what it would choose, but for shards, which it takes one by one unless told.
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip, foreach=True)).item()
         metrics[f"{prefix}grad_norm"] = grad_norm
         objection = objection or state.guard.objection(metrics)
         if objection is not None:
@@ -168,7 +163,7 @@ def train_step(
 
     # What the whole step was
     if objection is None:
-        state.ema.step(stage.model.parameters())
+        state.average()
         state.guard.accept(metrics["loss"])
     elif state.guard.skip():
         where = ""
@@ -219,6 +214,16 @@ def only_train(optimizer: torch.optim.Optimizer, learners: Iterable[torch.nn.Par
             parameter.requires_grad_(parameter in chosen)
 
 
+def evaluate(stage: Stage[Any, Any], averaged: torch.nn.Module, report: Report, step: int) -> dict[str, float]:
+    """Samples and loss curves of the averaged model for `report`; returns its evaluation."""
+    report.samples(step, stage.draw(averaged))
+    metrics = {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
+    if curves := stage.timestep_losses(averaged):
+        metrics["eval/heldout"] = sum(curves["loss"]) / len(curves["loss"])
+        report.timesteps(step, curves)
+    return metrics
+
+
 def write_checkpoint(run: Path, state: TrainState, step: int, content: dict[str, Any], keep: int) -> None:
     """`save_checkpoint`, with one line for a disk that is full or gone."""
     try:
@@ -254,22 +259,6 @@ def prepare_network(network: torch.nn.Module, settings: TrainSettings) -> None:
         network.compile()
 
 
-def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """accelerate's view of the processes that `accelerate launch` or `torchrun` started, or of this one alone."""
-    AcceleratorState._reset_state()  # a process may train several stages, each with its own precision
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision],
-        cpu=not torch.cuda.is_available(),
-        # The first process draws and evaluates while the others wait, which may take long.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-    )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise RecipeError(f"training supports one process or DDP, not {accelerator.distributed_type.value}")
-    if accelerator.device.type == "cpu" and accelerator.num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # else every process claims every core
-    return accelerator
-
-
 def open_run(run: Path, recipe: Recipe, resume: bool, display: Display) -> Checkpoint | None:
     """The checkpoint to continue from; a RecipeError if `run` must not be written to. Changes nothing."""
     if not resume:
@@ -294,11 +283,17 @@ def prepare_run(run: Path, content: dict[str, Any]) -> None:
 
 
 def save_model(run: Path, stage: Stage[Any, Any], state: TrainState, content: dict[str, Any]) -> None:
-    """Writes `run/model` with the EMA weights, and where it came from as `provenance.json` beside them."""
-    with atomic_folder(run / "model") as folder, state.averaged() as averaged:
-        stage.save(averaged, folder)
-        origin = provenance(folder, content, step=content["train"]["steps"])
-        (folder / "provenance.json").write_text(json.dumps(origin, indent=1))
+    """Writes `run/model` with the EMA weights, and where it came from as `provenance.json` beside them.
+
+    The first process writes; all must call it.
+    """
+    with state.averaged() as averaged:
+        if not is_first_process():
+            return
+        with atomic_folder(run / "model") as folder:
+            stage.save(averaged, folder)
+            origin = provenance(folder, content, step=content["train"]["steps"])
+            (folder / "provenance.json").write_text(json.dumps(origin, indent=1))
 
 
 @contextmanager

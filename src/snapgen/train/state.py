@@ -19,6 +19,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from snapgen.config import RecipeError, TrainSettings
+from snapgen.train.distribution import copy_whole, filled, gather, is_first_process, local, sharded_like
 from snapgen.train.guard import Guard
 from snapgen.weights import atomic_folder, load_file, manifest, save_file_atomic
 
@@ -49,20 +50,23 @@ class Checkpoint:
 class TrainState:
     """What changes during training. The step alone determines learning rate, EMA decay and random numbers."""
 
-    model: torch.nn.Module  # unwrapped
+    model: torch.nn.Module  # unwrapped; its parameters may be shards
     optimizer: torch.optim.AdamW
     ema: EMAModel
     guard: Guard
+    hollow: torch.nn.Module | None = None  # of a sharded model: what its weights are gathered into
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of each file of a checkpoint, live (not copied), by name."""
-        names = [name for name, _ in self.model.named_parameters()]
         moments = {
             f"{name}/{key}": value
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        ema = dict(zip(names, self.ema.shadow_params, strict=True))
+        ema = {
+            name: sharded_like(shadow, parameter)
+            for (name, parameter), shadow in zip(self.model.named_parameters(), self.ema.shadow_params, strict=True)
+        }
         return {"model": _unique_tensors(self.model), "ema": ema, "optimizer": moments}
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -82,9 +86,21 @@ class TrainState:
         self.guard.load(checkpoint.guard)
         self.ema.optimization_step = self.guard.accepted
 
+    def average(self) -> None:
+        """Moves the average after an optimiser step, shard by shard."""
+        self.ema.step([local(parameter) for parameter in self.model.parameters()])
+
     @contextmanager
     def averaged(self) -> Iterator[torch.nn.Module]:
-        """The model in eval mode with the EMA weights; afterwards in training mode with its own again."""
+        """The model in eval mode with the EMA weights; afterwards in training mode with its own again.
+
+        All processes must enter together. A sharded model is gathered into a copy, of use in the first process only.
+        """
+        if self.hollow is not None:
+            tensors = self.tensors()
+            with torch.no_grad(), filled(self.hollow, tensors["model"] | tensors["ema"]) as model:
+                yield model
+            return
         self.ema.store(self.model.parameters())
         self.ema.copy_to(self.model.parameters())
         self.model.eval()
@@ -112,16 +128,25 @@ def make_ema(model: torch.nn.Module, settings: TrainSettings) -> EMAModel:
     Without a power the decay is constant.
     """
     decay, power = settings.ema_decay, settings.ema_power
+    parts = [local(parameter) for parameter in model.parameters()]
     if power is None:
-        return EMAModel(model.parameters(), decay=decay, min_decay=decay, foreach=True)
-    return EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=power, foreach=True)
+        return EMAModel(parts, decay=decay, min_decay=decay, foreach=True)
+    return EMAModel(parts, decay=decay, use_ema_warmup=True, power=power, foreach=True)
 
 
 def save_checkpoint(run: Path, state: TrainState, step: int, recipe: Mapping[str, Any], keep: int) -> Path:
-    """Writes the checkpoint of `step` atomically, then removes all but the newest `keep` up to that step."""
+    """Writes the checkpoint of `step` atomically, then removes all but the newest `keep` up to that step.
+
+    The first process writes; all must call it, for their shards.
+    """
     folder = run / "checkpoints" / f"step_{step:08d}"
+    files = ((file, gather(tensors)) for file, tensors in state.tensors().items())  # one at a time
+    if not is_first_process():
+        for _ in files:
+            pass
+        return folder
     with atomic_folder(folder) as temporary:
-        for file, tensors in state.tensors().items():
+        for file, tensors in files:
             save_file_atomic(tensors, temporary / f"{file}.safetensors")
         content = {"step": step, "files": manifest(temporary), "recipe": dict(recipe), "guard": state.guard.state()}
         (temporary / "state.json").write_text(json.dumps(content, indent=1))
@@ -195,4 +220,4 @@ def _copy_into(targets: dict[str, Tensor], tensors: dict[str, Tensor], path: Pat
         raise ValueError(f"{path} does not fit this model: {len(odd)} tensors differ, the first is {odd[0]}")
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(tensors[name])
+            copy_whole(target, tensors[name])
