@@ -15,9 +15,11 @@ from snapgen.data import BadSampleError, silent
 from snapgen.data.latents import (
     AHEAD,
     BATCH,
+    PIXELS,
     CachedBatches,
     EncodedBatches,
     LatentCache,
+    encode_in_parts,
     fingerprint,
     read_ahead,
 )
@@ -298,3 +300,20 @@ def test_crops_are_decided_by_the_seed() -> None:
     assert {min(y for y, _ in corners), max(y for y, _ in corners)} == {0, 12}  # the borders are reached
     assert {min(x for _, x in corners), max(x for _, x in corners)} == {0, 22}
     assert random_crop(picture, 32, (0,)) is picture
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "together"), [(128, 128, 32), (256, 256, 32), (512, 512, 8), (1024, 2048, 1)]
+)
+def test_large_pictures_are_encoded_a_few_at_a_time(height: int, width: int, together: int) -> None:
+    seen = []
+
+    def encode(pictures: torch.Tensor) -> torch.Tensor:
+        assert pictures.shape[0] * height * width <= PIXELS
+        seen.append(pictures.shape[0])
+        return pictures[:, :1, ::8, ::8]
+
+    images = [np.full((height, width, 3), 8 * number, np.uint8) for number in range(together + 1)]
+    latents = encode_in_parts(encode, images)
+    assert seen == [together, 1]
+    assert latents[:, 0, 0, 0].tolist() == pytest.approx([number / 127.5 * 8 - 1 for number in range(together + 1)])

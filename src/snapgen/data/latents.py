@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, count
@@ -23,7 +23,8 @@ from snapgen.data.rows import Rows
 from snapgen.weights import load_file, save_file_atomic
 
 SHARD = 1024  # pictures
-BATCH = 32  # pictures encoded at once
+BATCH = 32  # pictures read, and encoded at once if they are small
+PIXELS = BATCH * 256**2  # encoded at once: SD3's encoder holds 1.3 GB for a picture of 1024 px
 AHEAD = 2  # batches whose pictures are read while one is encoded and trained on
 
 Encode = Callable[[Tensor], Tensor]  # pictures B 3 H W in [-1, 1] -> latents B C h w
@@ -37,6 +38,18 @@ def fingerprint(*parts: Any) -> str:
     for part in parts:
         digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()[:12]
+
+
+def pictures_at_once(height: int, width: int) -> int:
+    """How many pictures of this size, in px, are encoded together."""
+    return max(1, min(BATCH, PIXELS // (height * width)))
+
+
+def encode_in_parts(encode: Encode, pictures: Sequence[np.ndarray]) -> Tensor:
+    """Latents of `pictures`, uint8 H W 3 of one size, `pictures_at_once` at a time."""
+    size = pictures_at_once(*pictures[0].shape[:2])
+    parts = [list(pictures[start : start + size]) for start in range(0, len(pictures), size)]
+    return torch.cat([encode(to_tensor(part)) for part in parts])
 
 
 def read_ahead(
@@ -124,8 +137,7 @@ class EncodedBatches:
             self._stream = read_ahead(self._pool, self._read, (self._items(number, own) for number in count(step)))
         self._due = (step + 1, own)
         pictures, epochs, images = zip(*next(self._stream), strict=True)
-        parts = [self.encode(to_tensor(list(images[start : start + BATCH]))) for start in range(0, len(images), BATCH)]
-        return LatentBatch(torch.cat(parts), list(pictures), list(epochs))
+        return LatentBatch(encode_in_parts(self.encode, images), list(pictures), list(epochs))
 
     def _items(self, step: int, own: slice) -> list[tuple[int, int, int]]:
         """Picture, epoch and group of each sample."""
@@ -196,7 +208,7 @@ class LatentCache:
                             kept.append(index)
                             pictures.append(result)
                     if pictures:
-                        latents.append(encode(to_tensor(pictures)).half().cpu())
+                        latents.append(encode_in_parts(encode, pictures).half().cpu())
                 if not latents and len(indices) == SHARD:
                     raise ValueError(f"none of the pictures {indices[0]} to {indices[-1]} can be read")
                 encoded = torch.cat(latents) if latents else torch.empty(0, dtype=torch.float16)

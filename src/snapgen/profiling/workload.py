@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snapgen.config import Recipe, RecipeError
-from snapgen.data.latents import BATCH as ENCODED_AT_ONCE
+from snapgen.data.latents import pictures_at_once
 from snapgen.flow.path import predict_x0
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.denoiser import Denoiser, feature_widths, text_width
@@ -185,7 +185,7 @@ def _encoding_bytes(recipe: FlowRecipe, batch: int) -> int:
         return 0
     dtype, side = _dtype(recipe), recipe.data.resolution
     encoder = _autoencoder_of(recipe).to(dtype).encoder
-    pictures = torch.empty(min(batch, ENCODED_AT_ONCE), 3, side, side, dtype=dtype, device="meta")
+    pictures = torch.empty(min(batch, pictures_at_once(side, side)), 3, side, side, dtype=dtype, device="meta")
     with torch.no_grad():
         return _peak(lambda: encoder(pictures))
 
