@@ -1,7 +1,7 @@
 """What distillation gives, at the miniature's size: the paper's Tab. 3 and Fig. 9 in small.
 
     python benchmarks/distillation.py kd --teacher runs/mini/teacher/model [--steps 2000] [--seeds 0,1,2]
-    python benchmarks/distillation.py steps --student runs/mini/step/model [--base mini] [--at 1,2,4,8,28]
+    python benchmarks/distillation.py steps --student runs/mini/step/model [--base mini]
 
 `kd` trains the student of recipes/mini/distill.yaml without a teacher and under it, with the losses of VARIANTS, for as
 many steps and with the same seeds, and scores every one on the embedded world's benchmark. The teacher is scored too.
@@ -136,8 +136,11 @@ def distillation(options: argparse.Namespace) -> None:
 def few_steps(options: argparse.Namespace) -> None:
     """Fig. 9: base model and step-distilled student at several numbers of steps."""
     rows: list[Report] = []
-    for name, model in (("base", options.base), ("step-distilled", options.student)):
-        for steps in options.at:
+    for name, model, at in (
+        ("base", options.base, options.at),
+        ("step-distilled", options.student, options.student_at),
+    ):
+        for steps in at:
             folder = options.work / f"{name}_{steps}"
             shared = ["--steps", steps, *scene_options(options)]
             scenes = evaluation(model, "scenes", folder, "--count", options.count, *shared)
@@ -183,7 +186,8 @@ def few_steps(options: argparse.Namespace) -> None:
             own = [row for row in rows if row["name"] == name]
             axes.plot([row["steps"] for row in own], [row[key] for row in own], "o-", label=name)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(options.at, [str(steps) for steps in options.at])
+        ticks = sorted({*options.at, *options.student_at})
+        axes.set_xticks(ticks, [str(steps) for steps in ticks])
         axes.set(xlabel="steps", ylabel=label)
         axes.legend(frameon=False)
     write("distillation_steps", {"rows": rows}, title, lines, figure, options)
@@ -223,7 +227,8 @@ def main() -> None:
     few = commands.add_parser("steps")
     few.add_argument("--student", required=True, help="pipeline folder")
     few.add_argument("--base", default="mini")
-    few.add_argument("--at", type=numbers, default=[1, 2, 4, 8, 28], help="numbers of steps")
+    few.add_argument("--at", type=numbers, default=[1, 2, 4, 8, 28], help="numbers of steps of the base model")
+    few.add_argument("--student-at", type=numbers, default=[1, 2, 4, 8], help="of the student")
     few.add_argument("--pictures", type=int, default=300, help="for the Frechet distance, a seed")
     few.set_defaults(run=few_steps, work=Path("runs/distillation/steps"))
     for command in (taught, few):
