@@ -98,7 +98,7 @@ def tensors_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def same_to_tolerance(one: Path, other: Path, tolerance: float = 1e-3) -> None:
-    """Asserts equal metrics, weights, average and moments; metrics are near 1, each tensor counts relative to its size."""
+    """Asserts equal metrics (they are near 1), weights, average and moments (each tensor relative to its size)."""
     for here, there in zip(metrics_of(one), metrics_of(other), strict=True):
         assert here == pytest.approx(there, rel=tolerance, abs=tolerance)
     theirs = tensors_of(other)
