@@ -9,7 +9,7 @@ The distance grows as pictures get fewer: compare at equal counts only.
   of pictures as it is.
 - Reference: a folder of pictures, or an .npz with `mu` and `sigma` of the same network's features. Without one it is
   the embedded world: prompts are captions of training-like scenes, the reference ground-truth renders of as many other
-  scenes, and the report also holds what further renders would get ("truth": no model does better but by chance); the
+  scenes, and the report also holds what renders of the very scenes that the captions tell of get ("truth"); the
   features are then the mini-encoder's unless others are asked for.
 """
 
@@ -78,7 +78,7 @@ def evaluate_fid(
         assert isinstance(subject, SnapGenPipeline)
         world = SceneWorld(subject, settings)
         reference, source = statistics(network, world.renders(1)), {"world": "scenes", "seed": SEED}
-        truth = {"truth": frechet_distance(statistics(network, world.renders(2)), reference)}
+        truth = {"truth": frechet_distance(statistics(network, world.renders(0)), reference)}
         captions = world.captions()
 
     if isinstance(subject, Path):
@@ -102,7 +102,7 @@ def evaluate_fid(
     title = f"fid: {report['score']:.4g}"
     notes = [f"{kind} of {number} pictures by {network.name}; lower is better; compare at equal counts only."]
     if truth:
-        notes.append(f"As many ground-truth renders would get {report['truth']:.4g}.")
+        notes.append(f"Ground-truth renders of the same prompts get {report['truth']:.4g}.")
     figure = plot_bars(kind, {"score": report["score"]} | truth, {"score": report["interval"]})
     write_report(title, report, score_summary(title, report, ".4g", notes), figure, lines, folder)
     return report
@@ -145,12 +145,12 @@ def score_model(
 
 
 class SceneWorld:
-    """Prompts and pictures of the embedded world, in lots of `--count` scenes that are never the same."""
+    """Prompts and pictures of the embedded world, in two lots of `--count` scenes."""
 
     def __init__(self, model: SnapGenPipeline, settings: EvaluationSettings):
         side, self.count = picture_side(model, settings), settings.count or COUNT
         self.source = SceneSource(
-            SceneSettings(resolution=side, count=3 * self.count, seed=SEED, split="train", nouns=settings.nouns)
+            SceneSettings(resolution=side, count=2 * self.count, seed=SEED, split="train", nouns=settings.nouns)
         )
 
     def captions(self) -> list[str]:
