@@ -176,7 +176,7 @@ def few_steps(options: argparse.Namespace) -> None:
     )
     title = (
         f"Before and after step distillation: {options.count} held-out prompts a category, {options.pictures} pictures "
-        f"for the distance (true renders of the same prompts get {rows[0]['truth']:.4g}), {len(options.picture_seeds)} seeds"
+        f"for the distance (true renders of their prompts get {rows[0]['truth']:.4g}), {len(options.picture_seeds)} seeds"
     )
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, key, label in zip(

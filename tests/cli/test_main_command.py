@@ -152,7 +152,9 @@ def test_interrupt_is_status_130(verb: Callable[..., None], capfd: pytest.Captur
 
 def test_interrupt_of_a_real_process() -> None:
     code = (
-        "import sys, time, types; from snapgen.cli import main as cli; m = types.ModuleType('m');"
+        # A shell in the background hands down an ignored interrupt.
+        "import signal, sys, time, types; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from snapgen.cli import main as cli; m = types.ModuleType('m');"
         "m.wait = lambda: (print('ready', flush=True), time.sleep(60)); sys.modules['m'] = m;"
         "cli.VERBS['wait'] = 'm:wait'; sys.argv = ['snapgen', 'wait']; cli.main()"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -74,7 +75,8 @@ def test_a_resumed_run_is_the_one_never_interrupted(paths: list[str], trained: P
 
 
 def test_two_processes_equal_one(paths: list[str], trained: Path, tmp_path: Path) -> None:
-    command = ["torchrun", "--standalone", "--nproc_per_node=2", "--no-python", "snapgen", "train"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    command = [*launcher, str(Path(sys.executable).with_name("snapgen")), "train"]
     overrides = [word for path in paths for word in ("--set", path)]
     recipe = str(RECIPES / "debug" / "step.yaml")
     subprocess.run(
