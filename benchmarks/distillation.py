@@ -175,8 +175,8 @@ def few_steps(options: argparse.Namespace) -> None:
         ],
     )
     title = (
-        f"Before and after step distillation: {options.count} held-out prompts a category, {options.pictures} pictures "
-        f"for the distance (true renders of their prompts get {rows[0]['truth']:.4g}), {len(options.picture_seeds)} seeds"
+        f"Before and after step distillation: {len(options.picture_seeds)} seeds of {options.count} held-out prompts a "
+        f"category, and of {options.pictures} pictures for the distance (true renders get {rows[0]['truth']:.4g})"
     )
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, key, label in zip(
