@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,7 @@ def test_a_case_is_measured(throughput: ModuleType, tmp_path: Path, monkeypatch:
     throughput.main()
 
     report = json.loads((tmp_path / "throughput_cpu.json").read_text())
-    assert report["versions"]["torch"] == torch.__version__
+    assert report["versions"]["torch"] == version("torch")
     (result,) = report["results"]
     with torch.device("meta"):
         unet = create_unet("debug")

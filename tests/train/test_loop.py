@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path) -> None:
     origin = json.loads((run / "model" / "provenance.json").read_text())
     assert origin["step"] == 12
     assert origin["recipe"] == recipe.model_dump(mode="json")
-    assert origin["versions"]["torch"] == torch.__version__
+    assert origin["versions"]["torch"] == version("torch")
     assert origin["files"] == {"model.safetensors": sha256(run / "model" / "model.safetensors")}
     assert leftovers(run) == []
 
