@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+from snapgen.data.files import PICTURES
 
 
 def picture_files(folder: Path, count: int | None = None) -> list[Path]:
@@ -14,8 +14,8 @@ def picture_files(folder: Path, count: int | None = None) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of pictures")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     if not files or (count is not None and len(files) < count):
         wanted = "at least one picture" if count is None else f"{count} pictures"
-        raise ValueError(f"{folder} holds {len(files)} pictures ({', '.join(sorted(SUFFIXES))}), expected {wanted}")
+        raise ValueError(f"{folder} holds {len(files)} pictures ({', '.join(sorted(PICTURES))}), expected {wanted}")
     return files[:count]

@@ -10,6 +10,7 @@ from torch import nn
 
 from snapgen.config import Recipe, RecipeError
 from snapgen.profiling.workload import BF16, FP32, workload
+from snapgen.train.distribution import blocks_of
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,7 @@ def plan(
 
 def gathered_bytes(network: nn.Module, precision: str) -> int:
     """What FSDP2 has whole of `network` at a time: a block with its gradients, the next one, and what is in none."""
-    names = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    blocks = [
-        sum(parameter.numel() for parameter in part.parameters())
-        for part in network.modules()
-        if type(part).__name__ in names
-    ]
+    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks_of(network)]
     rest = sum(parameter.numel() for parameter in network.parameters()) - sum(blocks)
     return (3 * max(blocks, default=0) + rest) * (BF16 if precision == "bf16" else FP32)
 

@@ -78,14 +78,12 @@ def distribute(
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 takes no other memory format
     plugin = accelerator.state.fsdp_plugin
-    classes = {type(part).__name__ for part in network.modules()}
-    blocks = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    blocks = blocks_of(network)
     if network._compiled_call_impl is not None:
         # Hooks cut the graph at every block, and blocks share a function: each is a recompilation of it.
-        count = sum(type(part).__name__ in blocks for part in network.modules())
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * count)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
-    plugin.transformer_cls_names_to_wrap = sorted(classes & blocks)
+    plugin.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in blocks})
     plugin.mixed_precision_policy = None
     if accelerator.mixed_precision == "bf16":
         # Autocast, as without shards, which leaves times and losses in fp32; blocks are gathered in bf16, which it
@@ -99,6 +97,12 @@ def distribute(
     for group in optimizer.param_groups:
         group["foreach"] = True  # AdamW's own choice on GPUs, but for shards, which it takes one by one unless told
     return network
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The parts that FSDP2 gathers one at a time: of the classes that networks name in `_no_split_modules`."""
+    names = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    return [part for part in network.modules() if type(part).__name__ in names]
 
 
 def hollow_copy(network: nn.Module) -> nn.Module:
