@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from snapgen.data.pictures import to_tensor, to_uint8
 from snapgen.evaluation import EvaluationSettings
 from snapgen.evaluation.fid import files_hash, read_picture
 from snapgen.evaluation.folders import picture_files
@@ -29,6 +28,7 @@ from snapgen.evaluation.generation import network_hash, picture_side
 from snapgen.evaluation.plots import plot_spread
 from snapgen.evaluation.report import library_versions, score_summary, write_report
 from snapgen.evaluation.scene_prompts import renderer, scene_prompts
+from snapgen.evaluation.scenes import reconstruct
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.weights import atomic_file
@@ -50,7 +50,7 @@ def evaluate_psnr(
     lines: list[dict[str, Any]] = []
     measured: list[dict[str, float]] = []
     for name, picture in pictures(settings, side):
-        output = reconstruct(autoencoder, picture)
+        (output,) = reconstruct(autoencoder, [picture])
         measured.append(compare(output, picture, lpips))
         file = folder / "pictures" / f"{len(lines):06d}.png"
         with atomic_file(file) as temporary:
@@ -112,13 +112,6 @@ def fit(picture: np.ndarray, size: int | None) -> np.ndarray:
             raise ValueError(f"a picture of {image.width}x{image.height} px is too small: at least {FACTOR} a side")
     left, top = (image.width - target[0]) // 2, (image.height - target[1]) // 2
     return np.asarray(image.crop((left, top, left + target[0], top + target[1])))
-
-
-@torch.no_grad()
-def reconstruct(autoencoder: Any, picture: np.ndarray) -> np.ndarray:
-    """`picture` (uint8 H W 3) through the autoencoder."""
-    inputs = to_tensor([picture]).to(autoencoder.device, autoencoder.dtype)
-    return to_uint8(autoencoder(inputs, return_dict=False)[0])[0]
 
 
 def compare(output: np.ndarray, picture: np.ndarray, lpips: Any) -> dict[str, float]:

@@ -97,7 +97,7 @@ def evaluate_scenes(
     check_floor(floor)
     kept = [i for i, truth in enumerate(truths) if truth.index < count]
     progress(f"ceiling: {len(kept)} renders through the autoencoder")
-    through = [detector(picture) for picture in reconstruct(pipeline, [renders[i] for i in kept])]
+    through = [detector(picture) for picture in reconstruct(pipeline.vae, [renders[i] for i in kept])]
     ceiling = shares([truths[i] for i in kept], judged([truths[i] for i in kept], through))
 
     prompts = [prompt for split in SPLITS for prompt in scene_prompts(split, count, settings.nouns)]
@@ -307,13 +307,12 @@ def random_pictures(side: int) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def reconstruct(pipeline: SnapGenPipeline, pictures: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
-    """`pictures` (uint8 H W 3) through the pipeline's autoencoder."""
-    vae = pipeline.vae
+def reconstruct(autoencoder: Any, pictures: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
+    """`pictures` (uint8 H W 3, of one size) through the autoencoder."""
     result: list[np.ndarray] = []
     for start in range(0, len(pictures), batch):
-        inputs = to_tensor(list(pictures[start : start + batch])).to(vae.device, vae.dtype)
-        result += to_uint8(vae(inputs, return_dict=False)[0])
+        inputs = to_tensor(list(pictures[start : start + batch])).to(autoencoder.device, autoencoder.dtype)
+        result += to_uint8(autoencoder(inputs, return_dict=False)[0])
     return result
 
 
