@@ -1,14 +1,18 @@
 """What distillation gives, at the miniature's size: the paper's Tab. 3 and Fig. 9 in small.
 
     python benchmarks/distillation.py kd --teacher runs/mini/teacher/model [--steps 2000] [--seeds 0,1,2]
+    python benchmarks/distillation.py kd --teacher mini --model SMALLER_PRESET --initial none
     python benchmarks/distillation.py steps --student runs/mini/step/model [--base mini]
 
 `kd` trains the student of recipes/mini/distill.yaml without a teacher and under it, with the losses of VARIANTS, for as
-many steps and with the same seeds, and scores every one on the embedded world's benchmark. The teacher is scored too.
-`steps` scores a base model and its step-distilled student at several numbers of steps: the scene benchmark, and the
-Frechet distance to true renders (features of the bundled encoder), which tells models apart where scores are low.
+many steps and with the same seeds. The teacher is scored too. `steps` scores a base model and its step-distilled
+student at several numbers of steps. Scores are the embedded world's benchmark, and the Frechet distance to true renders
+(features of the bundled encoder), which tells models apart where benchmark scores are low; of the students of `kd` also
+the loss of the task on held-out compositions at the end of training.
 
-Trainings and evaluations lie in `--work` and go on there after an interruption; what is finished is not done again.
+Trainings and evaluations lie in `--work` and go on there after an interruption; what is finished is not done again, so
+other options need another folder. All students of one seed come before those of the next, and the report is written
+after each.
 Writes distillation_kd or distillation_steps as .json, .md and .png to `--out`. Needs the emoji font.
 """
 
@@ -20,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -27,6 +32,7 @@ from matplotlib.figure import Figure
 
 from snapgen.evaluation.report import between, library_versions, table
 from snapgen.evaluation.statistics import interval_of_values
+from snapgen.train.report import read_metrics
 from snapgen.weights import atomic_file
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "mini"
@@ -67,7 +73,8 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Path:
     run: Path = options.work / f"{variant.replace(', ', '_').replace(' ', '-')}_{seed}"
     losses = VARIANTS[variant]
     recipe = yaml.safe_load(DISTILL.read_text())
-    settings = {key: recipe[key] for key in SHARED} | {"initial": options.initial, "seed": seed}
+    initial = None if options.initial == "none" else options.initial
+    settings = {key: recipe[key] for key in SHARED} | {"model": options.model, "initial": initial, "seed": seed}
     settings["train"] |= {"steps": options.steps, "batch_size": options.batch}
     if losses is not None:
         settings |= {"teacher": options.teacher, "distillation": losses}
@@ -83,54 +90,68 @@ def scene_options(options: argparse.Namespace) -> list[object]:
     return ["--nouns", ",".join(nouns), "--seeds", ",".join(map(str, options.picture_seeds))]
 
 
+def measured(model: str, folder: Path, options: argparse.Namespace, *arguments: object) -> tuple[Report, Report]:
+    """The reports of the suites scenes and fid on `model`."""
+    shared = [*arguments, *scene_options(options)]
+    scenes = evaluation(model, "scenes", folder, "--count", options.count, *shared)
+    return scenes, evaluation(model, "fid", folder, "--count", options.pictures, *shared)
+
+
 def distillation(options: argparse.Namespace) -> None:
-    """Tab. 3: students under several losses, over several seeds of training."""
-    asked = ["--count", options.count, *scene_options(options)]
+    """Tab. 3: students under several losses, over several seeds of training; a report after every seed."""
     folder = options.work / "evaluation"
-    taught = evaluation(options.teacher, "scenes", folder / "teacher", *asked)
-    rows: list[Report] = [{"name": "the teacher", "scores": [taught["score"]], "categories": taught["categories"]}]
-    for variant in VARIANTS:
-        reports = []
-        for seed in options.seeds:
-            model = train(variant, seed, options)
-            reports.append(evaluation(str(model), "scenes", folder / model.parent.name, *asked))
-        rows.append(
-            {
-                "name": variant,
-                "scores": [report["score"] for report in reports],
-                "categories": {
-                    name: sum(report["categories"][name] for report in reports) / len(reports)
-                    for name in reports[0]["categories"]
-                },
-            }
-        )
+    scenes, distance = measured(options.teacher, folder / "teacher", options)
+    rows: list[Report] = [
+        {"name": name, "scores": [], "distances": [], "heldout": [], "by_category": []}
+        for name in ("the teacher", *VARIANTS)
+    ]
+    add(rows[0], scenes, distance)
+    for done, seed in enumerate(options.seeds, start=1):
+        for row in rows[1:]:
+            model = train(row["name"], seed, options)
+            add(row, *measured(str(model), folder / model.parent.name, options))
+            row["heldout"].append(read_metrics(model.parent / "metrics.jsonl")[-1]["eval/heldout"])
+        report_students(rows, options.seeds[:done], distance["truth"], options)
+
+
+def add(row: Report, scenes: Report, distance: Report) -> None:
+    """Adds one more training's measurements to `row`."""
+    row["scores"].append(scenes["score"])
+    row["distances"].append(distance["score"])
+    row["by_category"].append(scenes["categories"])
+
+
+def report_students(rows: list[Report], seeds: list[int], truth: float, options: argparse.Namespace) -> None:
+    """Writes the comparison over the trainings that are done."""
+    forms = {"scores": ".1%", "distances": ".4g", "heldout": ".4g"}
+    categories = list(rows[0]["by_category"][0])
+    cells = []
     for row in rows:
-        row["score"] = sum(row["scores"]) / len(row["scores"])
-        row["interval"] = interval_of_values(row["scores"])
-    categories = list(rows[0]["categories"])
+        line = [row["name"]]
+        for key, form in forms.items():
+            line.append(f"{fmean(row[key]):{form}}" if row[key] else "")  # no loss of the teacher's is known
+            line.append(between(interval_of_values(row[key]), form))
+        cells.append([*line, *(f"{fmean(each[name] for each in row['by_category']):.0%}" for name in categories)])
+    spread = "95 % interval"
     lines = table(
-        ("student", "score", "95 % interval", *categories),
-        [
-            (
-                row["name"],
-                f"{row['score']:.1%}",
-                between(row["interval"], ".1%"),
-                *(f"{row['categories'][name]:.0%}" for name in categories),
-            )
-            for row in rows
-        ],
+        ("student", "scene score", spread, "Frechet distance", spread, "held-out loss", spread, *categories), cells
     )
-    title = f"Students after {options.steps} steps of {options.batch}, mean over {len(options.seeds)} seeds of training"
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.barh([row["name"] for row in rows], [row["score"] for row in rows], color="tab:blue")
-    for place, row in enumerate(rows):
-        axes.plot(row["scores"], [place] * len(row["scores"]), ".", color="black")
-    axes.invert_yaxis()
-    axes.set_xlabel("scene score, held-out compositions")
-    write(
-        "distillation_kd", {"steps": options.steps, "batch": options.batch, "rows": rows}, title, lines, figure, options
+    origin = "from scratch" if options.initial == "none" else f"from {options.initial}"
+    title = (
+        f"Students ({options.model}, {origin}) after {options.steps} steps of {options.batch}, mean over "
+        f"{len(seeds)} seeds of training (true renders have the distance {truth:.4g})"
     )
+    figure = Figure(figsize=(13, 3), layout="constrained")
+    labels = ("scene score, held-out compositions", "Frechet distance", "held-out loss of the task")
+    for axes, key, label in zip(figure.subplots(1, 3, sharey=True), forms, labels, strict=True):
+        shown = [row for row in rows if row[key]]
+        axes.barh([row["name"] for row in shown], [fmean(row[key]) for row in shown], color="tab:blue")
+        for row in shown:
+            axes.plot(row[key], [row["name"]] * len(row[key]), ".", color="black")
+        axes.set_xlabel(label)
+    axes.invert_yaxis()  # of all three
+    content = {"seeds_done": seeds, "truth": truth, "rows": rows}
+    write("distillation_kd", content, title, lines, figure, options)
 
 
 def few_steps(options: argparse.Namespace) -> None:
@@ -141,10 +162,7 @@ def few_steps(options: argparse.Namespace) -> None:
         ("step-distilled", options.student, options.student_at),
     ):
         for steps in at:
-            folder = options.work / f"{name}_{steps}"
-            shared = ["--steps", steps, *scene_options(options)]
-            scenes = evaluation(model, "scenes", folder, "--count", options.count, *shared)
-            distance = evaluation(model, "fid", folder, "--count", options.pictures, *shared)
+            scenes, distance = measured(model, options.work / f"{name}_{steps}", options, "--steps", steps)
             rows.append(
                 {
                     "name": name,
@@ -218,8 +236,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     taught = commands.add_parser("kd")
-    taught.add_argument("--teacher", required=True, help="pipeline folder")
-    taught.add_argument("--initial", default="mini", help="where all students start")
+    taught.add_argument("--teacher", required=True, help="pipeline folder, or mini, the bundled one")
+    taught.add_argument("--model", default="mini", help="preset of the students")
+    taught.add_argument(
+        "--initial", default="mini", help="pipeline folder where all students start; none: from scratch"
+    )
     taught.add_argument("--steps", type=int, default=2000)
     taught.add_argument("--batch", type=int, default=32)
     taught.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="of training")
@@ -229,10 +250,10 @@ def main() -> None:
     few.add_argument("--base", default="mini")
     few.add_argument("--at", type=numbers, default=[1, 2, 4, 8, 28], help="numbers of steps of the base model")
     few.add_argument("--student-at", type=numbers, default=[1, 2, 4, 8], help="of the student")
-    few.add_argument("--pictures", type=int, default=300, help="for the Frechet distance, a seed")
     few.set_defaults(run=few_steps, work=Path("runs/distillation/steps"))
     for command in (taught, few):
         command.add_argument("--count", type=int, default=20, help="prompts a category")
+        command.add_argument("--pictures", type=int, default=300, help="for the Frechet distance, a seed")
         command.add_argument("--picture-seeds", type=numbers, default=[0, 1, 2])
         command.add_argument("--work", type=Path)
         command.add_argument("--out", type=Path, default=Path("benchmarks/results"))
