@@ -80,7 +80,8 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Path:
         settings |= {"teacher": options.teacher, "distillation": losses}
     if not (run / "model").exists():
         file = RECIPES / "flow.yaml" if losses is None else DISTILL
-        snapgen("train", file, *overrides(settings), "--out", run, "--resume")
+        more = [part for setting in options.set for part in ("--set", setting)]
+        snapgen("train", file, *overrides(settings), *more, "--out", run, "--resume")
     return run / "model"
 
 
@@ -243,6 +244,7 @@ def main() -> None:
     )
     taught.add_argument("--steps", type=int, default=2000)
     taught.add_argument("--batch", type=int, default=32)
+    taught.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all trainings' recipes")
     taught.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="of training")
     taught.set_defaults(run=distillation, work=Path("runs/distillation/kd"))
     few = commands.add_parser("steps")

@@ -48,6 +48,14 @@ UNETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Four times smaller: a student for `mini`, where a transformer of `mini`'s multiple cannot be trained.
+UNETS["mini-small"] = UNETS["mini"] | {
+    "block_out_channels": (48, 96),
+    "transformer_layers": (1, 1),
+    "attention_head_dim": 24,
+    "norm_num_groups": 16,
+}
+
 # Teachers: diffusers' SD3Transformer2DModel, whose width is heads times head width.
 TEACHERS: dict[str, dict[str, Any]] = {
     "sd3.5-large": {  # and SD3.5-Large-Turbo: their published transformer/config.json
