@@ -17,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from snapgen.flow.guidance import Velocity, conditional, guided
 from snapgen.flow.sampling import euler
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
+from snapgen.memory import keep_freed_memory
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.unet import SnapGenUNet
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates
@@ -108,11 +109,14 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def optimize(self, compile: bool | None = None) -> SnapGenPipeline:
         """Turns on what makes drawing fast on the device that the pipeline is on, and returns the pipeline.
 
-        UNet and autoencoder become channels-last, and bf16 where the processor multiplies in it. On a GPU both are
+        UNet and autoencoder become channels-last, and bf16 where the processor multiplies in it. On a CPU the process
+        keeps the memory of freed tensors from now on (`snapgen.memory.keep_freed_memory`). On a GPU the networks are
         compiled (whole graph, static shapes, CUDA graphs): the first picture of every size and batch then takes a
         minute or more. `compile` decides that otherwise. Pictures change by rounding; call it after `to(device)`.
         """
         device = self._execution_device
+        if device.type == "cpu":
+            keep_freed_memory()
         for network in (self.unet, self.vae):
             network.to(device, memory_format=torch.channels_last)
             if multiplies_bfloat16(device):

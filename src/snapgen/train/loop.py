@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, TrainSettings, complete_recipe
+from snapgen.memory import keep_freed_memory
 from snapgen.train.distribution import distribute, hollow_copy, is_first_process, make_accelerator, whole
 from snapgen.train.guard import Guard, save_evidence
 from snapgen.train.report import Display, Report
@@ -54,6 +55,8 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
         library.utils.logging.disable_progress_bar()  # the loop shows its own
     accelerator = make_accelerator(settings)
     main = accelerator.is_main_process
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         display = stack.enter_context(closing(Display(enabled=main)))
 
