@@ -138,7 +138,7 @@ class DistillStage(FlowStage):
         self.wait_for_everyone()
         if incomplete:
             taps = (LAST,) if cache.keeps_features else ()
-            at_once = len(self.local_indices(0))
+            at_once = len(self.local_indices(0))  # as training does: the same to the last bit
             cache.build(
                 partial(self._teach, taps),
                 lambda: self._answers(taps, self._heldout),
