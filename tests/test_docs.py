@@ -63,7 +63,7 @@ def test_the_recipes_of_the_data_guide_can_be_run(tmp_path: Path, monkeypatch: p
             mapping = read_recipe(ROOT / arguments[0], overrides)
             recipe = parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, "docs/data.md")
             sources.append((recipe.data.source, len(open_source(recipe.data))))
-    assert sources == [("folder", 8), ("shards", 10), ("folder", 10), ("folder", 10)]
+    assert sources == [("folder", 8), ("shards", 10), ("folder", 10), ("folder", 10), ("scenes", 64)]
 
 
 def test_the_commands_of_the_evaluation_guide_ask_for_nothing_but_their_files(

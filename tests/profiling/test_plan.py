@@ -59,6 +59,24 @@ def test_memory_and_storage_by_part() -> None:
     assert large.memory["teacher"] == pytest.approx(2 * 8.06e9, rel=0.01)
 
 
+def test_stored_targets_are_asked_for_once() -> None:
+    settings = [
+        "teacher=stabilityai/stable-diffusion-3.5-large",
+        "model=t2i",
+        "data.resolution=1024",
+        "data.count=1000",
+    ]
+    asked, stored = (
+        plan(recipe("mini/distill.yaml", *settings, *more), 1, "h200", 0.4)
+        for more in ([], ["draws=3", "target_cache=targets"])
+    )
+    draw = 2 * (16 * 128 * 128 + 2432 * 64 * 64)  # bf16: velocity, features
+    assert stored.storage == asked.storage | {"teacher's targets": 3 * 1000 * draw}
+    assert stored.flops["teacher"] == pytest.approx(asked.flops["teacher"] * 3 * 1000 / asked.samples)
+    velocities = recipe("mini/distill.yaml", *settings, "draws=1", "target_cache=x", "distillation.features=false")
+    assert plan(velocities, 1, "h200", 0.4).storage["teacher's targets"] == 1000 * 2**19
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_activations_are_those_of_a_measured_step(precision: str) -> None:
     settings = recipe("mini/flow.yaml", f"train.precision={precision}", "train.batch_size=4")

@@ -19,8 +19,7 @@ from torch import Tensor
 from snapgen.data import BadSampleError, Progress, Source
 from snapgen.data.order import Order
 from snapgen.data.pictures import to_tensor
-from snapgen.data.rows import Rows
-from snapgen.weights import load_file, save_file_atomic
+from snapgen.data.rows import CacheFiles, Rows
 
 SHARD = 1024  # pictures
 BATCH = 32  # pictures read, and encoded at once if they are small
@@ -88,7 +87,8 @@ class StoredLatents:
 
     latents: Rows  # of C h w, fp16
     indices: np.ndarray  # of their pictures in the source
-    groups: list[np.ndarray]  # rows of one shape
+    groups: list[np.ndarray]  # rows of one shape, which lie together
+    name: str  # of the cache's folder
 
 
 class CachedBatches:
@@ -162,21 +162,13 @@ class EncodedBatches:
 class LatentCache:
     """Latents of all pictures of a source, fp16, as shards `latents_00000.safetensors` in a folder.
 
-    A shard holds pictures of one shape. Processes build the cache together: process r of n encodes every n-th shard;
-    `load` opens what all have written. An interrupted build goes on with the shards that are missing.
+    `load` opens what all processes have built.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
         self.source = source
         self.folder = folder
-        self.shards = [
-            (number, group[start : start + SHARD])
-            for number, group in enumerate(source.groups())
-            for start in range(0, len(group), SHARD)
-        ]
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / f"latents_{shard:05d}.safetensors"
+        self.files = CacheFiles(folder, "latents", source.groups(), SHARD)
 
     @torch.no_grad()
     def build(
@@ -193,10 +185,10 @@ class LatentCache:
         Pictures that cannot be read are left out, and named to `warn`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [shard for shard in range(rank, len(self.shards), world) if not self._path(shard).exists()]
+        missing = self.files.missing(rank, world)
         with ThreadPoolExecutor(workers) as pool:
             for shard in progress(missing, "encoding pictures", len(missing)):
-                indices = self.shards[shard][1].tolist()
+                indices = self.files.shards[shard][1].tolist()
                 batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
                 latents, kept = [], []
                 for results in read_ahead(pool, self._attempt, batches):
@@ -213,7 +205,7 @@ class LatentCache:
                     raise ValueError(f"none of the pictures {indices[0]} to {indices[-1]} can be read")
                 encoded = torch.cat(latents) if latents else torch.empty(0, dtype=torch.float16)
                 numbers = torch.tensor(kept, dtype=torch.int64)
-                save_file_atomic({"latents": encoded, "indices": numbers}, self._path(shard))
+                self.files.save(shard, {"latents": encoded, "indices": numbers})
 
     def _attempt(self, index: int) -> tuple[int, np.ndarray | BadSampleError]:
         try:
@@ -223,10 +215,10 @@ class LatentCache:
 
     def load(self) -> StoredLatents:
         """All pictures that could be read; ValueError if there are none, or if a shard is damaged."""
-        parts = [load_file(self._path(shard)) for shard in range(len(self.shards))]
-        numbers = np.repeat([number for number, _ in self.shards], [len(part["indices"]) for part in parts])
+        parts = self.files.load()
+        numbers = np.repeat([number for number, _ in self.files.shards], [len(part["indices"]) for part in parts])
         if not len(numbers):
             raise ValueError("none of the pictures can be read")
         groups = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
         indices = np.concatenate([part["indices"].numpy() for part in parts])
-        return StoredLatents(Rows([part["latents"] for part in parts]), indices, groups)
+        return StoredLatents(Rows([part["latents"] for part in parts]), indices, groups, self.folder.name)

@@ -1,11 +1,14 @@
-"""The rows of many files as one sequence."""
+"""The rows of many files as one sequence, and the files of a cache that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+
+from snapgen.weights import load_file, save_file_atomic
 
 
 class Rows:
@@ -28,3 +31,35 @@ class Rows:
     def __getitem__(self, number: int) -> Tensor:
         part, place = self.locate(number)
         return self.parts[part][place]
+
+
+class CacheFiles:
+    """The files `<name>_00000.safetensors` ... of a folder, each of up to `size` items of one group.
+
+    Processes write them together: process r of n every n-th file. A file appears when it is complete, so that an
+    interrupted build goes on with the files that are missing.
+    """
+
+    def __init__(self, folder: Path, name: str, groups: Sequence[np.ndarray], size: int) -> None:
+        self.folder = folder
+        self.name = name
+        self.shards = [
+            (number, group[start : start + size])
+            for number, group in enumerate(groups)
+            for start in range(0, len(group), size)
+        ]
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{self.name}_{shard:05d}.safetensors"
+
+    def missing(self, rank: int, world: int) -> list[int]:
+        """The files that process `rank` of `world` has still to write."""
+        return [shard for shard in range(rank, len(self.shards), world) if not self._path(shard).exists()]
+
+    def save(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
+        """Writes one file."""
+        save_file_atomic(tensors, self._path(shard))
+
+    def load(self) -> list[dict[str, Tensor]]:
+        """All files, mapped; ValueError naming one that is damaged."""
+        return [load_file(self._path(shard)) for shard in range(len(self.shards))]

@@ -91,13 +91,17 @@ def plan(
         **work.frozen,
         "activations": work.activations,
     }
+    cached = pictures or getattr(getattr(recipe, "data", None), "count", 0)
+    draws = getattr(recipe, "draws", None) or 0
     flops = {part: size * samples for part, size in work.flops.items()}
+    if work.target_bytes and cached:
+        flops["teacher"] = work.flops["teacher"] * cached * draws  # asked once, however long training is
     hours = sum(flops.values()) / (GPUS[gpu].bf16_flops * utilisation) / 3600
     # A checkpoint: weights, average, two moments.
     storage = {"checkpoints": settings.keep_checkpoints * FP32 * 2 * (kept + learning)}
-    cached = pictures or getattr(getattr(recipe, "data", None), "count", 0)
-    if work.latent_bytes:
-        storage["latents" if cached else "latents, each picture"] = work.latent_bytes * (cached or 1)
+    for name, size in (("latents", work.latent_bytes), ("teacher's targets", work.target_bytes * draws)):
+        if size:
+            storage[name if cached else f"{name}, each picture"] = size * (cached or 1)
     return Plan(
         parameters=learning,
         steps=settings.steps,

@@ -67,6 +67,7 @@ class Workload:
     frozen: dict[str, int]  # networks that do not learn, by part
     activations: int  # the most that is alive in the forward pass, or while pictures become latents
     latent_bytes: int = 0  # of a picture in the cache
+    target_bytes: int = 0  # of a draw of a picture in the cache of the teacher's targets
     uncounted: tuple[str, ...] = ()  # what is computed and held besides, of unknown size
 
 
@@ -94,7 +95,7 @@ def _flow(recipe: FlowRecipe, batch: int, teacher: str | None) -> Workload:
     passes = (3.0 if recipe.lora is None else 2.0) + recipe.train.activation_checkpointing
     flops, frozen = {"network": 2 * passes * macs}, {}
     network: nn.Module = unet
-    guide = None
+    guide, target_bytes = None, 0
     if isinstance(recipe, DistillRecipe):
         with torch.device("meta"):
             guide = create_denoiser(teacher or _teacher_preset(recipe.teacher)).requires_grad_(False)
@@ -102,6 +103,7 @@ def _flow(recipe: FlowRecipe, batch: int, teacher: str | None) -> Workload:
             taught = count(guide, lambda: guide(**given))
             network, more = _taught(recipe, unet, macs, guide, taught.macs, side)
         flops |= more
+        target_bytes = 0 if recipe.target_cache is None else _target_bytes(recipe, guide, side)
         frozen["teacher"] = _frozen_bytes(recipe) * taught.parameters
     encoding, held, uncounted = _encoders(recipe, side)
     turns = recipe.adversary.updates + 1 if isinstance(recipe, StepRecipe) and recipe.adversary.weight else 1
@@ -112,6 +114,7 @@ def _flow(recipe: FlowRecipe, batch: int, teacher: str | None) -> Workload:
         frozen | held,
         max(activation_bytes(recipe, batch, guide), _encoding_bytes(recipe, batch)),
         0 if recipe.cache is None else unet.config.in_channels * side**2 * 2,  # fp16
+        target_bytes,
         uncounted,
     )
 
@@ -130,7 +133,7 @@ def _taught(
     guided = 1 + (recipe.distillation.guidance_scale != 1.0)
     if not isinstance(recipe, StepRecipe):
         student = DistilledStudent(cast(Any, unet), widths[LAST])
-        grid = side // guide.config.patch_size if isinstance(guide, TeacherTransformer) else side
+        grid = _grid(guide, side)
         features = torch.empty(1, unet.config.block_out_channels[0], grid, grid)
         projector = count(student.projector, lambda: student.projector(features)).macs
         return student, {"projector": 6.0 * projector, "teacher": 2.0 * taught * guided}
@@ -146,6 +149,18 @@ def _taught(
         generator = 2 * (taught + judged)  # forward, and back to the pictures
         flops["adversary"] = 2.0 * (discriminator + generator)
     return FewStepStudent(cast(Any, unet), heads), flops
+
+
+def _grid(guide: Denoiser, side: int) -> int:
+    """The side of the last features of `guide` on latents of `side`."""
+    return side // guide.config.patch_size if isinstance(guide, TeacherTransformer) else side
+
+
+def _target_bytes(recipe: DistillRecipe, guide: Denoiser, side: int) -> int:
+    """Of the teacher's answers to one sample, as they are stored."""
+    velocity = guide.config.in_channels * side**2
+    features = feature_widths(guide)[LAST] * _grid(guide, side) ** 2 if recipe.distillation.features else 0
+    return (velocity + features) * _frozen_bytes(recipe)
 
 
 def _encoders(recipe: FlowRecipe, side: int) -> tuple[dict[str, float], dict[str, int], tuple[str, ...]]:

@@ -70,6 +70,11 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
             torch.distributed.barrier()
         return source
 
+    def wait_for_everyone(self) -> None:
+        """Returns when all processes have come here."""
+        if self.context.world > 1:
+            torch.distributed.barrier()
+
     def place(self, network: Any) -> Any:
         """`network` on the device, its kernels stored channels-last."""
         return network.to(self.context.device, memory_format=torch.channels_last)

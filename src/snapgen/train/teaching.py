@@ -2,14 +2,15 @@
 
 Two kinds, which share the student's latents. One was trained here, a transformer of Stable Diffusion 3's kind or a
 UNet (the student's own, for step distillation), and reads the student's own text states. The other is a published
-Stable Diffusion 3 (Esser et al. 2024), such as SD3.5-Large, and reads captions with its own encoders.
+Stable Diffusion 3 (Esser et al. 2024), such as SD3.5-Large, and reads captions with its own encoders. The answers of
+either can be stored (`snapgen.train.targets`).
 """
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,20 +34,15 @@ DECODING = ("decoder.", "post_quant_conv.")  # an autoencoder's weights that do 
 
 
 class Teacher(ABC):
-    """A frozen network and its text conditioning."""
+    """What a student asks: velocities and features at noisy latents."""
 
-    def __init__(self, network: Denoiser):
-        self.network = network.eval().requires_grad_(False)
-        self.feature_widths = feature_widths(network)  # channels that each of the taps gives
+    feature_widths: Sequence[int]  # channels that each of the taps gives
 
     def conditions(self, captions: list[str]) -> dict[str, Tensor]:
         """What the teacher needs to know of `captions`, for the batch; "" is its unconditional branch."""
         return {}
 
     @abstractmethod
-    def _texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The network's text arguments under the captions of `batch`, and under the empty prompt."""
-
     def __call__(
         self,
         x: Tensor,
@@ -65,6 +61,28 @@ class Teacher(ABC):
             batch: the student's text `states` (B N D) and `mask` (B N), and what `conditions` gave.
             guidance_scale: of classifier-free guidance; 1 switches it off.
         """
+
+
+class NetworkTeacher(Teacher):
+    """A frozen network and its text conditioning."""
+
+    def __init__(self, network: Denoiser):
+        self.network = network.eval().requires_grad_(False)
+        self.feature_widths = feature_widths(network)
+
+    @abstractmethod
+    def _texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The network's text arguments under the captions of `batch`, and under the empty prompt."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigmas: Tensor,
+        batch: Mapping[str, Tensor],
+        taps: tuple[int, ...] = (),
+        guidance_scale: float = 1.0,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Two evaluations when guided, one otherwise."""
         captioned, empty = self._texts(batch)
         velocity, features = self._evaluate(x, sigmas, captioned, taps)
         if guidance_scale != 1.0:
@@ -79,7 +97,7 @@ class Teacher(ABC):
         return velocity.float(), features
 
 
-class SharedTextTeacher(Teacher):
+class SharedTextTeacher(NetworkTeacher):
     """A teacher that was trained under the student's text encoders, of which it sees all of the padding."""
 
     def __init__(self, network: Denoiser, text: JointTextEncoder):
@@ -102,7 +120,7 @@ def _arguments(states: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
-class StableDiffusionTeacher(Teacher):
+class StableDiffusionTeacher(NetworkTeacher):
     """A published Stable Diffusion 3. `encoders` is its pipeline without autoencoder and scheduler."""
 
     def __init__(self, transformer: TeacherTransformer, encoders: StableDiffusion3Pipeline):
@@ -134,7 +152,7 @@ class StableDiffusionTeacher(Teacher):
 
 def load_teacher(
     source: str, autoencoder: SnapGenAutoencoder, text: JointTextEncoder, dtype: torch.dtype, device: torch.device
-) -> Teacher:
+) -> NetworkTeacher:
     """The teacher in the folder, or of the hub name, `source`, in `dtype` on `device`.
 
     `autoencoder` and `text` are the student's. ValueError for what cannot be loaded, is no teacher, or was trained on

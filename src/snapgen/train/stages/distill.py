@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -10,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snapgen.config import Recipe, RecipeError, Settings
+from snapgen.data.latents import CachedBatches, fingerprint
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE
 from snapgen.losses.distillation import (
@@ -22,9 +25,27 @@ from snapgen.losses.distillation import (
 from snapgen.models.denoiser import Denoiser
 from snapgen.models.distiller import DistilledStudent
 from snapgen.models.unet import SnapGenUNet
-from snapgen.train.stage import Context
-from snapgen.train.stages.flow import TIMESTEP_BINS, FlowRecipe, FlowStage, is_hub_name, locate
-from snapgen.train.teaching import load_teacher
+from snapgen.train.stage import Context, derive_seed
+from snapgen.train.stages.flow import (
+    TIMESTEP_BINS,
+    VALIDATION_COUNT,
+    FlowRecipe,
+    FlowStage,
+    is_hub_name,
+    locate,
+    text_sources,
+)
+from snapgen.train.targets import (
+    FEATURES,
+    SAMPLES,
+    VELOCITY,
+    StoredTargets,
+    StoredTeacher,
+    TargetCache,
+    sample_keys,
+    weights_fingerprint,
+)
+from snapgen.train.teaching import NetworkTeacher, SharedTextTeacher, Teacher, load_teacher
 
 LAST = -1  # the teacher's block whose features are matched (Eq. 5)
 
@@ -54,6 +75,15 @@ class DistillRecipe(FlowRecipe):
     # of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which reads captions with its own encoders.
     teacher: str
     distillation: DistillationSettings = DistillationSettings()
+    # Noise draws of each picture, which come round in turn; null: every visit has new noise.
+    draws: int | None = Field(default=None, gt=0)
+    target_cache: Path | None = None  # folder for the teacher's answers to all draws; null: it is asked in every step
+
+    @model_validator(mode="after")
+    def _targets_belong_to_draws_of_latents(self) -> DistillRecipe:
+        if self.target_cache is not None and (self.draws is None or self.cache is None):
+            raise ValueError("target_cache needs draws, how many of each picture, and cache, their latents")
+        return self
 
     @model_validator(mode="after")
     def _no_adapters(self) -> DistillRecipe:
@@ -72,12 +102,124 @@ class DistillStage(FlowStage):
         student = self.model
         if not isinstance(student, SnapGenUNet):
             raise RecipeError(f"model {recipe.model} is a {type(student).__name__}, expected a SnapGenUNet")
-        source = recipe.teacher if is_hub_name(recipe.teacher) else str(locate("teacher", Path(recipe.teacher)))
+        self.targets: StoredTargets | None = None
+        if recipe.target_cache is None:
+            self.teacher: Teacher = self._load_teacher()
+        else:
+            self.targets = self._stored_targets(recipe.target_cache)
+        self.model = self.place(self._trained(student))
+
+    def _load_teacher(self) -> NetworkTeacher:
+        source = self._teacher_source()
         try:
-            self.teacher = load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, context.device)
+            return load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, self.context.device)
         except ValueError as error:
             raise RecipeError(f"teacher: {error}") from error
-        self.model = self.place(self._trained(student))
+
+    def _teacher_source(self) -> str:
+        name = self.recipe.teacher
+        return name if is_hub_name(name) else str(locate("teacher", Path(name)))
+
+    def _stored_targets(self, folder: Path) -> StoredTargets:
+        """The teacher's targets, after asking it for those that are missing; with nothing to ask it is not loaded."""
+        rank, world = self.context.rank, self.context.world
+        cache = TargetCache(folder, cast(CachedBatches, self.batches).stored, self.recipe.draws)
+        asked = self._asked()
+        cache.check(asked)
+        if incomplete := cache.incomplete(rank, world):
+            self.teacher = teacher = self._load_teacher()
+            if rank == 0:
+                accepted = {key: [value] for key, value in asked.items()} | {
+                    "teacher": sorted({asked["teacher"], self.recipe.teacher}),  # its name for when its folder is gone
+                    "text": [asked["text"]] if isinstance(teacher, SharedTextTeacher) else [],
+                    "features": [False, True] if asked["features"] else [False],
+                }
+                cache.create(accepted, teacher.feature_widths[LAST])
+        self.wait_for_everyone()
+        if incomplete:
+            taps = (LAST,) if cache.keeps_features else ()
+            at_once = len(self.local_indices(0))  # as training does: the same to the last bit
+            cache.build(
+                partial(self._teach, taps),
+                lambda: self._answers(taps, self._heldout),
+                at_once,
+                rank,
+                world,
+                self.context.progress,
+            )
+        self.wait_for_everyone()
+        self.teacher = StoredTeacher(cache.width)
+        return cache.load(asked["features"])
+
+    def _asked(self) -> dict[str, Any]:
+        """What decides the targets, but for the captions of pictures, which rows know."""
+        recipe = self.recipe
+        try:
+            teacher = weights_fingerprint(self._teacher_source(), "*/*.safetensors")
+        except RecipeError:  # its folder is gone: complete targets do without it
+            teacher = recipe.teacher
+        held_out = self.open_source(recipe.data.validation(VALIDATION_COUNT))
+        captions = [held_out.caption(index, 0) for index in range(min(VALIDATION_COUNT, len(held_out)))]
+        texts = [
+            weights_fingerprint(source, "text_encoder*/*.safetensors", "*.safetensors")
+            for source in text_sources(recipe.text)
+        ]
+        return {
+            "teacher": teacher,
+            "guidance_scale": recipe.distillation.guidance_scale,
+            "features": recipe.distillation.features,
+            "latents": cast(CachedBatches, self.batches).stored.name,
+            "held-out pictures": fingerprint(held_out.signature(), captions),
+            "text": fingerprint(texts, recipe.language.model_dump()),
+            "timesteps": recipe.timesteps.model_dump(),
+            "caption_dropout": recipe.caption_dropout,
+            "encoder_dropout": recipe.encoder_dropout,
+            "precision": recipe.train.precision,
+        }
+
+    def _teach(self, taps: tuple[int, ...], pictures: list[int], latents: Tensor, draw: int) -> dict[str, Tensor]:
+        """The targets of `pictures` under one draw, as they are stored."""
+        batch, captions = self._drawn(pictures, latents, [draw] * len(pictures))
+        return self._answers(taps, batch) | {SAMPLES: sample_keys(pictures, captions)}
+
+    def _answers(self, taps: tuple[int, ...], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        velocity, features = self._ask(taps, batch)
+        dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+        answers = {VELOCITY: velocity} | ({FEATURES: features[0]} if features else {})
+        return {name: answer.to("cpu", dtype) for name, answer in answers.items()}
+
+    @torch.no_grad()
+    def _ask(self, taps: tuple[int, ...], batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's velocity and features at the noisy latents of `batch`."""
+        x = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
+        with self._autocast():
+            return self.teacher(x, batch["sigmas"], batch, taps, self.recipe.distillation.guidance_scale)
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """As `FlowStage.batch`, or of pictures' draws; with the teacher's targets, where they are stored."""
+        draws = self.recipe.draws
+        if draws is None:
+            return super().batch(step)
+        batch = self.batches(step, self._share(step)[1])
+        numbers = [epoch % draws for epoch in batch.epochs]
+        drawn, captions = self._drawn(batch.pictures, batch.latents, numbers)
+        if self.targets is None:
+            return drawn
+        return drawn | self._on_device(self.targets(batch.pictures, numbers, captions))
+
+    def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.context.device) for name, tensor in tensors.items()}
+
+    def _drawn(self, pictures: list[int], latents: Tensor, draws: list[int]) -> tuple[dict[str, Tensor], list[str]]:
+        """A batch of `pictures`, each under its draw, and its captions.
+
+        Not a function of the recipe's seed, so that students of several seeds share targets.
+        """
+        generators = [torch.Generator().manual_seed(derive_seed(*pair)) for pair in zip(pictures, draws, strict=True)]
+        chances = [self._chance(1, latents.shape[1:], generator) for generator in generators]
+        noise, sigmas, dropped, encoders = (torch.cat(parts) for parts in zip(*chances, strict=True))
+        captions = self._captions(pictures, draws, dropped)
+        return self._conditioned(latents, noise, sigmas, captions, encoders), captions
 
     def _trained(self, student: SnapGenUNet) -> nn.Module:
         """The student with what is trained beside it."""
@@ -113,9 +255,8 @@ class DistillStage(FlowStage):
         x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
         x = interpolate(x0, noise, sigmas)
         settings = self.recipe.distillation
-        with torch.no_grad(), self._autocast():
-            teacher_velocity, (feature,) = self.teacher(x, sigmas, batch, (LAST,), settings.guidance_scale)
-        grid = tuple(feature.shape[-2:])
+        teacher_velocity, features = self._ask((LAST,) if settings.features else (), batch)
+        grid = tuple(features[0].shape[-2:]) if features else (1, 1)  # which nothing looks at then
         with self._attention():
             inputs = (x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], grid)
             velocity, projected = model(*inputs)
@@ -123,14 +264,15 @@ class DistillStage(FlowStage):
         if settings.output:
             parts["output"] = output_distillation(velocity, teacher_velocity)
         if settings.features:
-            parts["features"] = feature_distillation([(projected, feature)])
+            parts["features"] = feature_distillation([(projected, features[0])])
         return parts
 
     @torch.no_grad()
     def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:
         """Fig. 6: each loss by noise level, and their combination."""
+        heldout = self._heldout | (self._on_device(self.targets.heldout) if self.targets else {})
         with self._autocast():
-            parts = self._parts(model, self._heldout)
-            losses = {"loss": parts["task"]} | parts | {"combined": self._combined(parts, self._heldout["sigmas"])}
+            parts = self._parts(model, heldout)
+            losses = {"loss": parts["task"]} | parts | {"combined": self._combined(parts, heldout["sigmas"])}
         curves: dict[str, Any] = {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)]}
         return curves | {name: loss.reshape(TIMESTEP_BINS, -1).mean(dim=1).tolist() for name, loss in losses.items()}

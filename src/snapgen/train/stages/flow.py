@@ -150,8 +150,7 @@ class FlowStage(Stage[Any, Any]):
         weights = (self.autoencoder_folder / "diffusion_pytorch_model.safetensors").read_bytes()
         cache = LatentCache(self.source, recipe.cache / fingerprint(self.source.signature(), weights))
         cache.build(self._encode, context.rank, context.world, context.progress, context.warn, recipe.workers)
-        if context.world > 1:
-            torch.distributed.barrier()
+        self.wait_for_everyone()
         return CachedBatches(cache.load(), micro_batch, recipe.seed)
 
     def _encode(self, pictures: Tensor) -> Tensor:
@@ -172,23 +171,37 @@ class FlowStage(Stage[Any, Any]):
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Latents, noise, sigmas, text states and mask of this process's samples."""
-        numbers = self.local_indices(step)
         # Drawn for the global batch and sliced, so that the number of processes changes nothing.
-        total, first = len(numbers) * self.context.world, len(numbers) * self.context.rank
-        own = slice(first, first + len(numbers))
+        total, own = self._share(step)
         batch = self.batches(step, own)
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, step))
-        noise = torch.randn(total, *batch.latents.shape[1:], generator=generator)
+        chance = [part[own] for part in self._chance(total, batch.latents.shape[1:], generator)]
+        noise, sigmas, dropped, encoders = chance
+        captions = self._captions(batch.pictures, batch.epochs, dropped)
+        return self._conditioned(batch.latents, noise, sigmas, captions, encoders)
+
+    def _share(self, step: int) -> tuple[int, slice]:
+        """The samples in the global micro-batch number `step`, and which of them this process takes."""
+        count = len(self.local_indices(step))
+        return count * self.context.world, slice(count * self.context.rank, count * (self.context.rank + 1))
+
+    def _chance(self, count: int, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What is drawn for `count` samples of `shape`: noise, sigmas, whose captions and which encoders' are dropped.
+
+        Shapes: B C h w, B, B, and B E for E text encoders; a caption that is kept from all of them is dropped.
+        """
+        noise = torch.randn(count, *shape, generator=generator)
         timesteps = self.recipe.timesteps
-        sigmas = sample_sigmas(total, generator, timesteps.shift, timesteps.mean, timesteps.std)
-        dropped = torch.rand(total, generator=generator) < self.recipe.caption_dropout
-        encoders = torch.rand(total, len(self.text.encoders), generator=generator) < self.recipe.encoder_dropout
-        dropped |= encoders.all(dim=1)
-        captions = [
-            "" if drop else self.source.caption(picture, epoch)
-            for picture, epoch, drop in zip(batch.pictures, batch.epochs, dropped[own].tolist(), strict=True)
+        sigmas = sample_sigmas(count, generator, timesteps.shift, timesteps.mean, timesteps.std)
+        dropped = torch.rand(count, generator=generator) < self.recipe.caption_dropout
+        encoders = torch.rand(count, len(self.text.encoders), generator=generator) < self.recipe.encoder_dropout
+        return noise, sigmas, dropped | encoders.all(dim=1), encoders
+
+    def _captions(self, pictures: list[int], variants: list[int], dropped: Tensor) -> list[str]:
+        return [
+            "" if drop else self.source.caption(picture, variant)
+            for picture, variant, drop in zip(pictures, variants, dropped.tolist(), strict=True)
         ]
-        return self._conditioned(batch.latents, noise[own], sigmas[own], captions, encoders[own])
 
     def _conditioned(
         self,
@@ -235,7 +248,7 @@ class FlowStage(Stage[Any, Any]):
         source = open_source(self.recipe.data.validation(VALIDATION_COUNT))
         indices, pictures = first_readable(source, VALIDATION_COUNT)
         latents = self._encode(to_tensor(pictures))
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.recipe.seed))
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))  # whatever the recipe's seed
         sigmas = (torch.arange(VALIDATION_COUNT) + 0.5) / VALIDATION_COUNT
         captions = [source.caption(index, 0) for index in indices]
         return self._conditioned(latents, noise, sigmas, captions)

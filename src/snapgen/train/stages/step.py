@@ -59,6 +59,12 @@ class StepRecipe(DistillRecipe):
     num_inference_steps: int = Field(default=4, gt=0)
 
     @model_validator(mode="after")
+    def _no_stored_targets(self) -> StepRecipe:
+        if self.draws is not None:
+            raise ValueError("draws and target_cache belong to the stage distill")
+        return self
+
+    @model_validator(mode="after")
     def _starts_somewhere(self) -> StepRecipe:
         if self.initial is None:
             raise ValueError("step distillation needs initial, the pipeline folder of the student")
