@@ -78,6 +78,8 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Path:
     settings["train"] |= {"steps": options.steps, "batch_size": options.batch}
     if losses is not None:
         settings |= {"teacher": options.teacher, "distillation": losses}
+        if options.draws:  # the teacher is asked once, for all students
+            settings |= {"draws": options.draws, "target_cache": str(options.work / "targets")}
     if not (run / "model").exists():
         file = RECIPES / "flow.yaml" if losses is None else DISTILL
         more = [part for setting in options.set for part in ("--set", setting)]
@@ -108,7 +110,8 @@ def distillation(options: argparse.Namespace) -> None:
     ]
     add(rows[0], scenes, distance)
     for done, seed in enumerate(options.seeds, start=1):
-        for row in rows[1:]:
+        # With features first: they fill the store of the teacher's answers for all
+        for row in sorted(rows[1:], key=lambda row: not (VARIANTS[row["name"]] or {}).get("features", False)):
             model = train(row["name"], seed, options)
             add(row, *measured(str(model), folder / model.parent.name, options))
             row["heldout"].append(read_metrics(model.parent / "metrics.jsonl")[-1]["eval/heldout"])
@@ -244,6 +247,9 @@ def main() -> None:
     )
     taught.add_argument("--steps", type=int, default=2000)
     taught.add_argument("--batch", type=int, default=32)
+    taught.add_argument(
+        "--draws", type=int, help="of noise for each picture, the teacher's answers to which are stored"
+    )
     taught.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all trainings' recipes")
     taught.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="of training")
     taught.set_defaults(run=distillation, work=Path("runs/distillation/kd"))
