@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from snapgen.config import parse_recipe, read_recipe
+from snapgen.config import RecipeError, parse_recipe, read_recipe
 from snapgen.data.ground_truth import Placed, Scene
 from snapgen.data.vocabulary import NOUNS
 from snapgen.models.classifier import SceneClassifier
@@ -57,6 +57,15 @@ def test_a_run_measures_draws_and_resumes_exactly(tmp_path: Path) -> None:
     assert tuple(model.config.looks) == LOOKS
 
 
+def test_it_can_start_from_trained_weights(tmp_path: Path) -> None:
+    trained = stage_of()
+    trained.save(trained.model, tmp_path / "model")
+    torch.manual_seed(1)
+    started = stage_of(0, 1, f"initial={tmp_path / 'model'}")
+    for name, tensor in started.model.state_dict().items():
+        assert torch.equal(tensor, trained.model.state_dict()[name].half().float())
+
+
 def test_processes_share_one_batch() -> None:
     pictures, nouns, looks = stage_of().batch(1)
     halves = [stage_of(rank, 2).batch(1) for rank in (0, 1)]
@@ -94,6 +103,11 @@ def test_shuffled_pictures_show_nothing_and_clean_ones_are_renders() -> None:
     assert (nouns != NOTHING).any(dim=(1, 2)).all()
 
 
+def test_a_picture_must_be_made_of_cells() -> None:
+    with pytest.raises(RecipeError, match="data.resolution 72 is no multiple of the cells' 16 px"):
+        stage_of(0, 1, "data.resolution=72")
+
+
 def test_what_spoils_nothing_changes_nothing() -> None:
     picture = torch.rand(3, 32, 32) * 2 - 1
     assert torch.allclose(bend(picture, torch.zeros(2, 4, 4)), picture, atol=1e-5)
@@ -103,7 +117,7 @@ def test_what_spoils_nothing_changes_nothing() -> None:
 
 def test_each_way_of_spoiling() -> None:
     ramp = torch.linspace(-1, 1, 32).expand(3, 32, 32)
-    moved = bend(ramp, torch.stack([torch.full((4, 4), 0.25), torch.zeros(4, 4)]))  # 8 px to the right
+    moved = bend(ramp, torch.stack([torch.full((4, 4), 0.25), torch.zeros(4, 4)]))  # read 8 px further right
     assert torch.allclose(moved[:, :, :24], ramp[:, :, 8:], atol=1e-4)
     picture = torch.rand(3, 32, 32) * 2 - 1
     assert torch.allclose(

@@ -41,7 +41,7 @@ def spoil(picture: Tensor, rng: np.random.Generator, settings: Spoiling) -> Tens
 
 
 def bend(picture: Tensor, displacement: Tensor) -> Tensor:
-    """`picture` moved by a smooth field of `displacement` (2 c c: along x and y, fractions of the side)."""
+    """`picture` read at places moved by a smooth field of `displacement` (2 c c: x and y, fractions of the side)."""
     identity = torch.eye(2, 3)[None]
     grid = F.affine_grid(identity, [1, *picture.shape], align_corners=False)  # spans 2
     field = 2 * stretch(displacement, picture.shape[-1]).permute(1, 2, 0)[None]

@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from snapgen.config import Recipe, Settings
+from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data.ground_truth import Scene
 from snapgen.data.pictures import to_tensor, to_uint8
 from snapgen.data.preview import contact_sheet
@@ -31,6 +31,7 @@ from snapgen.models.classifier import CELL, Reading, SceneClassifier
 from snapgen.train.spoiling import Spoiling, shuffle_tiles, spoil
 from snapgen.train.stage import Context, Stage
 from snapgen.train.stages.flow import locate
+from snapgen.weights import load_network
 
 VALIDATION_COUNT = 256  # scenes of held-out compositions
 LOOKS: tuple[str | None, ...] = (None, *COLORS)  # own colours, and the tints
@@ -53,6 +54,7 @@ class ClassifierRecipe(Recipe):
 
     stage: Literal["classifier"]
     model: ClassifierModel = ClassifierModel()
+    initial: Path | None = None  # folder of a classifier of that shape to start from
     autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; "mini" is the bundled model's
     encoded: float = Field(default=0.06, ge=0, le=1)  # share of pictures passed through it
     latent_noise: float = Field(default=0.5, ge=0)  # the most that is added to their latents, in standard deviations
@@ -67,13 +69,19 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
 
     def __init__(self, recipe: ClassifierRecipe, context: Context):
         super().__init__(recipe, context)
+        if recipe.data.resolution % CELL:
+            raise RecipeError(f"data.resolution {recipe.data.resolution} is no multiple of the cells' {CELL} px")
         self.source = SceneSource(recipe.data)
         self.heldout = SceneSource(recipe.data.validation(VALIDATION_COUNT))
         folder = locate("autoencoder", recipe.autoencoder, "vae")
         autoencoder = SnapGenAutoencoder.from_pretrained(folder, torch_dtype=torch.float32)
         self.autoencoder = self.place(autoencoder.eval().requires_grad_(False))
         nouns = tuple(noun.name for noun in NOUNS)
-        self.model = self.place(SceneClassifier(nouns, LOOKS, recipe.model.channels, recipe.model.blocks))
+        network = SceneClassifier(nouns, LOOKS, recipe.model.channels, recipe.model.blocks)
+        if recipe.initial is not None:
+            initial = load_network(SceneClassifier, str(locate("initial", recipe.initial)), torch_dtype=torch.float32)
+            network.load_state_dict(initial.state_dict())
+        self.model = self.place(network)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures B 3 H W in [-1, 1], and the nouns and looks of their cells, both B h w."""
@@ -88,30 +96,29 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
     def _placed(self, pictures: Tensor) -> Tensor:
         return pictures.to(self.context.device).contiguous(memory_format=torch.channels_last)
 
-    @torch.no_grad()
     def _spoilt(self, pictures: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`pictures`, most of them spoilt as their sample `numbers` decide, and which (bool B) show nothing now."""
         recipe, tiles = self.recipe, (pictures.shape[-1] // CELL) ** 2
         rngs = [np.random.default_rng((recipe.seed, 1, number)) for number in numbers]
-        kinds = torch.from_numpy(np.stack([rng.random(2) for rng in rngs]))
-        encoded = kinds[:, 0] < recipe.encoded
-        empty = kinds[:, 1] < recipe.spoiling.shuffled
-        clean = kinds[:, 1] > 1 - recipe.spoiling.clean
-        if encoded.any():
-            latents = self.autoencoder.encode(self._placed(pictures[encoded])).latent_dist.mode()
-            noise = [
-                recipe.latent_noise * rng.random() * rng.standard_normal(latents.shape[1:])
-                for rng, chosen in zip(rngs, encoded.tolist(), strict=True)
-                if chosen
-            ]
-            latents += torch.from_numpy(np.stack(noise)).to(latents) / self.autoencoder.config.scaling_factor
-            pictures[encoded] = self.autoencoder.decode(latents).sample.clamp(-1, 1).cpu()
+        kinds = np.stack([rng.random(2) for rng in rngs])
+        encoded = np.flatnonzero(kinds[:, 0] < recipe.encoded).tolist()
+        empty, clean = kinds[:, 1] < recipe.spoiling.shuffled, kinds[:, 1] > 1 - recipe.spoiling.clean
+        if encoded:
+            pictures[encoded] = self._encoded(pictures[encoded], [rngs[index] for index in encoded])
         for index, rng in enumerate(rngs):
             if empty[index]:
                 pictures[index] = shuffle_tiles(pictures[index], CELL, torch.from_numpy(rng.permutation(tiles)))
             if not clean[index]:
                 pictures[index] = spoil(pictures[index], rng, recipe.spoiling)
-        return pictures, empty
+        return pictures, torch.from_numpy(empty)
+
+    @torch.no_grad()
+    def _encoded(self, pictures: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        """`pictures` through the autoencoder, with noise of random strength added to their latents."""
+        latents = self.autoencoder.encode(self._placed(pictures)).latent_dist.mode()
+        noise = [self.recipe.latent_noise * rng.random() * rng.standard_normal(latents.shape[1:]) for rng in rngs]
+        latents += torch.from_numpy(np.stack(noise)).to(latents) / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(latents).sample.clamp(-1, 1).cpu()
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """The negative log-likelihood, in nats a picture, of the nouns of all cells and of the looks of things."""
