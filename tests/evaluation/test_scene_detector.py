@@ -8,10 +8,10 @@ from snapgen.data.ground_truth import Category, Placed, Scene
 from snapgen.data.scenes import SceneSettings, SceneSource
 from snapgen.data.vocabulary import COLORS
 from snapgen.evaluation.background import fit_background
+from snapgen.evaluation.canaries import random_pictures, reads_exactly
 from snapgen.evaluation.components import Box, label
 from snapgen.evaluation.detector import SceneDetector, Sighting
 from snapgen.evaluation.scene_prompts import ScenePrompt, scene_prompts
-from snapgen.evaluation.scenes import random_pictures, reads_exactly
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from PIL import Image
 from snapgen.cli.main import run
 from snapgen.cli.model import load_pipeline
 from snapgen.data.ground_truth import CATEGORIES
-from snapgen.evaluation import SUITES, EvaluationSettings, check_suites, load_suite, scenes
+from snapgen.evaluation import SUITES, EvaluationSettings, canaries, check_suites, load_suite, scenes
+from snapgen.evaluation.detector import SceneDetector
 from snapgen.evaluation.generation import model_hash
 from snapgen.evaluation.scene_prompts import renderer, scene_prompts
 from snapgen.pipeline import SnapGenPipeline
@@ -40,6 +40,12 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
     printed = json.loads(out)
     assert "error" not in err  # the tiny tokenizer cuts prompts, and says so
     assert {"score", "categories", "detector", "count", "interval", "ceiling", "floor", "train"} <= printed.keys()
+    opinion = printed["classifier"]
+    assert tuple(opinion["categories"]) == tuple(opinion["accuracy"]) == CATEGORIES
+    assert list(opinion["agreement"]) == ["all", *CATEGORIES]
+    assert opinion["score"] < 0.1 and opinion["agreement"]["all"]["equal"] > 0.9  # both see nothing
+    assert min(opinion["accuracy"].values()) >= 0.5
+    assert opinion["floor"].keys() == printed["floor"].keys()
     assert tuple(printed["categories"]) == tuple(printed["detector"]) == CATEGORIES
     assert printed["count"] == 2 * 2 * len(CATEGORIES)
     assert printed["score"] < 0.1  # random weights draw nothing
@@ -56,12 +62,13 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
         with Image.open(folder / picture["file"]) as image:
             assert image.size == (128, 128)
         assert picture["verdict"]["correct"] or picture["verdict"]["reason"]
-    assert "| counting |" in (folder / "report.md").read_text()
+        assert picture["opinion"]["correct"] or picture["opinion"]["reason"]
+    assert (folder / "report.md").read_text().count("| counting |") == 2  # the detector's table and the classifier's
     for name in ("sheet.png", "plot.png"):
         with Image.open(folder / name) as image:
             assert image.format == "PNG"
     gallery = (folder / "gallery.html").read_text()
-    assert gallery.count("<figure") == len(report["pictures"])
+    assert gallery.count("<figure") == gallery.count("classifier: ") == len(report["pictures"])
     assert not re.search(r'(src|href)="(?!data:)', gallery)  # it needs nothing else
 
     # Goes on where it was: what is there is kept, what is missing comes out the same.
@@ -145,17 +152,14 @@ def test_a_blind_detector_is_refused(pipeline: SnapGenPipeline, tmp_path: Path) 
 
 def test_canaries() -> None:
     with pytest.raises(ValueError, match="shuffled pictures reach 50.0%"):
-        scenes.check_floor({"shuffled": 0.5, "random": 0.0})
+        canaries.check_floor({"shuffled": 0.5, "random": 0.0})
     truths = scene_prompts("heldout", 3)
-    draw, detector = renderer(128), scenes.SceneDetector()
+    draw, detector = renderer(128), SceneDetector()
     sightings = [detector(draw.render(truth.scene)) for truth in truths]
 
-    def score(seen: Sequence[scenes.Sighting]) -> float:
-        return scenes.mean(scenes.shares(truths, scenes.judged(truths, seen)))
-
-    assert score(sightings) == 1.0
-    assert score(scenes.shuffled(truths, sightings)) == 0.0
-    assert score(scenes.cycled(detector, 128, len(truths))) == 0.0
+    nothing = [detector(picture) for picture in canaries.random_pictures(128)]
+    assert canaries.score_of(truths, sightings)["score"] == 1.0
+    assert canaries.floor_of(truths, sightings, nothing) == {"shuffled": 0.0, "random": 0.0}
 
 
 def test_suites_are_listed() -> None:

@@ -36,8 +36,8 @@ def gallery_page(title: str, table: str, plot: bytes, pictures: Sequence[dict[st
     """The page as HTML: `table` (Markdown, shown as it is), `plot` (a PNG), the first `LIMIT` of `pictures`.
 
     Each picture is a dictionary with `file` (relative to `folder`, or absolute), `prompt`, and if there are any
-    `category`, `split`, `seed`, `verdict` (with `correct` and `reason`) and `score`. Pictures of one prompt share a
-    card.
+    `category`, `split`, `seed`, `verdict` (with `correct` and `reason`), `opinion` (a second verdict) and `score`.
+    Pictures of one prompt share a card.
     """
     shown = pictures[:LIMIT]
     judged = any("verdict" in picture for picture in shown)
@@ -71,7 +71,9 @@ def _figure(picture: dict[str, Any], folder: Path) -> str:
     verdict, notes, style = picture.get("verdict"), [], ""
     if verdict is not None:
         style = "right" if verdict["correct"] else "wrong"
-        notes.append("right" if verdict["correct"] else f"wrong: {verdict['reason']}")
+        notes.append(_verdict(verdict))
+    if "opinion" in picture:
+        notes.append(f"classifier: {_verdict(picture['opinion'])}")
     if "score" in picture:
         notes.append(f"{picture['score']:.4g}")
     if picture.get("seed") is not None:
@@ -85,6 +87,10 @@ def _figure(picture: dict[str, Any], folder: Path) -> str:
     alt = escape(str(picture["prompt"]), quote=True)
     url = _data_url(file.getvalue(), "webp")
     return f'<figure class="{style}"><img alt="{alt}" src="{url}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _verdict(verdict: dict[str, Any]) -> str:
+    return "right" if verdict["correct"] else f"wrong: {verdict['reason']}"
 
 
 def _data_url(content: bytes, kind: str) -> str:

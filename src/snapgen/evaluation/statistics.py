@@ -62,6 +62,18 @@ def two_way_bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) ->
     return float(low), float(high)
 
 
+def cohen_kappa(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float | None]:
+    """How often two judges agree, and Cohen's kappa of it (chance 0, always 1): `pairs` of verdicts, at least one.
+
+    Kappa is None where each judge has only one verdict and it is the same: chance agrees always too.
+    """
+    number = len(pairs)
+    observed = sum(first == second for first, second in pairs) / number
+    first, second = (sum(verdicts) / number for verdicts in zip(*pairs, strict=True))
+    expected = first * second + (1 - first) * (1 - second)
+    return observed, None if expected == 1 else (observed - expected) / (1 - expected)
+
+
 def krippendorff_alpha(scores: np.ndarray) -> tuple[float | None, float | None]:
     """How often two raters of one prompt agree, and Krippendorff's alpha of it for nominal data (chance 0, always 1).
 

@@ -11,6 +11,7 @@ from snapgen.train.stage import Stage
 STAGES = {
     "autoencoder": "snapgen.train.stages.autoencoder:AutoencoderStage",
     "text": "snapgen.train.stages.text:TextStage",
+    "classifier": "snapgen.train.stages.classifier:ClassifierStage",
     "flow": "snapgen.train.stages.flow:FlowStage",
     "distill": "snapgen.train.stages.distill:DistillStage",
     "step": "snapgen.train.stages.step:StepStage",

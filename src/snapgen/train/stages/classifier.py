@@ -1,0 +1,191 @@
+"""The `classifier` stage: the network that gives a second opinion on pictures of scenes, trained on renders.
+
+What it will judge is drawn by diffusion models, softer and less regular than renders: most pictures are spoilt
+(`snapgen.train.spoiling`), some by an autoencoder whose latents are disturbed, while their labels stay. Of what
+nobody could tell, the likelihood asks for doubt. Some pictures are cut into tiles and shuffled: they have the right
+colours and textures, and show nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from snapgen.config import Recipe, RecipeError, Settings
+from snapgen.data.ground_truth import Scene
+from snapgen.data.pictures import to_tensor, to_uint8
+from snapgen.data.preview import contact_sheet
+from snapgen.data.scenes import SceneSettings, SceneSource
+from snapgen.data.vocabulary import COLORS, NOUNS
+from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.classifier import CELL, Reading, SceneClassifier
+from snapgen.train.spoiling import Spoiling, shuffle_tiles, spoil
+from snapgen.train.stage import Context, Stage
+from snapgen.train.stages.flow import locate
+from snapgen.weights import load_network
+
+VALIDATION_COUNT = 256  # scenes of held-out compositions
+LOOKS: tuple[str | None, ...] = (None, *COLORS)  # own colours, and the tints
+NOTHING = len(NOUNS)  # the class of a cell without a centre
+IGNORED = -100  # PyTorch's: no look is asked for
+
+_NOUN = {noun.name: index for index, noun in enumerate(NOUNS)}
+_LOOK = {look: index for index, look in enumerate(LOOKS)}
+
+
+class ClassifierModel(Settings):
+    """Shape of the network."""
+
+    channels: tuple[int, int, int, int] = (24, 48, 80, 128)  # after each halving of the resolution
+    blocks: int = Field(default=3, ge=0)  # at cells of 16 px
+
+
+class ClassifierRecipe(Recipe):
+    """Settings of the `classifier` stage."""
+
+    stage: Literal["classifier"]
+    model: ClassifierModel = ClassifierModel()
+    initial: Path | None = None  # folder of a classifier of that shape to start from
+    autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; "mini" is the bundled model's
+    encoded: float = Field(default=0.06, ge=0, le=1)  # share of pictures passed through it
+    latent_noise: float = Field(default=0.5, ge=0)  # the most that is added to their latents, in standard deviations
+    data: SceneSettings
+    spoiling: Spoiling = Spoiling()
+
+
+class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
+    """Trains the classifier by the likelihood of what is in every cell."""
+
+    recipe_type = ClassifierRecipe
+
+    def __init__(self, recipe: ClassifierRecipe, context: Context):
+        super().__init__(recipe, context)
+        if recipe.data.resolution % CELL:
+            raise RecipeError(f"data.resolution {recipe.data.resolution} is no multiple of the cells' {CELL} px")
+        self.source = SceneSource(recipe.data)
+        self.heldout = SceneSource(recipe.data.validation(VALIDATION_COUNT))
+        folder = locate("autoencoder", recipe.autoencoder, "vae")
+        autoencoder = SnapGenAutoencoder.from_pretrained(folder, torch_dtype=torch.float32)
+        self.autoencoder = self.place(autoencoder.eval().requires_grad_(False))
+        nouns = tuple(noun.name for noun in NOUNS)
+        network = SceneClassifier(nouns, LOOKS, recipe.model.channels, recipe.model.blocks)
+        if recipe.initial is not None:
+            initial = load_network(SceneClassifier, str(locate("initial", recipe.initial)), torch_dtype=torch.float32)
+            network.load_state_dict(initial.state_dict())
+        self.model = self.place(network)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures B 3 H W in [-1, 1], and the nouns and looks of their cells, both B h w."""
+        numbers = self.local_indices(step)
+        scenes = [self.source.scene(number % len(self.source)) for number in numbers]
+        pictures, empty = self._spoilt(to_tensor([self.source.render(scene) for scene in scenes]), numbers)
+        nouns, looks = label_cells(scenes, self.recipe.data.resolution // CELL)
+        nouns[empty], looks[empty] = NOTHING, IGNORED
+        device = self.context.device
+        return self._placed(pictures), nouns.to(device), looks.to(device)
+
+    def _placed(self, pictures: Tensor) -> Tensor:
+        return pictures.to(self.context.device).contiguous(memory_format=torch.channels_last)
+
+    def _spoilt(self, pictures: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`pictures`, most of them spoilt as their sample `numbers` decide, and which (bool B) show nothing now."""
+        recipe, tiles = self.recipe, (pictures.shape[-1] // CELL) ** 2
+        rngs = [np.random.default_rng((recipe.seed, 1, number)) for number in numbers]
+        kinds = np.stack([rng.random(2) for rng in rngs])
+        encoded = np.flatnonzero(kinds[:, 0] < recipe.encoded).tolist()
+        empty, clean = kinds[:, 1] < recipe.spoiling.shuffled, kinds[:, 1] > 1 - recipe.spoiling.clean
+        if encoded:
+            pictures[encoded] = self._encoded(pictures[encoded], [rngs[index] for index in encoded])
+        for index, rng in enumerate(rngs):
+            if empty[index]:
+                pictures[index] = shuffle_tiles(pictures[index], CELL, torch.from_numpy(rng.permutation(tiles)))
+            if not clean[index]:
+                pictures[index] = spoil(pictures[index], rng, recipe.spoiling)
+        return pictures, torch.from_numpy(empty)
+
+    @torch.no_grad()
+    def _encoded(self, pictures: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        """`pictures` through the autoencoder, with noise of random strength added to their latents."""
+        latents = self.autoencoder.encode(self._placed(pictures)).latent_dist.mode()
+        noise = [self.recipe.latent_noise * rng.random() * rng.standard_normal(latents.shape[1:]) for rng in rngs]
+        latents += torch.from_numpy(np.stack(noise)).to(latents) / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(latents).sample.clamp(-1, 1).cpu()
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """The negative log-likelihood, in nats a picture, of the nouns of all cells and of the looks of things."""
+        pictures, nouns, looks = batch
+        noun_logits, look_logits = model(pictures)
+        noun = F.cross_entropy(noun_logits.float(), nouns, reduction="sum") / len(pictures)
+        look = F.cross_entropy(look_logits.float(), looks, ignore_index=IGNORED, reduction="sum") / len(pictures)
+        return {"loss": noun + look, "noun": noun, "look": look}
+
+    def _validation(self) -> tuple[list[Scene], Tensor, Tensor]:
+        """Scenes of held-out compositions, their renders, and these spoilt."""
+        scenes = [self.heldout.scene(index) for index in range(len(self.heldout))]
+        renders = to_tensor([self.heldout.render(scene) for scene in scenes])
+        settings = self.recipe.spoiling
+        spoilt = [spoil(render, np.random.default_rng(index), settings) for index, render in enumerate(renders)]
+        return scenes, self._placed(renders), self._placed(torch.stack(spoilt))
+
+    @torch.no_grad()
+    def metrics(self, model: SceneClassifier) -> dict[str, float]:
+        """Share of held-out scenes whose nouns and counts, and of these whose looks, are all read right."""
+        scenes, renders, spoilt = self._validation()
+        truth = torch.stack([count_things(scene) for scene in scenes]).to(self.context.device)
+        measures = {}
+        for name, pictures in (("clean", renders), ("spoilt", spoilt)):
+            counts = torch.cat([model.read(part).counts for part in pictures.split(64)])
+            counted = (counts.sum(dim=2).round() == truth.sum(dim=2)).all(dim=1)
+            looked = ((counts.argmax(dim=2) == truth.argmax(dim=2)) | (truth.sum(dim=2) == 0)).all(dim=1)
+            measures[f"{name}_counts"] = counted.float().mean().item()
+            measures[f"{name}_all"] = (counted & looked).float().mean().item()
+        return measures
+
+    @torch.no_grad()
+    def draw(self, model: SceneClassifier) -> Image.Image:
+        """Spoilt pictures over what is read in them."""
+        pictures = self._validation()[2][:24]
+        return contact_sheet(to_uint8(pictures), describe(model.read(pictures)), columns=8)
+
+    def save(self, model: SceneClassifier, folder: Path) -> None:
+        """A diffusers folder, in half precision: it is small enough to go along with a package."""
+        deepcopy(model).half().save_pretrained(folder)
+
+
+def label_cells(scenes: Sequence[Scene], cells: int) -> tuple[Tensor, Tensor]:
+    """Classes of the nouns and looks whose centres lie in each of cells x cells, both int64 B cells cells."""
+    nouns = torch.full((len(scenes), cells, cells), NOTHING)
+    looks = torch.full_like(nouns, IGNORED)
+    for index, scene in enumerate(scenes):
+        for placed in scene.objects:
+            place = index, int(placed.y * cells), int(placed.x * cells)
+            nouns[place], looks[place] = _NOUN[placed.name], _LOOK[placed.color]
+    return nouns, looks
+
+
+def count_things(scene: Scene) -> Tensor:
+    """How many things of each noun in each look `scene` has, N L."""
+    counts = torch.zeros(len(NOUNS), len(LOOKS))
+    for placed in scene.objects:
+        counts[_NOUN[placed.name], _LOOK[placed.color]] += 1
+    return counts
+
+
+def describe(reading: Reading) -> list[str]:
+    """What was read in every picture, for people: expected counts, the largest first."""
+    lines = []
+    for counts in reading.counts.cpu():
+        best = counts.sum(dim=1).topk(min(3, len(counts)))
+        looks = counts[best.indices].argmax(dim=1).tolist()
+        named = zip(best.values.tolist(), looks, best.indices.tolist(), strict=True)
+        lines.append(", ".join(f"{n:.1f} {LOOKS[look] or ''} {NOUNS[i].name}" for n, look, i in named if n > 0.2))
+    return [line or "nothing" for line in lines]
