@@ -3,6 +3,10 @@
 The tiny decoder has no attention and no conv shortcuts; its blocks are separable and thin; the upsampling
 layers change the width; only the first block of each stage has a GroupNorm: enough to hold colours, few
 enough to be fast at high resolution.
+
+The paper leaves open how the convolutions stand. At high resolution memory takes the time, not arithmetic. So upsampling
+is sub-pixel convolution (Shi et al. 2016), which holds no wide map at the higher resolution; a block has one depthwise
+convolution and one activation, the cheapest; and what can be overwritten is (`benchmarks/decoder_search.py`).
 """
 
 from __future__ import annotations
@@ -15,21 +19,37 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, Upsample
+from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, pointwise
 
 
 class TinyBlock(nn.Module):
-    """Residual [GN] - SiLU - DW3x3 - PW(expand) - SiLU - DW3x3 - PW, of one width."""
+    """Residual [GN] - DW3x3 - PW(expand) - ReLU - PW, of one width."""
 
     def __init__(self, channels: int, expansion: int, groups: int | None):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()
-        self.conv1 = SeparableConv2d(channels, expansion * channels)
-        self.conv2 = SeparableConv2d(expansion * channels, channels, gain=RESIDUAL_GAIN)
+        self.expand = SeparableConv2d(channels, expansion * channels)
+        self.project = pointwise(expansion * channels, channels, gain=RESIDUAL_GAIN)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """B C H W -> B C H W."""
-        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
+        hidden = F.relu(self.expand(self.norm(x)), inplace=True)
+        return self.project(hidden).add_(x)
+
+
+class SubPixelUpsample(nn.Sequential):
+    """Doubles height and width: a separable convolution to four times the channels, then pixel shuffle.
+
+    The four pixels of a position start alike: at first it is nearest-neighbour upsampling, without checkerboards
+    (Aitken et al. 2017).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        conv = SeparableConv2d(in_channels, 4 * out_channels)
+        weight = conv[1].weight
+        with torch.no_grad():
+            weight.copy_(weight[::4].repeat_interleave(4, dim=0))
+        super().__init__(conv, nn.PixelShuffle(2))
 
 
 class TinyStage(nn.Module):
@@ -43,7 +63,7 @@ class TinyStage(nn.Module):
         self.blocks = nn.Sequential(
             *(TinyBlock(channels, expansion, groups if index == 0 else None) for index in range(blocks))
         )
-        self.upsample = Upsample(channels, next_channels) if next_channels else None
+        self.upsample = SubPixelUpsample(channels, next_channels) if next_channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.blocks(x)
@@ -75,7 +95,7 @@ class TinyDecoder(nn.Module):
         self.conv_out = SeparableConv2d(widths[-1], out_channels)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        return self.conv_out(F.silu(self.stages(self.conv_in(latent))))
+        return self.conv_out(F.relu(self.stages(self.conv_in(latent)), inplace=True))
 
 
 class SnapGenAutoencoder(ModelMixin, ConfigMixin):
@@ -92,8 +112,8 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
         latent_channels: int = 16,
         encoder_channels: tuple[int, ...] = (128, 256, 512, 512),  # high to low resolution; SD3's
         encoder_layers_per_block: int = 2,
-        decoder_channels: tuple[int, ...] = (256, 224, 192, 96),  # low to high resolution
-        decoder_blocks: tuple[int, ...] = (2, 1, 3, 1),  # few where the resolution is high
+        decoder_channels: tuple[int, ...] = (192, 224, 192, 64),  # low to high resolution
+        decoder_blocks: tuple[int, ...] = (1, 1, 4, 1),  # most where a position is worth its memory: at half size
         decoder_expansion: int = 2,
         norm_num_groups: int = 32,
         scaling_factor: float = 1.5305,  # SD3's

@@ -10,6 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def pointwise(in_channels: int, out_channels: int, gain: float = 1.0) -> nn.Conv2d:
+    """A 1x1 convolution that starts by keeping the variance of its input times `gain` squared."""
+    conv = nn.Conv2d(in_channels, out_channels, 1)
+    nn.init.normal_(conv.weight, std=gain / in_channels**0.5)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
 class SeparableConv2d(nn.Sequential):
     """Depthwise 3x3 followed by pointwise 1x1 (MobileNets; Sec. 3.1 "SepConv"). B C H W -> B C' H/stride W/stride.
 
@@ -19,13 +27,9 @@ class SeparableConv2d(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, gain: float = 1.0):
         depthwise = nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels)
-        pointwise = nn.Conv2d(in_channels, out_channels, 1)
         nn.init.normal_(depthwise.weight, std=1 / 3)
-        nn.init.normal_(pointwise.weight, std=gain / in_channels**0.5)
-        for bias in (depthwise.bias, pointwise.bias):
-            if bias is not None:
-                nn.init.zeros_(bias)
-        super().__init__(depthwise, pointwise)
+        nn.init.zeros_(depthwise.bias)  # type: ignore[arg-type]
+        super().__init__(depthwise, pointwise(in_channels, out_channels, gain))
 
 
 def conv3x3(in_channels: int, out_channels: int, separable: bool, stride: int = 1, gain: float = 1.0) -> nn.Module:

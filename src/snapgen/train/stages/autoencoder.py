@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -31,8 +32,10 @@ from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.presets import create_autoencoder
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
+from snapgen.weights import load_file
 
 VALIDATION_COUNT = 64  # pictures, from the far end of the source
+ENCODER = "encoder."  # where its weights stand in an autoencoder's
 STATISTICS_COUNT = 1024  # pictures over which the latents' mean and spread are measured
 
 
@@ -53,7 +56,8 @@ class AutoencoderRecipe(Recipe):
     stage: Literal["autoencoder"]
     model: str  # autoencoder preset
     initial: Path | None = None  # folder of an autoencoder of that preset to start from
-    encoder: str | None = None  # folder or hub name of diffusers' AutoencoderKL (SD3's) whose encoder to take
+    # Whose encoder to take: folder or hub name of diffusers' AutoencoderKL (SD3's); or a folder of one trained here
+    encoder: str | None = None
     whiten: bool = False  # at the end, give the latents covariance 1 (the preset must have use_post_quant_conv)
     train_encoder: bool = True  # False: the encoder of `initial` stays frozen and the KL term is left out
     data: DataSettings
@@ -221,18 +225,25 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
 
 def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
-    """Gives `autoencoder` the encoder, and the latents' scale, of diffusers' AutoencoderKL in a folder or on the hub.
+    """Gives `autoencoder` the encoder, and the latents' scale, of another: diffusers' AutoencoderKL, or one of ours.
 
-    The folder may be a whole pipeline's, such as Stable Diffusion 3.5's. RecipeError if it does not fit.
+    It lies in a folder, which may be a whole pipeline's, such as Stable Diffusion 3.5's, or on the hub. RecipeError if
+    it does not fit. Of one of ours, any decoder will do: it is not read.
     """
     subfolder = "vae" if not Path(name).is_dir() or (Path(name) / "vae").is_dir() else None
     try:
-        source = AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
-        autoencoder.encoder.load_state_dict(source.encoder.state_dict())
+        config = AutoencoderKL.load_config(name, subfolder=subfolder)
+        if config["_class_name"] == SnapGenAutoencoder.__name__:
+            tensors = load_file(Path(name, subfolder or "", SAFETENSORS_WEIGHTS_NAME))
+            encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key.startswith(ENCODER)}
+        else:
+            source = AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
+            encoder = source.encoder.state_dict()
+        autoencoder.encoder.load_state_dict(encoder)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(f"encoder: {name} does not give the encoder of this preset: {reason}") from None
-    scale = {name: source.config[name] for name in ("scaling_factor", "shift_factor")}
+    scale = {name: config[name] for name in ("scaling_factor", "shift_factor")}
     autoencoder.register_to_config(**{name: value or 0.0 for name, value in scale.items()})
 
 
