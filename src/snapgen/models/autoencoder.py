@@ -4,9 +4,9 @@ The tiny decoder has no attention and no conv shortcuts; its blocks are separabl
 layers change the width; only the first block of each stage has a GroupNorm: enough to hold colours, few
 enough to be fast at high resolution.
 
-The paper leaves open how the convolutions stand. At high resolution memory takes the time, not arithmetic. So upsampling
-is sub-pixel convolution (Shi et al. 2016), which holds no wide map at the higher resolution; a block has one depthwise
-convolution and one activation, the cheapest; and what can be overwritten is (`benchmarks/decoder_search.py`).
+The paper leaves open how the convolutions stand. At high resolution memory takes the time, not arithmetic. So
+upsampling is sub-pixel convolution (Shi et al. 2016), which holds no wide map at the higher resolution; a block has one
+depthwise convolution and one activation, the cheapest; and what can be overwritten is (`benchmarks/decoder_search.py`).
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
             encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key.startswith(ENCODER)}
         else:
             source = AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
-            encoder = source.encoder.state_dict()
+            encoder, config = source.encoder.state_dict(), source.config
         autoencoder.encoder.load_state_dict(encoder)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
