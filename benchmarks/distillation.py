@@ -1,7 +1,7 @@
 """What distillation gives, at the miniature's size: the paper's Tab. 3 and Fig. 9 in small.
 
     python benchmarks/distillation.py kd --teacher runs/mini/teacher/model [--steps 2000] [--seeds 0,1,2]
-    python benchmarks/distillation.py steps --student runs/mini/step/model [--base mini]
+    python benchmarks/distillation.py steps --student runs/mini/step/model [--base mini-base]
 
 `kd` trains the student of recipes/mini/distill.yaml without a teacher and under it, with the losses of VARIANTS, for as
 many steps and with the same seeds, and scores every one on the embedded world's benchmark. The teacher is scored too.
@@ -219,14 +219,14 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     taught = commands.add_parser("kd")
     taught.add_argument("--teacher", required=True, help="pipeline folder")
-    taught.add_argument("--initial", default="mini", help="where all students start")
+    taught.add_argument("--initial", default="mini-base", help="where all students start")
     taught.add_argument("--steps", type=int, default=2000)
     taught.add_argument("--batch", type=int, default=32)
     taught.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="of training")
     taught.set_defaults(run=distillation, work=Path("runs/distillation/kd"))
     few = commands.add_parser("steps")
     few.add_argument("--student", required=True, help="pipeline folder")
-    few.add_argument("--base", default="mini")
+    few.add_argument("--base", default="mini-base")
     few.add_argument("--at", type=numbers, default=[1, 2, 4, 8, 28], help="numbers of steps of the base model")
     few.add_argument("--student-at", type=numbers, default=[1, 2, 4, 8], help="of the student")
     few.add_argument("--pictures", type=int, default=300, help="for the Frechet distance, a seed")
