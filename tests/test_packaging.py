@@ -99,6 +99,11 @@ def test_a_model_built_on_the_bundled_one_carries_its_provenance(
     assert found == {"flow": second, "earlier": [first, before["distill"], *before["earlier"]]} | parts
     text = run("text", seed="3")
     other = run("flow", autoencoder="mini", text=str(write("text", text)))
+    (tmp_path / "runs" / "text").mkdir(parents=True)
+    beside = run("flow", autoencoder="mini", text="text/model")
+    write("runs/text/model", text)
+    (tmp_path / "runs" / "flow").mkdir()
+    assert bundle.stage_provenance(write("runs/flow/model", beside))["text"] == text
     assert bundle.stage_provenance(write("other", other)) == {"flow": other, "earlier": []} | parts | {"text": text}
 
 
@@ -139,3 +144,15 @@ def test_two_models_become_the_bundled_ones(
         provenance = json.loads((tmp_path / "bundled" / "provenance.json").read_text())
         assert list(provenance) == ["flow", "earlier", "autoencoder", "text", "step"]
         assert str(tmp_path) not in (tmp_path / "bundled" / "model_index.json").read_text()
+
+
+def test_a_report_fills_the_marked_blocks(bundle: ModuleType, tmp_path: Path) -> None:
+    for file in (bundle.README, bundle.BUNDLED / "README.md"):
+        copy = shutil.copy(file, tmp_path / "copy.md")
+        before, _, rest = file.read_text().partition(bundle.BLOCK[0])
+        bundle.fill(Path(copy), ["scores"])
+        after = rest.partition(bundle.BLOCK[1])[2]
+        assert Path(copy).read_text() == f"{before}{bundle.BLOCK[0]}\nscores\n{bundle.BLOCK[1]}{after}"
+    (tmp_path / "plain.md").write_text("nothing")
+    with pytest.raises(SystemExit, match="plain.md has no block between"):
+        bundle.fill(tmp_path / "plain.md", ["scores"])
