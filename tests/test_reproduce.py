@@ -1,4 +1,4 @@
-"""`snapgen reproduce` at the debug size: all stages, interrupted, moved to another folder, and going on."""
+"""`snapgen reproduce` at the debug size: stage by stage, interrupted, moved to another folder, and going on."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ def test_a_stage_builds_on_those_before_it(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path / name)
             step: Any = reproduction.recipe("step", steps=7)
+            taught: Any = None if left_out else reproduction.recipe("distill")
         assert (step.teacher, str(step.initial)) == (f"{student}/model", f"{student}/model")
         assert (str(step.autoencoder), step.text, str(step.cache)) == ("autoencoder/model", "text/model", "latents")
         assert (step.train.steps, step.train.batch_size) == (7, 16)
+        assert left_out or (taught.teacher, str(taught.initial)) == ("teacher/model", "flow/model")
 
 
 def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
@@ -72,42 +74,44 @@ def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(
     whole, half, moved, state = (tmp_path / name for name in ("whole", "half", "moved", "state"))
     # Hardly any time: every stage gets the fewest steps, which do not depend on the machine.
     options = ["reproduce", "debug", "--recipes", str(DEBUG), "--minutes", "0.01", "--count", "2"]
-    options += ["--set", "step.adversary.weight=0.2", "--set", "distill.train.checkpoint_every=1"]
+    options += ["--without", "teacher,distill", "--set", "step.adversary.weight=0.2"]
     assert run([*options, "--out", str(whole)]) == 0
     assert capfd.readouterr().out == f"{whole}/report.md\n"
+    assert run([*options, "--out", str(whole)]) == 1
+    assert f"{whole} is there already: continue it with --resume" in capfd.readouterr().err
 
+    # As far as the base model; then step distillation is interrupted at its third step.
+    shutil.copytree(whole, half)
+    for name in ("step", "evaluation"):
+        shutil.rmtree(half / name)
+    plan = json.loads((half / "plan.json").read_text())
+    (half / "plan.json").write_text(json.dumps(plan | {"finished": plan["finished"][:3]}))
     steps = []
     batch = FlowStage.batch
 
     def interrupted(stage: FlowStage, step: int) -> dict[str, Any]:
-        if stage.context.run == Path("distill"):
+        if stage.context.run == Path("step"):
             steps.append(step)
-            if len(steps) == 3:
+            if len(steps) == 5:  # a step has two turns
                 signal.raise_signal(signal.SIGINT)
         return batch(stage, step)
 
-    monkeypatch.setattr(FlowStage, "batch", interrupted)
-    with pytest.raises(SystemExit):
-        run([*options, "--out", str(half)])
-    monkeypatch.undo()
-    monkeypatch.setattr(scenes, "MIN_RENDERS", 2)
-    assert Reproduction(half, ignore).plan.finished == ("autoencoder", "text", "flow", "teacher")
-    assert run([*options, "--out", str(half)]) == 1
-    assert f"{half} is there already: continue it with --resume" in capfd.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowStage, "batch", interrupted)
+        with pytest.raises(SystemExit):
+            run(["reproduce", "debug", "--out", str(half), "--resume"])
+    assert Reproduction(half, ignore).plan.finished == ("autoencoder", "text", "flow")
+    assert [folder.name for folder in (half / "step" / "checkpoints").iterdir()] == ["step_00000003"]
 
     assert run(["reproduce", "debug", "--out", str(half), "--export", str(state)]) == 0
     shutil.rmtree(half)  # nothing of it is needed
     assert run(["reproduce", "debug", "--out", str(moved), "--import", str(state)]) == 0
-    for stage in ("autoencoder", "text", "flow", "teacher", "distill", "step"):
-        models = [
-            {name: value for name, value in manifest(folder / stage / "model").items() if name != "provenance.json"}
-            for folder in (whole, moved)
-        ]
-        assert models[0] == models[1]
+    for stage in ("flow", "step"):
+        assert manifest(whole / stage / "model") == manifest(moved / stage / "model")
 
     reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, moved)]
-    assert [model["name"] for model in reports[0]["models"]] == ["base", "distilled", "few-step"]
-    assert [model["guidance"] for model in reports[0]["models"]] == [4.0, 4.0, 1.0]
+    assert [model["name"] for model in reports[0]["models"]] == ["base", "few-step"]
+    assert [model["guidance"] for model in reports[0]["models"]] == [4.0, 1.0]
     for key in ("models", "autoencoder"):
         assert reports[0][key] == reports[1][key]
     for stage in reports[0]["stages"]:
@@ -116,30 +120,29 @@ def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(
     assert "| few-step | 2 |" in page and "| base | 2, guided |" in page
     for picture in ("flow/plots/timesteps.png", "step/samples/step_00000004.png", "evaluation/step/scenes/sheet.png"):
         assert f"({picture})" in page and (moved / picture).is_file()
-
-    # Once distilled, the teacher is not taken along; what is there is not done again.
-    assert run(["reproduce", "debug", "--out", str(moved), "--export", str(tmp_path / "end")]) == 0
-    unpack(tmp_path / "end", tmp_path / "final")
-    assert not (tmp_path / "final" / "teacher" / "model").exists()
-    assert Reproduction(tmp_path / "final", ignore).run()["models"] == reports[0]["models"]
+    again = Reproduction(moved, ignore).run()  # nothing is done again
+    assert all(again[key] == reports[1][key] for key in again if key != "minutes")
 
 
 def test_export_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_folder, state = tmp_path / "run", tmp_path / "state"
-    start(
-        run_folder, DEBUG, Plan(name="debug", minutes=1.0, stages=choose_stages(()), finished=("autoencoder", "text"))
-    )
-    for stage in ("autoencoder", "text", "flow"):
+    finished = ("autoencoder", "text", "teacher")
+    start(run_folder, DEBUG, Plan(name="debug", minutes=1.0, stages=choose_stages(()), finished=finished))
+    for stage in ("autoencoder", "text", "flow", "teacher"):
         (run_folder / stage / "model" / "part").mkdir(parents=True)
         (run_folder / stage / "model" / "part" / "weights").write_bytes(b"same in all" * 9000)
     monkeypatch.setattr("snapgen.reproduce.PART", 50_000)
-    files = Reproduction(run_folder, ignore).export(state)
+    reproduction = Reproduction(run_folder, ignore)
+    files = reproduction.export(state)
     assert PART == 16 * 2**20
     assert len(files) > 3 and all(file.stat().st_size <= 50_000 for file in files)
     assert sum(file.stat().st_size for file in files) < 2 * 99_000  # the same content once
     unpack(state, tmp_path / "back")
     expected = {name: digest for name, digest in manifest(run_folder).items() if not name.startswith("flow")}
     assert manifest(tmp_path / "back") == expected  # flow is not finished, and has no checkpoint yet
+    assert Path("teacher/model/part/weights") in reproduction.needed()
+    reproduction.plan = reproduction.plan.model_copy(update={"finished": (*finished, "distill")})
+    assert Path("teacher/model/part/weights") not in reproduction.needed()  # nothing reads it any more
 
     part = files[-1]
     assert part.name == f"state.tar.{len(files) - 2:03}"
