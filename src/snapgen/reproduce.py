@@ -78,7 +78,7 @@ class Plan(Settings):
     name: str  # of the recipes
     minutes: float = Field(gt=0)
     stages: tuple[str, ...]
-    count: int = Field(default=20, ge=2)  # prompts a category of the scene benchmark; five times as many pictures else
+    count: int = Field(default=20, ge=2)  # prompts a category of the scenes; fid and psnr take five times as many
     overrides: tuple[str, ...] = ()  # "stage.key=value"
     chosen: dict[str, StagePlan] = {}
     finished: tuple[str, ...] = ()
@@ -250,7 +250,7 @@ class Reproduction:
         stages = []
         for stage in self.plan.stages:
             lines, batch = read_metrics(Path(stage) / "metrics.jsonl"), self.recipe(stage).train.batch_size
-            ends = {key: lines[-1][key] for key in ("loss", "eval/heldout") if key in lines[-1]}
+            ends = {name: lines[-1].get(key) for name, key in (("loss", "loss"), ("heldout", "eval/heldout"))}
             steps = self.plan.chosen[stage].steps
             stages.append(
                 {"stage": stage, "steps": steps, "batch_size": batch, "samples": steps * batch}
@@ -371,8 +371,7 @@ def tables(report: dict[str, Any]) -> list[str]:
             f"{stage['steps']:,}",
             f"{stage['samples']:,}",
             f"{stage['seconds'] / 60:.1f}",
-            f"{stage['loss']:.4g}",
-            f"{stage['eval/heldout']:.4g}" if "eval/heldout" in stage else "",
+            *("" if stage[key] is None else f"{stage[key]:.4g}" for key in ("loss", "heldout")),
         )
         for stage in report["stages"]
     ]
