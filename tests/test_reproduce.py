@@ -55,13 +55,13 @@ def test_a_stage_builds_on_those_before_it(tmp_path: Path) -> None:
 
 
 def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
-    """An hour's share of the autoencoder, at the rate that was measured."""
-    start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=60.0, stages=choose_stages(("teacher", "distill"))))
+    """The autoencoder's share of a hundred hours, at the rate that was measured."""
+    start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=6000.0, stages=choose_stages(("teacher", "distill"))))
     reproduction = Reproduction(tmp_path / "run", ignore)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "run")
         chosen = reproduction._choose("autoencoder")
-    assert chosen.seconds_given == pytest.approx(3600 * 3 / (3 + 1.5 + 8 + 2.5 + 2))
+    assert chosen.seconds_given == pytest.approx(360_000 * 3 / (3 + 1.5 + 8 + 2.5 + 2))
     spent = chosen.steps * chosen.seconds_per_step + 4 * chosen.seconds_around
     assert 0.9 * chosen.seconds_given < spent <= chosen.seconds_given
     assert chosen.sample_every * 4 >= chosen.steps > chosen.sample_every * 3
