@@ -1,8 +1,8 @@
 """What distillation gives, at the miniature's size: the paper's Tab. 3 and Fig. 9 in small.
 
     python benchmarks/distillation.py kd --teacher runs/mini/teacher/model [--steps 2000] [--seeds 0,1,2]
-    python benchmarks/distillation.py kd --teacher mini --model SMALLER_PRESET --initial none
-    python benchmarks/distillation.py steps --student runs/mini/step/model [--base mini]
+    python benchmarks/distillation.py kd --teacher mini-base --model mini-small --initial none --draws 1
+    python benchmarks/distillation.py steps --student runs/mini/step/model [--base mini-base]
 
 `kd` trains the student of recipes/mini/distill.yaml without a teacher and under it, with the losses of VARIANTS, for as
 many steps and with the same seeds. The teacher is scored too. `steps` scores a base model and its step-distilled
@@ -240,11 +240,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     taught = commands.add_parser("kd")
-    taught.add_argument("--teacher", required=True, help="pipeline folder, or mini, the bundled one")
+    taught.add_argument("--teacher", required=True, help="pipeline folder, or mini-base, the bundled one")
     taught.add_argument("--model", default="mini", help="preset of the students")
-    taught.add_argument(
-        "--initial", default="mini", help="pipeline folder where all students start; none: from scratch"
-    )
+    taught.add_argument("--initial", default="mini-base", help="where all students start; none: from scratch")
     taught.add_argument("--steps", type=int, default=2000)
     taught.add_argument("--batch", type=int, default=32)
     taught.add_argument(
@@ -255,7 +253,7 @@ def main() -> None:
     taught.set_defaults(run=distillation, work=Path("runs/distillation/kd"))
     few = commands.add_parser("steps")
     few.add_argument("--student", required=True, help="pipeline folder")
-    few.add_argument("--base", default="mini")
+    few.add_argument("--base", default="mini-base")
     few.add_argument("--at", type=numbers, default=[1, 2, 4, 8, 28], help="numbers of steps of the base model")
     few.add_argument("--student-at", type=numbers, default=[1, 2, 4, 8], help="of the student")
     few.set_defaults(run=few_steps, work=Path("runs/distillation/steps"))

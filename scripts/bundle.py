@@ -1,9 +1,12 @@
-"""Make a finished run the model that ships in the package.
+"""Make finished runs the two models that ship in the package.
 
-    python scripts/bundle.py runs/mini/flow/model [--autoencoder runs/mini/decoder/model]
+    python scripts/bundle.py runs/mini/flow/model runs/mini/step/model [--autoencoder runs/mini/decoder/model]
+    python scripts/bundle.py mini-base runs/mini/step/model    # another few-step model of the base that is there
+    python scripts/bundle.py runs/reproduce/flow/model runs/reproduce/step/model --report runs/reproduce/report.json
 
-Writes src/snapgen/bundled/ in half precision: the pipeline's folders, and `provenance.json` with the recipes
-and versions of every stage it came from.
+Writes src/snapgen/bundled/ in half precision: the folders of the first, `mini-base`; the UNet of the second, `mini`, in
+few_steps/, as it shares the rest; and `provenance.json` with the recipes and versions of all stages they came from.
+A report of `snapgen reproduce` fills the marked blocks of the README and of the model card.
 """
 
 from __future__ import annotations
@@ -16,36 +19,47 @@ from typing import Any
 import torch
 
 from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.pipeline import BUNDLED as NAMES
 from snapgen.pipeline import SnapGenPipeline
+from snapgen.reproduce import card
 from snapgen.weights import atomic_folder
 
 BUNDLED = Path(__file__).parent.parent / "src" / "snapgen" / "bundled"
-MINI = "mini"  # how recipes name the bundled model
-LARGEST = 40 * 2**20  # bytes, all files together
+README = Path(__file__).parent.parent / "README.md"
+LARGEST = 64 * 10**6  # bytes, all files together
+BLOCK = ("<!-- report:begin -->", "<!-- report:end -->")  # between them stands what a report says
 
 
 def stage_provenance(model: Path) -> dict[str, Any]:
     """The provenance of a pipeline folder and, by its recipe's paths, of the stages that it was built on.
 
-    "earlier" lists the runs whose weights it started from, the latest first. "mini" was the model bundled until now,
-    whose own provenance holds that of its stages.
+    "earlier" lists the runs whose weights it started from, the latest first. NAMES stand for the models bundled until
+    now, whose own provenance holds that of their stages.
     """
     bundled = read_provenance(BUNDLED) if (BUNDLED / "provenance.json").exists() else {}
+    if str(model) in NAMES:
+        return {name: stage for name, stage in bundled.items() if name != "step"}
     own = read_provenance(model)
     stages: dict[str, Any] = {own["recipe"]["stage"]: own, "earlier": []}
     for name in ("autoencoder", "text"):
         source = own["recipe"][name]
-        stages[name] = bundled[name] if source == MINI else read_provenance(Path(source))
-    if own["recipe"]["autoencoder"] == MINI and "decoder" in bundled:
+        stages[name] = bundled[name] if source in NAMES else read_provenance(place(source, model))
+    if own["recipe"]["autoencoder"] in NAMES and "decoder" in bundled:
         stages["decoder"] = bundled["decoder"]
     before = own["recipe"].get("initial")
-    while before not in (None, MINI):
-        run = read_provenance(Path(before))
+    while before not in (None, *NAMES):
+        run = read_provenance(place(before, model))
         stages["earlier"].append(run)
         before = run["recipe"].get("initial")
-    if before == MINI:
+    if before in NAMES:
         stages["earlier"] += [next(iter(bundled.values())), *bundled["earlier"]]  # its own stage is the first
     return stages
+
+
+def place(source: str, model: Path) -> Path:
+    """The folder that the recipe of `model` calls `source`: those of `snapgen reproduce` name it beside their run."""
+    beside = model.resolve().parents[1] / source
+    return beside if beside.is_dir() else Path(source)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -54,32 +68,65 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return content
 
 
+def check_same(networks: tuple[torch.nn.Module, torch.nn.Module], origin: Path) -> None:
+    """Refuses to ship two models of which one would draw with weights that are not its own."""
+    first, second = (network.state_dict() for network in networks)
+    if first.keys() != second.keys() or not all(torch.equal(tensor, second[key]) for key, tensor in first.items()):
+        raise SystemExit(f"{origin}: its {type(networks[1]).__name__} is another than that of the base")
+
+
+def forget_place(file: Path) -> None:
+    """Takes out of a configuration where on this machine it was read from."""
+    content = json.loads(file.read_text())
+    content.pop("_name_or_path", None)
+    file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def fill(file: Path, lines: list[str]) -> None:
+    """Puts `lines` of Markdown into the marked block of `file`."""
+    before, begin, rest = file.read_text().partition(BLOCK[0])
+    _, end, after = rest.partition(BLOCK[1])
+    if not (begin and end):
+        raise SystemExit(f"{file} has no block between {BLOCK[0]} and {BLOCK[1]}")
+    file.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after)
+
+
 def main() -> None:
     """Read the command line and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="pipeline folder of the flow stage")
+    parser.add_argument("base", type=Path, help="pipeline folder of the stage flow or distill, or mini-base")
+    parser.add_argument("few_steps", type=Path, help="pipeline folder of the stage step")
     parser.add_argument("--autoencoder", type=Path, help="take the autoencoder from here (same encoder and scale)")
+    parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`")
     options = parser.parse_args()
 
-    pipeline = SnapGenPipeline.from_pretrained(options.model, dtype=torch.float16)
-    provenance = stage_provenance(options.model)
+    first = BUNDLED if str(options.base) in NAMES else options.base
+    base, few = (SnapGenPipeline.from_pretrained(model, dtype=torch.float16) for model in (first, options.few_steps))
+    check_same((base.text_encoder, few.text_encoder), options.few_steps)
+    check_same((base.vae.encoder, few.vae.encoder), options.few_steps)
+    provenance = stage_provenance(options.base) | {"step": read_provenance(options.few_steps)}
     if options.autoencoder is not None:
         autoencoder = SnapGenAutoencoder.from_pretrained(options.autoencoder, dtype=torch.float16)
-        for key, tensor in pipeline.vae.encoder.state_dict().items():
-            if not torch.equal(tensor, autoencoder.encoder.state_dict()[key]):
-                raise SystemExit(f"{options.autoencoder}: encoder weight {key} differs: its latents are others")
-        pipeline.register_modules(vae=autoencoder)
-        provenance["decoder"] = json.loads((options.autoencoder / "provenance.json").read_text())
-    card = (BUNDLED / "README.md").read_bytes() if (BUNDLED / "README.md").exists() else None
+        check_same((base.vae.encoder, autoencoder.encoder), options.autoencoder)
+        base.register_modules(vae=autoencoder)
+        provenance["decoder"] = read_provenance(options.autoencoder)
+    written = (BUNDLED / "README.md").read_bytes() if (BUNDLED / "README.md").exists() else None
     with atomic_folder(BUNDLED) as folder:
-        pipeline.save_pretrained(folder)
+        base.save_pretrained(folder)
+        few.save_config(folder / NAMES["mini"])
+        few.unet.save_pretrained(folder / NAMES["mini"] / "unet")
+        for file in [*folder.rglob("config.json"), *folder.rglob("model_index.json")]:
+            forget_place(file)
         (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
-        if card is not None:
-            (folder / "README.md").write_bytes(card)
+        if written is not None:
+            (folder / "README.md").write_bytes(written)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if size > LARGEST:
-            raise SystemExit(f"the weights take {size / 2**20:.1f} MiB, at most {LARGEST / 2**20:.0f} may ship")
-    print(f"{BUNDLED}: {size / 2**20:.1f} MiB")
+            raise SystemExit(f"the weights take {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f} may ship")
+    print(f"{BUNDLED}: {size / 1e6:.1f} MB")
+    if options.report is not None:
+        for file in (README, BUNDLED / "README.md"):
+            fill(file, card(json.loads(options.report.read_text())))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw the README's contact sheet: every prompt of docs/gallery_prompts.txt once, with seed 0, none picked.
 
-python scripts/gallery.py [--model FOLDER] [--steps N] [--out docs/gallery.png]
+python scripts/gallery.py [--model NAME|FOLDER] [--steps N] [--out docs/gallery.png]
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from snapgen.cli.model import load_pipeline
 from snapgen.data.preview import contact_sheet, save_png
-from snapgen.pipeline import SnapGenPipeline
 
 DOCS = Path(__file__).parent.parent / "docs"
 COLUMNS = 8
@@ -21,12 +21,12 @@ COLUMNS = 8
 def main() -> None:
     """Read the command line and write the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="pipeline folder; by default the bundled model")
+    parser.add_argument("--model", default="mini", help="a bundled model or a pipeline folder")
     parser.add_argument("--steps", type=int, help="by default the model's own")
     parser.add_argument("--out", type=Path, default=DOCS / "gallery.png")
     options = parser.parse_args()
 
-    pipeline = SnapGenPipeline.from_pretrained(options.model) if options.model else SnapGenPipeline.bundled()
+    pipeline = load_pipeline(options.model)
     prompts = (DOCS / "gallery_prompts.txt").read_text().splitlines()
     generators = [torch.Generator().manual_seed(0) for _ in prompts]
     pictures = pipeline(prompts, num_inference_steps=options.steps, generator=generators, return_dict=False)[0]

@@ -9,6 +9,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -64,14 +65,20 @@ def test_the_public_face_is_complete() -> None:
         _ = snapgen.nonsense
 
 
-def test_a_model_built_on_the_bundled_one_carries_its_provenance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Recipes that say "mini" name no folder: what the bundled model came from stands in its own provenance."""
+@pytest.fixture
+def bundle() -> ModuleType:
+    """scripts/bundle.py as a module."""
     spec = importlib.util.spec_from_file_location("bundle", ROOT / "scripts" / "bundle.py")
     assert spec is not None and spec.loader is not None
-    bundle = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bundle)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_model_built_on_the_bundled_one_carries_its_provenance(
+    bundle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipes that say "mini" name no folder: what the bundled model came from stands in its own provenance."""
 
     def write(name: str, content: dict[str, Any]) -> Path:
         folder = tmp_path / name
@@ -84,11 +91,68 @@ def test_a_model_built_on_the_bundled_one_carries_its_provenance(
 
     parts = {"autoencoder": run("autoencoder"), "text": run("text"), "decoder": run("decoder")}
     before = {"distill": run("distill"), "earlier": [run("flow", seed="0")]} | parts
-    monkeypatch.setattr(bundle, "BUNDLED", write("bundled", before))
-    first = run("flow", autoencoder="mini", text="mini", initial="mini", seed="1")
+    monkeypatch.setattr(bundle, "BUNDLED", write("bundled", before | {"step": run("step")}))
+    assert bundle.stage_provenance(Path("mini-base")) == before
+    first = run("flow", autoencoder="mini", text="mini", initial="mini-base", seed="1")
     second = run("flow", autoencoder="mini", text="mini", initial=str(write("first", first)), seed="2")
     found = bundle.stage_provenance(write("second", second))
     assert found == {"flow": second, "earlier": [first, before["distill"], *before["earlier"]]} | parts
     text = run("text", seed="3")
     other = run("flow", autoencoder="mini", text=str(write("text", text)))
+    (tmp_path / "runs" / "text").mkdir(parents=True)
+    beside = run("flow", autoencoder="mini", text="text/model")
+    write("runs/text/model", text)
+    (tmp_path / "runs" / "flow").mkdir()
+    assert bundle.stage_provenance(write("runs/flow/model", beside))["text"] == text
     assert bundle.stage_provenance(write("other", other)) == {"flow": other, "earlier": []} | parts | {"text": text}
+
+
+def test_two_models_become_the_bundled_ones(
+    bundle: ModuleType, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from snapgen.pipeline import SnapGenPipeline
+
+    runs = {}
+    for name, stage, steps in (("flow", "flow", 7), ("step", "step", 1), ("other", "step", 1)):
+        runs[name] = shutil.copytree(tiny_model, tmp_path / name)
+        index = json.loads((runs[name] / "model_index.json").read_text()) | {"default_num_inference_steps": steps}
+        (runs[name] / "model_index.json").write_text(json.dumps(index))
+        recipe = {"stage": stage, "autoencoder": str(tmp_path / "flow"), "text": str(tmp_path / "flow")}
+        (runs[name] / "provenance.json").write_text(json.dumps({"recipe": recipe}))
+    for name, part in (("step", "unet"), ("other", "vae")):
+        weights = runs[name] / part / "diffusion_pytorch_model.safetensors"
+        save_file({key: tensor + 1 for key, tensor in load_file(weights).items()}, weights)
+    monkeypatch.setattr(bundle, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr("snapgen.pipeline.files", lambda package: tmp_path)
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["bundle.py", *arguments])
+        bundle.main()
+
+    with pytest.raises(SystemExit, match="other: its Encoder is another than that of the base"):
+        run(str(runs["flow"]), str(runs["other"]))
+    assert not (tmp_path / "bundled").exists()
+    for base in (str(runs["flow"]), "mini-base"):
+        run(base, str(runs["step"]))
+        few, many = SnapGenPipeline.bundled(), SnapGenPipeline.bundled("mini-base")
+        steps = [pipeline.config.default_num_inference_steps for pipeline in (few, many)]
+        assert steps == [1, 7]
+        weights = [next(pipeline.unet.parameters()) for pipeline in (few, many)]
+        assert (weights[0] - weights[1] - 1).abs().max() < 1e-2
+        provenance = json.loads((tmp_path / "bundled" / "provenance.json").read_text())
+        assert list(provenance) == ["flow", "earlier", "autoencoder", "text", "step"]
+        assert str(tmp_path) not in (tmp_path / "bundled" / "model_index.json").read_text()
+
+
+def test_a_report_fills_the_marked_blocks(bundle: ModuleType, tmp_path: Path) -> None:
+    for file in (bundle.README, bundle.BUNDLED / "README.md"):
+        copy = shutil.copy(file, tmp_path / "copy.md")
+        before, _, rest = file.read_text().partition(bundle.BLOCK[0])
+        bundle.fill(Path(copy), ["scores"])
+        after = rest.partition(bundle.BLOCK[1])[2]
+        assert Path(copy).read_text() == f"{before}{bundle.BLOCK[0]}\nscores\n{bundle.BLOCK[1]}{after}"
+    (tmp_path / "plain.md").write_text("nothing")
+    with pytest.raises(SystemExit, match="plain.md has no block between"):
+        bundle.fill(tmp_path / "plain.md", ["scores"])

@@ -12,7 +12,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from snapgen.pipeline import SnapGenPipeline, multiplies_bfloat16
+from snapgen.cli.model import BUNDLED as NAMES
+from snapgen.evaluation.generation import network_hash
+from snapgen.pipeline import BUNDLED, SnapGenPipeline, bundled_folder, multiplies_bfloat16
 from snapgen.text.load import load_text_encoders
 
 PROMPTS = ["a cat", "two red apples", "", "a dog on a blue background", "red", "a", "two dog"]
@@ -106,7 +108,8 @@ def test_prompt_seed_and_negative_prompt_matter(pipeline: SnapGenPipeline) -> No
         assert not torch.equal(other, picture)
     assert torch.equal(draw(pipeline, "a cat", negative_prompt=[""]), picture)
     unguided = draw(pipeline, "a cat", guidance_scale=1.0)
-    assert torch.equal(draw(pipeline, "a cat", guidance_scale=1.0, negative_prompt="a dog"), unguided)
+    with pytest.warns(UserWarning, match="negative_prompt has no effect: guidance_scale is 1"):
+        assert torch.equal(draw(pipeline, "a cat", guidance_scale=1.0, negative_prompt="a dog"), unguided)
 
 
 @pytest.mark.parametrize("size", [(32, 64), (96, 32)])
@@ -297,6 +300,20 @@ def test_no_bundled_weights_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("snapgen.pipeline.files", lambda package: tmp_path)
     with pytest.raises(FileNotFoundError, match="the package has no bundled weights in .*; name a model folder"):
         SnapGenPipeline.bundled()
+
+
+def test_the_bundled_models_share_all_but_the_unet() -> None:
+    assert tuple(BUNDLED) == NAMES
+    few, base = SnapGenPipeline.bundled(), SnapGenPipeline.bundled("mini-base")
+    assert (few.config.default_num_inference_steps, few.config.default_guidance_scale) == (4, 1.0)
+    assert (base.config.default_num_inference_steps, base.config.default_guidance_scale) == (28, 4.0)
+    for part in ("text_encoder", "vae"):
+        assert network_hash({part: getattr(few, part)}) == network_hash({part: getattr(base, part)})
+        assert not (bundled_folder() / BUNDLED["mini"] / part).exists()  # it ships once
+    assert network_hash({"unet": few.unet}) != network_hash({"unet": base.unet})
+    assert all(part.dtype == torch.float32 for part in (few.unet, few.vae, few.text_encoder))
+    with pytest.raises(ValueError, match="there is no bundled model 'micro': use mini or mini-base"):
+        SnapGenPipeline.bundled("micro")
 
 
 # What `optimize` turns on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from numbers import Integral, Real
@@ -27,10 +28,12 @@ SIZE_MULTIPLE = 32  # pixels; the autoencoder divides by 8, the full-size UNet b
 MAX_SIZE = 4096
 MAX_STEPS = 1000
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# The models in the package, by name: folders below bundled/. The second is complete, the first has but its own UNet.
+BUNDLED = {"mini": "few_steps", "mini-base": "."}
 
 
 def bundled_folder() -> Path:
-    """Where the package keeps the miniature's weights."""
+    """Where the package keeps the miniature's weights: a pipeline folder, that of `mini-base`."""
     folder = Path(str(files("snapgen") / "bundled"))
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"the package has no bundled weights in {folder}; name a model folder instead")
@@ -100,10 +103,21 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
 
     @classmethod
-    def bundled(cls) -> SnapGenPipeline:
-        """The miniature whose weights ship in the package, on the CPU in fp32."""
-        folder = bundled_folder()
-        pipeline: SnapGenPipeline = cls.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    def bundled(cls, name: str = "mini") -> SnapGenPipeline:
+        """A model that ships in the package, on the CPU in fp32.
+
+        `mini` draws in four steps without guidance, `mini-base`, of which it was distilled, in 28 guided ones. They
+        share everything but the UNet.
+        """
+        if name not in BUNDLED:
+            raise ValueError(f"there is no bundled model '{name}': use {' or '.join(BUNDLED)}")
+        base, settings = bundled_folder(), {"dtype": torch.float32, "local_files_only": True}
+        if name == "mini-base":
+            pipeline: SnapGenPipeline = cls.from_pretrained(base, **settings)
+        else:
+            shared = cls.from_pretrained(base, unet=None, **settings).components
+            parts = {part: component for part, component in shared.items() if component is not None}
+            pipeline = cls.from_pretrained(base / BUNDLED[name], **parts, **settings)
         return pipeline
 
     def optimize(self, compile: bool | None = None) -> SnapGenPipeline:
@@ -266,7 +280,8 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         Args:
             prompt: what to draw; the empty prompt draws without text.
-            negative_prompt: what guidance leads away from; by default the empty prompt.
+            negative_prompt: what guidance leads away from; by default the empty prompt. Without guidance, as few-step
+                models are drawn, it is of no effect and a warning says so.
             height, width: in pixels, multiples of 32; by default the size the UNet was trained for.
             num_inference_steps: Euler steps, 1 to 1000; by default the pipeline's.
             guidance_scale: 1 switches guidance off; by default the pipeline's.
@@ -302,6 +317,8 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             tensor_inputs,
             text_encoders,
         )
+        if negative_prompt and scale == 1.0:
+            warnings.warn("negative_prompt has no effect: guidance_scale is 1, there is no guidance", stacklevel=3)
         self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps, False
 
         prompts = [prompt] if isinstance(prompt, str) else prompt

@@ -53,6 +53,8 @@ def test_memory_and_storage_by_part() -> None:
     taught = plan(recipe("mini/distill.yaml", f"train.steps={made.steps}"), 1, "rtx4090", 0.4)
     assert taught.memory["teacher"] > 2 * taught.memory["weights"]  # 4 to 8 times as large, in half precision
     assert taught.training_flops > made.training_flops
+    own = recipe("mini/step.yaml")  # its teacher is the student before training
+    assert workload(own, 16).flops["teacher"] == workload(own, 16, "mini").flops["teacher"]
     big = plan(recipe("mini/flow.yaml", "model=t2i", "data.resolution=1024", "train.batch_size=64"), 1, "rtx4090", 0.4)
     assert not big.fits
     large = plan(recipe("mini/distill.yaml", "model=t2i", "data.resolution=256"), 1, "h200", 0.4, "sd3.5-large")

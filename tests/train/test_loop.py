@@ -103,6 +103,23 @@ def test_stopped_and_resumed_equals_uninterrupted(
     same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_signal_during_the_last_write_ends_the_process_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `snapgen reproduce`, told to stop, would start the next stage."""
+    save = RegressionStage.save
+
+    def told(stage: RegressionStage, model: torch.nn.Module, folder: Path) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(stage, model, folder)
+
+    monkeypatch.setattr(RegressionStage, "save", told)
+    with pytest.raises(SystemExit) as stopped:
+        train(RegressionStage, make_recipe(), tmp_path, resume=False)
+    assert stopped.value.code == 0
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     recipe = make_recipe(dropout=0.3)
     train(RegressionStage, recipe, tmp_path / "whole", resume=False)

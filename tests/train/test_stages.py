@@ -287,7 +287,10 @@ def test_lora_settings_that_cannot_be_used(folder: Path, tmp_path: Path) -> None
 
 
 def test_the_bundled_model_can_be_started_from(tmp_path: Path) -> None:
-    assert locate("initial", Path("mini")) == bundled_folder()
+    assert locate("initial", Path("mini-base")) == bundled_folder()
+    for key in ("initial", "teacher"):
+        with pytest.raises(RecipeError, match=f"{key}: 'mini' draws in few steps .* name 'mini-base'"):
+            locate(key, Path("mini"))
     assert locate("autoencoder", Path("mini"), "vae") == bundled_folder() / "vae"
     with pytest.raises(RecipeError, match="text: folder .*nowhere does not exist"):
         locate("text", tmp_path / "nowhere")

@@ -27,7 +27,8 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="'mini', a model folder, a hub name; fid: pictures, psnr: an autoencoder."
+            metavar="MODEL",
+            help="'mini', 'mini-base', a model folder, a hub name; fid: pictures, psnr: an autoencoder.",
         ),
     ],
     suite: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="What to measure: " + ", ".join(SUITES) + ".")],

@@ -40,8 +40,8 @@ def generate(
         Path | None, typer.Option("--prompts", metavar="FILE", help="A text file of further prompts, one a line.")
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="NAME|PATH", help="'mini', a model folder, or a hub name (owner/name).")
-    ] = BUNDLED,
+        str, typer.Option(metavar="NAME|PATH", help="'mini', 'mini-base', a model folder, or a hub name.")
+    ] = BUNDLED[0],
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to picture; the model's own if not given.")
     ] = None,

@@ -24,6 +24,7 @@ from typer.main import get_group
 VERBS = {  # name on the command line: "module:attribute", a function or a typer app
     "generate": "snapgen.cli.generate:generate",
     "train": "snapgen.cli.train:train",
+    "reproduce": "snapgen.cli.reproduce:reproduce",
     "profile": "snapgen.cli.profile:profile",
     "plan": "snapgen.cli.plan:plan",
     "evaluate": "snapgen.cli.evaluate:evaluate",

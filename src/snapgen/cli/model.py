@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
     from snapgen.pipeline import SnapGenPipeline
 
-BUNDLED = "mini"  # the model that comes with the package
+BUNDLED = ("mini", "mini-base")  # the models that come with the package; the first is the default
 INDEX = "model_index.json"
 ADAPTERS = "pytorch_lora_weights.safetensors"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 
 
 def check_model_name(model: str) -> None:
-    """Raise ValueError unless `model` is the bundled one, a model folder, or could be a name on the hub."""
+    """Raise ValueError unless `model` is a bundled one, a model folder, or could be a name on the hub."""
     folder = Path(model)
-    if model == BUNDLED:
+    if model in BUNDLED:
         return
     if folder.is_dir():
         if not (folder / INDEX).is_file():
@@ -34,7 +34,8 @@ def check_model_name(model: str) -> None:
     elif folder.exists():
         raise ValueError(f"'{model}' is a file: a model is a folder with a {INDEX}")
     elif not HUB_NAME.fullmatch(model):
-        raise ValueError(f"there is no model '{model}': use '{BUNDLED}', a model folder, or a hub name (owner/name)")
+        names = "', '".join(BUNDLED)
+        raise ValueError(f"there is no model '{model}': use '{names}', a model folder, or a hub name (owner/name)")
 
 
 def load_pipeline(model: str) -> SnapGenPipeline:
@@ -47,8 +48,8 @@ def load_pipeline(model: str) -> SnapGenPipeline:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    if model == BUNDLED:
-        pipeline = SnapGenPipeline.bundled()
+    if model in BUNDLED:
+        pipeline = SnapGenPipeline.bundled(model)
     elif Path(model).is_dir():
         pipeline = _load_folder(Path(model))
     else:

@@ -16,7 +16,7 @@ from snapgen.evaluation.prompts import read_prompts
 
 app = typer.Typer(help="Let people compare two models blindly.", no_args_is_help=True)
 
-MODEL = "'mini', a model folder, or a hub name (owner/name)."
+MODEL = "'mini', 'mini-base', a model folder, or a hub name (owner/name)."
 
 
 @app.callback()

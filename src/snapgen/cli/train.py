@@ -24,9 +24,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest complete checkpoint")] = False,
 ) -> None:
     """Train the stage that RECIPE describes; prints the folder of the finished model."""
-    missing = [package for package in EXTRA if find_spec(package) is None]
-    if missing:
-        raise ValueError(f"training needs {', '.join(missing)}: pip install 'snapgen[train]'")
+    check_extra()
 
     import torch
 
@@ -46,3 +44,10 @@ def train(
         typer.echo(model)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def check_extra() -> None:
+    """Raise ValueError naming the command that installs what training needs and is not there."""
+    missing = [package for package in EXTRA if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"training needs {', '.join(missing)}: pip install 'snapgen[train]'")

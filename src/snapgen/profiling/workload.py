@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -22,6 +21,7 @@ from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.distiller import Discriminator, DistilledStudent
 from snapgen.models.presets import create_autoencoder, create_denoiser
 from snapgen.models.teacher import TeacherTransformer
+from snapgen.pipeline import BUNDLED
 from snapgen.profiling.counts import count
 from snapgen.profiling.measure import LiveMemory
 from snapgen.train.stages.autoencoder import AutoencoderRecipe
@@ -122,7 +122,7 @@ def _flow(recipe: FlowRecipe, batch: int, teacher: str | None) -> Workload:
 def _teacher_preset(name: str) -> str:
     if "stable-diffusion-3.5-large" in name:
         return "sd3.5-large"
-    return "mini" if name == "mini" else "mini-teacher"
+    return "mini" if name in BUNDLED else "mini-teacher"
 
 
 def _taught(
@@ -191,7 +191,7 @@ def _autoencoder_of(recipe: FlowRecipe) -> SnapGenAutoencoder:
             config = SnapGenAutoencoder.load_config(recipe.autoencoder)
             return cast(SnapGenAutoencoder, SnapGenAutoencoder.from_config(config))
         small = next((name for name in ("mini", "debug") if recipe.model.startswith(name)), "decoder")
-        return create_autoencoder("mini" if recipe.autoencoder == Path("mini") else small)
+        return create_autoencoder("mini" if str(recipe.autoencoder) in BUNDLED else small)
 
 
 def _encoding_bytes(recipe: FlowRecipe, batch: int) -> int:

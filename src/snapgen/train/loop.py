@@ -122,6 +122,8 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         save_model(run, stage, state, content)
         accelerator.wait_for_everyone()
+        if caught:  # meanwhile: who trains several stages starts no other
+            sys.exit(STOP_SIGNALS[min(caught)])
     return run / "model"
 
 

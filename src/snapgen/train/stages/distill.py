@@ -71,8 +71,8 @@ class DistillRecipe(FlowRecipe):
     """Settings of the `distill` stage: those of `flow`, and the teacher."""
 
     stage: Literal["distill"]  # type: ignore[assignment]
-    # Pipeline folder of ours ("mini" is the bundled one), which reads the student's text states; or folder or hub name
-    # of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which reads captions with its own encoders.
+    # Pipeline folder of ours ("mini-base" is a bundled one), which reads the student's text states; or folder or hub
+    # name of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which reads captions with its own encoders.
     teacher: str
     distillation: DistillationSettings = DistillationSettings()
     # Noise draws of each picture, which come round in turn; null: every visit has new noise.

@@ -26,7 +26,7 @@ from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
-from snapgen.pipeline import SnapGenPipeline, bundled_folder
+from snapgen.pipeline import BUNDLED, SnapGenPipeline, bundled_folder
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
 from snapgen.text.join import JointTextEncoder
 from snapgen.text.load import load_text_encoders
@@ -64,7 +64,7 @@ class FlowRecipe(Recipe):
 
     stage: Literal["flow"]
     model: str  # UNet preset
-    autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; here and below, "mini" is the bundled model's
+    autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; here and in `text`, "mini" is the bundled models'
     # Folder with text_encoder/ and tokenizer/ (and text_encoder_2/ ..., as pipelines have), or up to three folders or
     # hub names of text models of transformers, CLIPs first and then at most one language model.
     text: str | tuple[str, ...]
@@ -72,7 +72,7 @@ class FlowRecipe(Recipe):
     data: DataSettings
     cache: Path | None  # folder for the latents of all pictures; null: they are encoded in every step
     workers: int = Field(default=8, gt=0)  # threads of each process that read pictures ahead of the encoder
-    initial: Path | None = None  # pipeline folder whose UNet weights to start from
+    initial: Path | None = None  # pipeline folder whose UNet weights to start from; "mini-base" is the bundled one
     lora: LoraSettings | None = None  # train adapters of `initial` instead of the whole UNet
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of captions replaced by the empty prompt
     # Probability with which each text encoder by itself reads the empty prompt, so that any of them can be left out
@@ -305,8 +305,13 @@ class FlowStage(Stage[Any, Any]):
 
 
 def locate(key: str, folder: Path, part: str = "") -> Path:
-    """The folder that a recipe names, or `part` of the bundled model for "mini"; RecipeError if it does not exist."""
-    if folder == Path("mini") and not folder.exists():
+    """The folder that a recipe names, or `part` of the bundled "mini-base"; RecipeError if it does not exist.
+
+    "mini" has the same autoencoder and text encoder. Its UNet knows the levels of few-step schedules only.
+    """
+    if str(folder) in BUNDLED and not folder.exists():
+        if key in ("initial", "teacher") and str(folder) != "mini-base":
+            raise RecipeError(f"{key}: '{folder}' draws in few steps and neither goes on nor teaches; name 'mini-base'")
         return bundled_folder() / part
     if not folder.is_dir():
         raise RecipeError(f"{key}: folder {folder} does not exist; train that stage first, or name another")

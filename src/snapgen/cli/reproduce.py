@@ -1,0 +1,89 @@
+"""`snapgen reproduce`: a small model from nothing, by one command. What can be refused is refused before torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snapgen.cli.generate import check_range
+from snapgen.cli.train import check_extra
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="folder of recipes below recipes/: mini")],
+    minutes: Annotated[float | None, typer.Option(help="Time for all of it; 120 if not given.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything it makes.")] = Path("runs/reproduce"),
+    without: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Stages to leave out, of teacher, distill, step.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Prompts a category of the benchmark; 20 if not given.")] = None,
+    recipes: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of recipes instead of NAME's.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="override a setting of a recipe")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in --out, as planned there.")] = False,
+    export: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Train nothing: pack --out for another machine, 16 MiB a file.")
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="DIR", help="Go on in --out with what --export packed.")
+    ] = None,
+) -> None:
+    """Train all stages of a small model within MINUTES and score it; prints the report's file.
+
+    Stages: autoencoder, text, flow, teacher, distill, step. An interrupted run goes on with --resume.
+    """
+    check_extra()
+    missing = [package for package in ("scipy", "torchmetrics") if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"the scores need {', '.join(missing)}: pip install 'snapgen[train,eval]'")
+    if sum((resume, export is not None, import_ is not None)) > 1:
+        raise ValueError("--resume, --export and --import exclude each other")
+    given = {"--minutes": minutes, "--without": without, "--count": count, "--recipes": recipes, "--set": set_}
+    if resume or export or import_:
+        for option, value in given.items():
+            if value not in (None, []):
+                raise ValueError(f"{option} is settled by the plan that goes on: leave it out")
+    check_range("--minutes", minutes, 0.01, 100_000)
+    check_range("--count", count, 2, 10_000)
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device {device} is not known: use cpu or cuda")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("reproduce runs in one process: start it without a launcher")
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    import torch
+
+    from snapgen.reproduce import Plan, Reproduction, choose_stages, start, unpack
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU here")
+    if export is not None:
+        files = Reproduction(out, show).export(export)
+        typer.echo(f"{export}: {len(files)} files, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
+        return
+    if import_ is not None:
+        unpack(import_, out)
+    elif not resume:
+        plan = Plan(
+            name=name,
+            minutes=120.0 if minutes is None else minutes,
+            stages=choose_stages(part.strip() for part in without.split(",")) if without else choose_stages(()),
+            count=20 if count is None else count,
+            overrides=tuple(set_ or ()),
+        )
+        start(out, recipes or Path("recipes") / name, plan)
+    Reproduction(out, show).run()
+    typer.echo(out / "report.md")
+
+
+def show(message: str) -> None:
+    """`message` on standard error: such a run is long, and mostly read in a log."""
+    print(message, file=sys.stderr, flush=True)

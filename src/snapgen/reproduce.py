@@ -1,0 +1,389 @@
+"""A small model made from nothing: all stages in order, each in its share of a time budget, then the scores.
+
+It trains by the loop and measures by the suites. Its own are the plan, which says how many steps of a stage fit into
+its share, and the export: the files with which another machine goes on. A folder holds it all:
+
+    plan.json      what was asked for, and what was chosen and done so far
+    recipes/       the stages' recipes; paths in them are relative to the folder, so that it can move
+    flow/ ...      a run folder for every stage
+    evaluation/    a folder for every model and suite
+    report.json, report.md
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field, ValidationError
+
+from snapgen.config import Recipe, Settings, parse_recipe, read_recipe
+from snapgen.data.scenes import SceneSettings
+from snapgen.evaluation import EvaluationSettings, load_suite
+from snapgen.evaluation.generation import default_device
+from snapgen.evaluation.report import between, library_versions, table, write_text
+from snapgen.pipeline import SnapGenPipeline
+from snapgen.train.loop import train
+from snapgen.train.report import read_metrics
+from snapgen.train.stages import load_stage
+from snapgen.train.stages.flow import FlowRecipe
+from snapgen.train.state import newest_checkpoint
+from snapgen.weights import atomic_folder, manifest, sha256
+
+SHARES = {  # of the time, relative to each other, in the order of training
+    "autoencoder": 3.0,  # good early, but all that follows is bound by it
+    "text": 1.5,  # small, and good early
+    "flow": 8.0,  # gains for as long as it is trained
+    "teacher": 8.0,  # so does this one, at six times the work a step
+    "distill": 5.0,  # goes on from `flow`
+    "step": 2.5,  # most of the gain comes in the first few hundred steps
+}
+EVALUATION = 2.0
+OPTIONAL = ("teacher", "distill", "step")
+STUDENTS = {"flow": "base", "distill": "distilled", "step": "few-step"}  # what is scored, and its name in the report
+PROBE = 20  # steps that a stage is timed for, after as many that warm up and fill caches
+SAMPLINGS = 4  # sample grids and held-out losses of a stage
+CHECKPOINT_SECONDS = 60.0  # the most that a kill costs
+READABLE = 128  # px a side that the scene benchmark's detector needs
+PART = 16 * 2**20  # bytes, the largest exported file
+
+Progress = Callable[[str], None]
+
+
+class StagePlan(Settings):
+    """How long a stage is trained, and from which measurement that follows."""
+
+    steps: int = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    sample_every: int = Field(gt=0)  # steps
+    checkpoint_every: int = Field(gt=0)  # steps
+    seconds_per_step: float  # measured
+    seconds_around: float  # to set up, draw, evaluate and save once, measured
+    seconds_given: float  # of the budget
+
+
+class Plan(Settings):
+    """What a reproduction was asked for, and how far it is."""
+
+    name: str  # of the recipes
+    minutes: float = Field(gt=0)
+    stages: tuple[str, ...]
+    count: int = Field(default=20, ge=2)  # prompts a category of the scenes; fid and psnr take five times as many
+    overrides: tuple[str, ...] = ()  # "stage.key=value"
+    chosen: dict[str, StagePlan] = {}
+    finished: tuple[str, ...] = ()
+    spent: dict[str, float] = {}  # seconds, by stage and for "evaluation"
+
+
+def choose_stages(without: Iterable[str]) -> tuple[str, ...]:
+    """All stages but those; ValueError for one that others need."""
+    left_out = set(without)
+    if wrong := sorted(left_out - set(OPTIONAL)):
+        raise ValueError(f"--without {wrong[0]}: only {', '.join(OPTIONAL)} can be left out")
+    if "teacher" in left_out and "distill" not in left_out:
+        raise ValueError("--without teacher: distill needs it; leave out teacher,distill")
+    return tuple(stage for stage in SHARES if stage not in left_out)
+
+
+def start(folder: Path, recipes: Path, plan: Plan) -> None:
+    """Makes `folder` with the plan and a copy of its stages' recipes; ValueError if it is there or one is missing."""
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: continue it with --resume or give another --out")
+    for stage in plan.stages:
+        if not (recipes / f"{stage}.yaml").is_file():
+            raise ValueError(
+                f"there is no recipe {recipes / stage}.yaml: run this in a checkout of the repository, or name a "
+                "folder of recipes with --recipes"
+            )
+    for override in plan.overrides:
+        if override.partition(".")[0] not in plan.stages:
+            raise ValueError(f"--set {override}: expected STAGE.key=value with a stage of {', '.join(plan.stages)}")
+    with atomic_folder(folder) as temporary:
+        (temporary / "recipes").mkdir()
+        for stage in plan.stages:
+            shutil.copy(recipes / f"{stage}.yaml", temporary / "recipes")
+        write_text(plan.model_dump_json(indent=1), temporary / "plan.json")
+
+
+class Reproduction:
+    """One folder, from the plan to the report."""
+
+    def __init__(self, folder: Path, progress: Progress):
+        """ValueError if `folder` holds no plan."""
+        self.folder, self.progress = folder, progress
+        try:
+            self.plan = Plan.model_validate_json((folder / "plan.json").read_text())
+        except (OSError, ValidationError) as error:
+            raise ValueError(f"{folder} holds no reproduction that goes on: {' '.join(str(error).split())}") from None
+
+    def run(self) -> dict[str, Any]:
+        """Does what is still to do and returns the report. An interruption leaves everything for the next call."""
+        with chdir(self.folder):
+            for stage in self.plan.stages:
+                if stage not in self.plan.finished:
+                    with self._timed(stage):
+                        self._train(stage)
+                    self._update(finished=(*self.plan.finished, stage))
+            shutil.rmtree("probe", ignore_errors=True)
+            with self._timed("evaluation"):
+                models, autoencoder = self._evaluate()
+            report = self._report(models, autoencoder)
+            write_text(json.dumps(report, indent=1), Path("report.json"))
+            write_text(self._pages(report), Path("report.md"))
+        return report
+
+    def _update(self, **changes: Any) -> None:
+        self.plan = self.plan.model_copy(update=changes)
+        write_text(self.plan.model_dump_json(indent=1), Path("plan.json"))
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Counts the time as spent on `part`, however it ends."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.plan.spent.get(part, 0.0) + time.monotonic() - began
+            self._update(spent=self.plan.spent | {part: seconds})
+
+    # Training
+
+    def recipe(self, stage: str, **settings: Any) -> Recipe:
+        """The recipe of `stage` on the results of those before it; `settings` of its section `train`."""
+        student = "distill" if "distill" in self.plan.stages else "flow"
+        paths: dict[str, str] = {}
+        if stage not in ("autoencoder", "text"):
+            paths = {"autoencoder": "autoencoder/model", "text": "text/model", "cache": "latents"}
+        if stage == "distill":
+            paths |= {"initial": "flow/model", "teacher": "teacher/model"}
+        if stage == "step":
+            paths |= {"initial": f"{student}/model", "teacher": f"{student}/model"}
+        own = [override.partition(".")[2] for override in self.plan.overrides if override.startswith(f"{stage}.")]
+        fixed = [f"{key}={path}" for key, path in paths.items()]
+        file = Path("recipes") / f"{stage}.yaml"
+        mapping = read_recipe(file, [*own, *fixed, *(f"train.{key}={value}" for key, value in settings.items())])
+        return parse_recipe(load_stage(f"{mapping.get('stage')}").recipe_type, mapping, f"recipe {file}")
+
+    def _train(self, stage: str) -> None:
+        if stage not in self.plan.chosen:
+            self._update(chosen=self.plan.chosen | {stage: self._choose(stage)})
+        chosen = self.plan.chosen[stage]
+        self.progress(f"{stage}: {chosen.steps} steps of {chosen.seconds_per_step:.3g} s")
+        settings = ("steps", "warmup_steps", "sample_every", "checkpoint_every")
+        recipe = self.recipe(stage, **{name: getattr(chosen, name) for name in settings})
+        train(load_stage(recipe.stage), recipe, Path(stage), resume=True)
+
+    def _choose(self, stage: str) -> StagePlan:
+        """Times `stage` and gives it the steps that fit into its share of the time left."""
+        began = time.monotonic()
+        waiting = [SHARES[other] for other in self.plan.stages if other not in self.plan.finished]
+        left = max(0.0, 60 * self.plan.minutes - sum(self.plan.spent.values()))
+        given = left * SHARES[stage] / (sum(waiting) + EVALUATION)
+        recipe, run = self.recipe(stage), Path("probe") / stage
+        count = min(PROBE, recipe.train.steps)
+        shutil.rmtree(run, ignore_errors=True)
+        self.progress(f"{stage}: measuring the rate")
+        for steps in (count, 2 * count):
+            started = time.monotonic()
+            timed = self.recipe(stage, steps=steps, sample_every=steps, checkpoint_every=steps)
+            train(load_stage(recipe.stage), timed, run, resume=steps > count)
+        rates = [line["samples_per_second"] for line in read_metrics(run / "metrics.jsonl")[count:]]
+        pace = recipe.train.batch_size / statistics.median(rates)
+        around = max(0.0, time.monotonic() - started - count * pace)
+        shutil.rmtree(run)
+        free = given - (time.monotonic() - began) - SAMPLINGS * around
+        steps = max(count, int(free / pace))
+        return StagePlan(
+            steps=steps,
+            warmup_steps=min(recipe.train.warmup_steps, steps // 10),
+            sample_every=math.ceil(steps / SAMPLINGS),
+            checkpoint_every=max(1, min(steps, int(CHECKPOINT_SECONDS / pace))),
+            seconds_per_step=pace,
+            seconds_around=around,
+            seconds_given=given,
+        )
+
+    # Scores
+
+    def _evaluate(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The students' scores at their own numbers of steps, and the autoencoder's."""
+        models: list[dict[str, Any]] = []
+        for stage in (stage for stage in STUDENTS if stage in self.plan.stages):
+            pipeline = SnapGenPipeline.from_pretrained(Path(stage) / "model").to(default_device())
+            pipeline.set_progress_bar_config(disable=True)
+            side = pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
+            asked = {"nouns": self._world().nouns, "size": max(side, READABLE)}
+            scenes = self._suite("scenes", pipeline, stage, count=self.plan.count, **asked)
+            fid = self._suite("fid", pipeline, stage, count=5 * self.plan.count, **asked)
+            if stage == "flow":
+                autoencoder = self._suite("psnr", pipeline, "autoencoder", count=5 * self.plan.count)
+            models.append(
+                {"name": STUDENTS[stage], "stage": stage}
+                | {key: scenes["manifest"][key] for key in ("steps", "guidance")}
+                | {key: scenes[key] for key in ("score", "interval", "categories", "count")}
+                | {"ceiling": scenes["ceiling"]["score"], "distance": fid["score"], "truth": fid["truth"]}
+            )
+        return models, {key: autoencoder[key] for key in ("psnr", "ssim", "count")}
+
+    def _world(self) -> SceneSettings:
+        """The scenes that the students learn and are scored on."""
+        return cast(SceneSettings, cast(FlowRecipe, self.recipe("flow")).data)
+
+    def _suite(self, name: str, subject: Any, model: str, **settings: Any) -> dict[str, Any]:
+        folder = Path("evaluation") / model / name
+        if not (folder / "report.json").exists():  # it is written last
+            load_suite(name)(subject, EvaluationSettings(**settings), folder, self.progress)
+        report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+        return report
+
+    def _report(self, models: list[dict[str, Any]], autoencoder: dict[str, Any]) -> dict[str, Any]:
+        stages = []
+        for stage in self.plan.stages:
+            lines, batch = read_metrics(Path(stage) / "metrics.jsonl"), self.recipe(stage).train.batch_size
+            ends = {name: lines[-1].get(key) for name, key in (("loss", "loss"), ("heldout", "eval/heldout"))}
+            steps = self.plan.chosen[stage].steps
+            stages.append(
+                {"stage": stage, "steps": steps, "batch_size": batch, "samples": steps * batch}
+                | {"seconds": round(self.plan.spent[stage], 1)}
+                | ends
+            )
+        device = default_device()
+        return {
+            "name": self.plan.name,
+            "minutes": {"given": self.plan.minutes, "spent": round(sum(self.plan.spent.values()) / 60, 2)},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "versions": library_versions(),
+            "models": models,
+            "autoencoder": autoencoder,
+            "data": self._world().model_dump(mode="json"),
+            "stages": stages,
+        }
+
+    def _pages(self, report: dict[str, Any]) -> str:
+        """The report as Markdown: the tables, then curves and sheets of every stage."""
+        lines = [f"# {report['name']}, made from nothing", "", *card(report)]
+        for stage in self.plan.stages:
+            pictures = [*sorted(Path(stage, "plots").glob("*.png")), *sorted(Path(stage, "samples").glob("*.png"))[-1:]]
+            lines += ["", f"## {stage}", "", *(f"![{picture.stem}]({picture.as_posix()})" for picture in pictures)]
+        for model in report["models"]:
+            sheet = f"evaluation/{model['stage']}/scenes/sheet.png"
+            lines += ["", f"## {model['name']}, on the scene benchmark", "", f"![sheet]({sheet})"]
+        return "\n".join(lines)
+
+    # Moving to another machine
+
+    def needed(self) -> list[Path]:
+        """The files with which the folder goes on elsewhere, relative to it, sorted."""
+        patterns = ["plan.json", "report.*", "recipes/*", "evaluation/*/*/report.*", "evaluation/*/*/*.png"]
+        for stage in self.plan.stages:
+            patterns += [f"{stage}/{name}" for name in ("*.yaml", "*.jsonl", "plots/*", "samples/*")]
+            if stage not in self.plan.finished:
+                checkpoint = newest_checkpoint(self.folder / stage, self.progress)
+                patterns += [] if checkpoint is None else [f"{stage}/checkpoints/{checkpoint.folder.name}/*"]
+            elif stage != "teacher" or "distill" not in self.plan.finished:  # nothing else reads the teacher
+                patterns.append(f"{stage}/model/**/*")
+        found = {path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()}
+        return sorted(path.relative_to(self.folder) for path in found)
+
+    def export(self, target: Path) -> list[Path]:
+        """Packs what is needed into `target`: a tar in parts of at most `PART` bytes, and their SHA-256."""
+        if target.exists():
+            raise ValueError(f"--export {target} is there already: name a new folder")
+        with atomic_folder(target) as folder, tempfile.TemporaryFile() as whole:
+            with tarfile.open(fileobj=whole, mode="w") as tar:
+                first: dict[str, Path] = {}  # of files with the same content: models repeat their autoencoder
+                for path in self.needed():
+                    entry = tar.gettarinfo(self.folder / path, path.as_posix())
+                    same = first.setdefault(sha256(self.folder / path), path)
+                    if same != path:
+                        entry.type, entry.linkname, entry.size = tarfile.LNKTYPE, same.as_posix(), 0
+                    with (self.folder / path).open("rb") as file:
+                        tar.addfile(entry, file if same == path else None)
+            whole.seek(0)
+            for number, part in enumerate(iter(lambda: whole.read(PART), b"")):
+                (folder / f"state.tar.{number:03}").write_bytes(part)
+            write_text(json.dumps({"files": manifest(folder)}, indent=1), folder / "manifest.json")
+        return sorted(target.iterdir())
+
+
+def unpack(source: Path, folder: Path) -> None:
+    """Makes `folder` of what `Reproduction.export` wrote to `source`; ValueError if a part is missing or damaged."""
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: give another --out")
+    try:
+        expected = json.loads((source / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--import {source}: manifest.json is missing or damaged: {error!r}") from None
+    found = manifest(source)
+    for name, digest in sorted(expected.items()):
+        if found.get(name) != digest:
+            raise ValueError(f"--import {source}: {name} is {'damaged' if name in found else 'missing'}; copy it again")
+    with atomic_folder(folder) as temporary, tempfile.TemporaryFile() as whole:
+        for name in sorted(expected):
+            with (source / name).open("rb") as part:
+                shutil.copyfileobj(part, whole)
+        whole.seek(0)
+        with tarfile.open(fileobj=whole) as tar:
+            tar.extractall(temporary, filter="data")
+
+
+def card(report: dict[str, Any]) -> list[str]:
+    """What a model card says of the models of a report: data, recipe, scores, limits; lines of Markdown."""
+    data, last = report["data"], report["models"][-1]
+    weak = [name for name, score in last["categories"].items() if score < 0.5]
+    things = ", ".join(data["nouns"]) if data["nouns"] else "all things of the vocabulary"
+    return [
+        f"Trained on {data['count']:,} composed scenes of {things}.",
+        "",
+        *tables(report),
+        "",
+        f"Limits: these things only, in English. Wrong more often than right: {', '.join(weak) or 'no category'}.",
+    ]
+
+
+def tables(report: dict[str, Any]) -> list[str]:
+    """Scores and stages of a report as Markdown."""
+    categories = list(report["models"][0]["categories"])
+    scores = [
+        (
+            model["name"],
+            f"{model['steps']}" + (", guided" if model["guidance"] != 1 else ""),
+            f"{model['score']:.1%}",
+            between(model["interval"], ".1%"),
+            *(f"{model['categories'][name]:.0%}" for name in categories),
+            f"{model['distance']:.4g}",
+        )
+        for model in report["models"]
+    ]
+    stages = [
+        (
+            stage["stage"],
+            f"{stage['steps']:,}",
+            f"{stage['samples']:,}",
+            f"{stage['seconds'] / 60:.1f}",
+            *("" if stage[key] is None else f"{stage[key]:.4g}" for key in ("loss", "heldout")),
+        )
+        for stage in report["stages"]
+    ]
+    best, autoencoder = report["models"][0], report["autoencoder"]
+    return [
+        *table(("model", "steps", "scene score", "95 % interval", *categories, "Frechet distance"), scores),
+        "",
+        f"{best['count']} held-out pictures each. Ground truth through the autoencoder scores {best['ceiling']:.1%}, "
+        f"true renders have a distance of {best['truth']:.4g}; the autoencoder gives pictures back at "
+        f"{autoencoder['psnr']:.2f} dB PSNR, {autoencoder['ssim']:.4f} SSIM.",
+        "",
+        *table(("stage", "steps", "samples", "minutes", "loss", "held-out loss"), stages),
+        "",
+        f"{report['minutes']['spent']:.1f} minutes of {report['minutes']['given']:g} given, on {report['device']}.",
+    ]

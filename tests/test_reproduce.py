@@ -1,0 +1,190 @@
+"""`snapgen reproduce` at the debug size: stage by stage, interrupted, moved to another folder, and going on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapgen.cli.main import run
+from snapgen.evaluation import scenes
+from snapgen.reproduce import PART, Plan, Reproduction, choose_stages, start, unpack
+from snapgen.train.stages.flow import FlowStage
+from snapgen.weights import manifest
+
+ROOT = Path(__file__).parents[1]
+DEBUG = ROOT / "recipes" / "debug"
+
+
+def ignore(message: str) -> None:
+    pass
+
+
+@pytest.fixture
+def few_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "MIN_RENDERS", 2)
+
+
+def test_stages_can_be_left_out() -> None:
+    assert choose_stages(()) == ("autoencoder", "text", "flow", "teacher", "distill", "step")
+    assert choose_stages(("distill", "teacher")) == ("autoencoder", "text", "flow", "step")
+    with pytest.raises(ValueError, match="--without flow: only teacher, distill, step can be left out"):
+        choose_stages(("flow",))
+    with pytest.raises(ValueError, match="--without teacher: distill needs it; leave out teacher,distill"):
+        choose_stages(("teacher",))
+
+
+def test_a_stage_builds_on_those_before_it(tmp_path: Path) -> None:
+    for name, student, left_out in (("all", "distill", ()), ("some", "flow", ("teacher", "distill"))):
+        start(
+            tmp_path / name, ROOT / "recipes" / "mini", Plan(name="mini", minutes=1.0, stages=choose_stages(left_out))
+        )
+        reproduction = Reproduction(tmp_path / name, ignore)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path / name)
+            step: Any = reproduction.recipe("step", steps=7)
+            taught: Any = None if left_out else reproduction.recipe("distill")
+        assert (step.teacher, str(step.initial)) == (f"{student}/model", f"{student}/model")
+        assert (str(step.autoencoder), step.text, str(step.cache)) == ("autoencoder/model", "text/model", "latents")
+        assert (step.train.steps, step.train.batch_size) == (7, 16)
+        assert left_out or (taught.teacher, str(taught.initial)) == ("teacher/model", "flow/model")
+
+
+def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
+    """The autoencoder's share of a hundred hours, at the rate that was measured."""
+    start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=6000.0, stages=choose_stages(("teacher", "distill"))))
+    reproduction = Reproduction(tmp_path / "run", ignore)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "run")
+        chosen = reproduction._choose("autoencoder")
+    assert chosen.seconds_given == pytest.approx(360_000 * 3 / (3 + 1.5 + 8 + 2.5 + 2))
+    spent = chosen.steps * chosen.seconds_per_step + 4 * chosen.seconds_around
+    assert 0.9 * chosen.seconds_given < spent <= chosen.seconds_given
+    assert chosen.sample_every * 4 >= chosen.steps > chosen.sample_every * 3
+    assert chosen.checkpoint_every * chosen.seconds_per_step <= 60
+
+
+def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_renders: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, half, moved, state = (tmp_path / name for name in ("whole", "half", "moved", "state"))
+    # Hardly any time: every stage gets the fewest steps, which do not depend on the machine.
+    options = ["reproduce", "debug", "--recipes", str(DEBUG), "--minutes", "0.01", "--count", "2"]
+    options += ["--without", "teacher,distill", "--set", "step.adversary.weight=0.2"]
+    assert run([*options, "--out", str(whole)]) == 0
+    assert capfd.readouterr().out == f"{whole}/report.md\n"
+    assert run([*options, "--out", str(whole)]) == 1
+    assert f"{whole} is there already: continue it with --resume" in capfd.readouterr().err
+
+    # As far as the base model; then step distillation is interrupted at its third step.
+    shutil.copytree(whole, half)
+    for name in ("step", "evaluation"):
+        shutil.rmtree(half / name)
+    plan = json.loads((half / "plan.json").read_text())
+    (half / "plan.json").write_text(json.dumps(plan | {"finished": plan["finished"][:3]}))
+    steps = []
+    batch = FlowStage.batch
+
+    def interrupted(stage: FlowStage, step: int) -> dict[str, Any]:
+        if stage.context.run == Path("step"):
+            steps.append(step)
+            if len(steps) == 5:  # a step has two turns
+                signal.raise_signal(signal.SIGINT)
+        return batch(stage, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowStage, "batch", interrupted)
+        with pytest.raises(SystemExit):
+            run(["reproduce", "debug", "--out", str(half), "--resume"])
+    assert Reproduction(half, ignore).plan.finished == ("autoencoder", "text", "flow")
+    assert [folder.name for folder in (half / "step" / "checkpoints").iterdir()] == ["step_00000003"]
+
+    assert run(["reproduce", "debug", "--out", str(half), "--export", str(state)]) == 0
+    shutil.rmtree(half)  # nothing of it is needed
+    assert run(["reproduce", "debug", "--out", str(moved), "--import", str(state)]) == 0
+    for stage in ("flow", "step"):
+        assert manifest(whole / stage / "model") == manifest(moved / stage / "model")
+
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, moved)]
+    assert [model["name"] for model in reports[0]["models"]] == ["base", "few-step"]
+    assert [model["guidance"] for model in reports[0]["models"]] == [4.0, 1.0]
+    for key in ("models", "autoencoder"):
+        assert reports[0][key] == reports[1][key]
+    for stage in reports[0]["stages"]:
+        assert stage["steps"] == 4 and stage["samples"] == 4 * stage["batch_size"]
+    page = (moved / "report.md").read_text()
+    assert "| few-step | 2 |" in page and "| base | 2, guided |" in page
+    for picture in ("flow/plots/timesteps.png", "step/samples/step_00000004.png", "evaluation/step/scenes/sheet.png"):
+        assert f"({picture})" in page and (moved / picture).is_file()
+    again = Reproduction(moved, ignore).run()  # nothing is done again
+    assert all(again[key] == reports[1][key] for key in again if key != "minutes")
+
+
+def test_export_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder, state = tmp_path / "run", tmp_path / "state"
+    finished = ("autoencoder", "text", "teacher")
+    start(run_folder, DEBUG, Plan(name="debug", minutes=1.0, stages=choose_stages(()), finished=finished))
+    for stage in ("autoencoder", "text", "flow", "teacher"):
+        (run_folder / stage / "model" / "part").mkdir(parents=True)
+        (run_folder / stage / "model" / "part" / "weights").write_bytes(b"same in all" * 9000)
+    monkeypatch.setattr("snapgen.reproduce.PART", 50_000)
+    reproduction = Reproduction(run_folder, ignore)
+    files = reproduction.export(state)
+    assert PART == 16 * 2**20
+    assert len(files) > 3 and all(file.stat().st_size <= 50_000 for file in files)
+    assert sum(file.stat().st_size for file in files) < 2 * 99_000  # the same content once
+    unpack(state, tmp_path / "back")
+    expected = {name: digest for name, digest in manifest(run_folder).items() if not name.startswith("flow")}
+    assert manifest(tmp_path / "back") == expected  # flow is not finished, and has no checkpoint yet
+    assert Path("teacher/model/part/weights") in reproduction.needed()
+    reproduction.plan = reproduction.plan.model_copy(update={"finished": (*finished, "distill")})
+    assert Path("teacher/model/part/weights") not in reproduction.needed()  # nothing reads it any more
+
+    part = files[-1]
+    assert part.name == f"state.tar.{len(files) - 2:03}"
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=f"--import .*state: {part.name} is damaged; copy it again"):
+        unpack(state, tmp_path / "no")
+    part.unlink()
+    with pytest.raises(ValueError, match=f"{part.name} is missing"):
+        unpack(state, tmp_path / "no")
+    (state / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="manifest.json is missing or damaged"):
+        unpack(state, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ([], "there is no recipe recipes/mini/autoencoder.yaml: run this in a checkout of the repository"),
+        (["--without", "text"], "--without text: only teacher, distill, step can be left out"),
+        (["--minutes", "0"], "--minutes 0.0 is out of range"),
+        (["--device", "tpu"], "--device tpu is not known: use cpu or cuda"),
+        (
+            ["--set", "text.seed=1", "--recipes", str(DEBUG), "--set", "flaw.seed=1"],
+            "--set flaw.seed=1: expected STAGE.",
+        ),
+        (["--resume"], "runs/reproduce holds no reproduction that goes on"),
+        (["--resume", "--minutes", "3"], "--minutes is settled by the plan that goes on"),
+        (["--resume", "--export", "state"], "--resume, --export and --import exclude each other"),
+        (["--import", "state"], "--import state: manifest.json is missing or damaged"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    fragment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["reproduce", "mini", *arguments]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith("snapgen: error: ") and err.count("\n") == 1
+    assert fragment in err
+    assert not list(tmp_path.iterdir())
