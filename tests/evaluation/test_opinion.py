@@ -92,7 +92,7 @@ def test_the_classifier_that_ships_reads_clean_and_soft_renders(reader: SceneRea
     soft = to_uint8(torch.stack([coarsen(picture, 0.3) for picture in to_tensor(renders)]))
     for pictures in (renders, soft):
         right = [counts_exactly(truth, seen) for truth, seen in zip(truths, reader(pictures), strict=True)]
-        assert np.mean(right) >= 0.65  # of both 75 % when it was trained
+        assert np.mean(right) >= 0.75  # of both 85 % when it was trained
 
 
 def test_it_says_no_to_what_is_not_there(reader: SceneReader) -> None:
