@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.autoencoder import SnapGenAutoencoder, SubPixelUpsample, TinyBlock
 from snapgen.models.presets import AUTOENCODERS, create_autoencoder
 
 
@@ -69,12 +69,31 @@ def test_decoder_is_separable_without_attention_and_conv_shortcuts() -> None:
     with torch.device("meta"):
         decoder = create_autoencoder("decoder").decoder
     leaves = [module for module in decoder.modules() if not list(module.children())]
-    assert {type(module) for module in leaves} == {nn.Conv2d, nn.GroupNorm, nn.Identity}
+    assert {type(module) for module in leaves} == {nn.Conv2d, nn.GroupNorm, nn.Identity, nn.PixelShuffle}
     convolutions = [module for module in leaves if isinstance(module, nn.Conv2d)]
     depthwise = [module for module in convolutions if module.kernel_size == (3, 3)]
     pointwise = [module for module in convolutions if module.kernel_size == (1, 1)]
     assert all(module.groups == module.in_channels for module in depthwise)
-    assert len(depthwise) == len(pointwise) == len(convolutions) / 2  # no 1x1 but the partner of a 3x3: no shortcut
+    blocks = [module for module in decoder.modules() if isinstance(module, TinyBlock)]
+    # No 1x1 but the partner of a 3x3 and the last of a block: no shortcut
+    assert len(pointwise) == len(depthwise) + len(blocks) and len(depthwise) + len(pointwise) == len(convolutions)
+
+
+def test_upsampling_starts_as_nearest_neighbours() -> None:
+    torch.manual_seed(0)
+    upsample, x = SubPixelUpsample(8, 4), torch.randn(2, 8, 5, 6)
+    with torch.no_grad():
+        coarse, fine = upsample[0](x)[:, ::4], upsample(x)
+    assert fine.shape == (2, 4, 10, 12)
+    torch.testing.assert_close(fine, nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest"))
+
+
+def test_a_block_leaves_its_input_as_it_was() -> None:
+    x = torch.randn(1, 16, 4, 4)
+    before = x.clone()
+    with torch.no_grad():
+        TinyBlock(16, 2, None)(x)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (40, 72)])

@@ -140,14 +140,18 @@ def test_a_stage_can_start_from_trained_weights(folder: Path, tmp_path: Path) ->
     assert all((end[name] - tensor).abs().max() < 0.01 for name, tensor in start.items())
 
 
-def test_a_frozen_encoder_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["initial", "encoder"])
+def test_a_frozen_encoder_stays_as_it_is(folder: Path, tmp_path: Path, setting: str) -> None:
     initial = folder / "autoencoder" / "model"
-    run_recipe("autoencoder", tmp_path / "run", f"initial={initial}", "train_encoder=false", "train.steps=1")
+    settings = (f"{setting}={initial}", "train_encoder=false", "train.steps=1", "seed=5")
+    run_recipe("autoencoder", tmp_path / "run", *settings)
     before, after = (
         load_file(model / "diffusion_pytorch_model.safetensors") for model in (initial, tmp_path / "run" / "model")
     )
     changed = {name.split(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {"decoder"}
+    largest = max((after[name] - tensor).abs().max() for name, tensor in before.items())
+    assert (largest < 0.05) == (setting == "initial")  # a step away, or another decoder altogether
     configs = [SnapGenAutoencoder.load_config(model) for model in (initial, tmp_path / "run" / "model")]
     assert configs[0]["scaling_factor"] == configs[1]["scaling_factor"]  # the latents are the same: so is their scale
 
