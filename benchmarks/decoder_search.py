@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +59,19 @@ class Candidate:
 CHOSEN = "the package's"
 PEER = "TAESD3"
 PLAIN = Candidate((256, 224, 192, 96), (2, 1, 3, 1))
-THIN = Candidate((192, 192, 192, 64), (4, 1, 3, 3))
-TWO = {"widths": (256, 160, 224, 64), "blocks": (1, 1, 3, 1), "activation": nn.ReLU, "activations": 1}
-ONE = {"widths": (192, 224, 192, 64), "blocks": (1, 1, 4, 1), "activation": nn.ReLU, "activations": 1, "depthwise": 1}
+TWO = Candidate((256, 160, 224, 64), (1, 1, 3, 1), activations=1, activation=nn.ReLU, upsample="subpixel")
+ONE = Candidate((192, 224, 192, 64), (1, 1, 4, 1), depthwise=1, activations=1, activation=nn.ReLU, upsample="subpixel")
 CANDIDATES: dict[str, Candidate] = {
     "the plainest": PLAIN,
-    "no norms": Candidate(PLAIN.widths, PLAIN.blocks, norms="none"),
-    "a norm in every block": Candidate(PLAIN.widths, PLAIN.blocks, norms="all"),
-    "thin at the top": THIN,
+    "no norms": replace(PLAIN, norms="none"),
+    "a norm in every block": replace(PLAIN, norms="all"),
+    "thin at the top": Candidate((192, 192, 192, 64), (4, 1, 3, 3)),
     "not expanded, many blocks": Candidate((320, 224, 192, 128), (3, 2, 4, 2), expansion=1),
-    "ReLU": Candidate(PLAIN.widths, PLAIN.blocks, activation=nn.ReLU),
-    "sub-pixel, one ReLU": Candidate(**TWO, upsample="subpixel"),
-    "the same, pixels alike at first": Candidate(**TWO, upsample="alike"),
-    "one depthwise convolution": Candidate(**ONE, upsample="subpixel"),
-    CHOSEN: Candidate(**ONE, upsample="alike"),
+    "ReLU": replace(PLAIN, activation=nn.ReLU),
+    "sub-pixel, one ReLU": TWO,
+    "the same, pixels alike at first": replace(TWO, upsample="alike"),
+    "one depthwise convolution": ONE,
+    CHOSEN: replace(ONE, upsample="alike"),
 }
 
 
@@ -120,7 +119,7 @@ def build(name: str) -> nn.Sequential | TinyDecoder:
 
 def channels_last(network: nn.Module) -> nn.Module:
     """`network` in evaluation mode with its kernels channels-last."""
-    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 @torch.no_grad()

@@ -46,9 +46,8 @@ class SubPixelUpsample(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int):
         conv = SeparableConv2d(in_channels, 4 * out_channels)
-        weight = conv[1].weight
-        with torch.no_grad():
-            weight.copy_(weight[::4].repeat_interleave(4, dim=0))
+        pointwise_weight = conv.state_dict()["1.weight"]
+        pointwise_weight.copy_(pointwise_weight[::4].repeat_interleave(4, dim=0))
         super().__init__(conv, nn.PixelShuffle(2))
 
 

@@ -1,0 +1,96 @@
+"""What page faults cost on a CPU: the same work with and without `snapgen.memory.keep_freed_memory`.
+
+    python benchmarks/kept_memory.py [--repeats 5] [--out benchmarks/results]
+
+ReLU of a 96-channel map of 1024 px, the full-size decoder, and one step of the full-size UNet at 1024 px, in bf16, each
+in a process of its own, because the setting lasts for the process. Writes kept_memory.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snapgen.memory import keep_freed_memory
+from snapgen.models.presets import create_autoencoder, create_unet
+from snapgen.profiling.measure import Conditions, device_name, random_network
+from snapgen.weights import atomic_file
+
+WARMUP = 3  # until the heap has its size
+
+
+def workload(name: str) -> Callable[[], object]:
+    """One call of what is measured."""
+    conditions, dtype = Conditions(dtype=torch.bfloat16), torch.bfloat16
+    if name == "ReLU":
+        x = torch.randn(1, 96, 1024, 1024, dtype=dtype)
+        return lambda: torch.relu(x)
+    latent = torch.randn(1, 16, 128, 128, dtype=dtype).to(memory_format=torch.channels_last)
+    if name == "decoder":
+        decoder = random_network(lambda: create_autoencoder("decoder").decoder, conditions)
+        return lambda: decoder(latent)
+    unet = random_network(lambda: create_unet("t2i"), conditions)
+    states = torch.randn(1, 77, unet.config.cross_attention_dim, dtype=dtype)
+    return lambda: unet(latent, torch.tensor(500.0), states)
+
+
+@torch.no_grad()
+def inside(name: str, kept: bool, repeats: int) -> dict[str, float]:
+    """Median seconds and page faults of a call, in this process."""
+    if kept and not keep_freed_memory():
+        raise SystemExit("kept_memory.py: this system's C library has no such setting")
+    run, times = workload(name), []
+    for _ in range(WARMUP):
+        run()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    return {"median_s": statistics.median(times), "page_faults": faults / repeats}
+
+
+def main() -> None:
+    """Measure each in a process of its own; print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)  # what this process measures, and how
+    options = parser.parse_args()
+    if options.inside:
+        print(json.dumps(inside(options.inside[0], options.inside[1] == "kept", options.repeats)))
+        return
+    rows: list[dict[str, Any]] = []
+    lines = ["| work | default | kept | gain | page faults a call |", "|---|---|---|---|---|"]
+    for name in ("ReLU", "decoder", "UNet step"):
+        row: dict[str, Any] = {"name": name}
+        for how in ("default", "kept"):
+            command = [sys.executable, __file__, "--repeats", str(options.repeats), "--inside", name, how]
+            row[how] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        slow, fast = row["default"], row["kept"]
+        gain = slow["median_s"] / fast["median_s"]
+        cells = [name, f"{slow['median_s']:.3f} s", f"{fast['median_s']:.3f} s", f"{gain:.2f}x"]
+        lines.append("| " + " | ".join([*cells, f"{slow['page_faults']:,.0f} -> {fast['page_faults']:,.0f}"]) + " |")
+        rows.append(row)
+    machine = f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    text = "\n".join(["<!-- python benchmarks/kept_memory.py -->", machine, "", *lines, ""])
+    options.out.mkdir(parents=True, exist_ok=True)
+    for suffix, body in ((".json", json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n"), (".md", text)):
+        with atomic_file(options.out / f"kept_memory{suffix}") as temporary:
+            temporary.write_text(body)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
