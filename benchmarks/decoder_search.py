@@ -128,7 +128,7 @@ def latencies(names: list[str], latent: int, repeats: int) -> dict[str, float]:
     decoders = {name: channels_last(build(name)).bfloat16() for name in names}
     decoders[PEER] = channels_last(AutoencoderTiny(latent_channels=16).decoder).bfloat16()
     z = torch.randn(1, 16, latent, latent, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in decoders}
     keep_freed_memory()
     for _ in range(repeats + 1):
         for name, decoder in decoders.items():
@@ -233,16 +233,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--training-threads", type=int, help="where others work beside; latency always takes all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     seconds = latencies(list(CANDIDATES), 128, options.repeats)
     print("  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()), file=sys.stderr, flush=True)
     data = Data(SnapGenPipeline.bundled().vae, options.steps, options.batch, 64)
+    machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads()}
+    if options.training_threads:
+        torch.set_num_threads(options.training_threads)
     rows = []
     for row in search(list(CANDIDATES), data, seconds):
         rows.append(row)
         print(f"{row['name']:34} {row['latency_s']:.2f} s  {row['psnr']:.2f} dB", file=sys.stderr, flush=True)
-    machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads()}
     report = machine | {"torch": torch.__version__, "steps": options.steps, "batch": options.batch, "rows": rows}
     report["peer_latency_s"] = seconds[PEER]
     options.out.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,15 @@ def test_values_defaults_and_overrides(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 0.001), ("2E4", 2e4), ("1.5e-3", 0.0015), ("0.001", 0.001), ("3", 3.0)]
+)
+def test_numbers_may_be_written_as_elsewhere(text: str, value: float, recipe: Path) -> None:
+    assert load(recipe, f"train.learning_rate={text}").train.learning_rate == value
+    recipe.write_text(GOOD.replace("learning_rate: 1\n", f"learning_rate: {text}\n"))
+    assert load(recipe).train.learning_rate == value
+
+
+@pytest.mark.parametrize(
     ("override", "fragment"),
     [
         ("train.stepz=5", "unknown key train.stepz"),

@@ -8,6 +8,7 @@ that names the key and the file.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -61,10 +62,17 @@ class Recipe(Settings):
 RecipeType = TypeVar("RecipeType", bound=Recipe)
 
 
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: for PyYAML, which reads YAML 1.1, 1e-3 without a point is text."""
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def read_recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The mapping in the YAML file `path` after `overrides`, each `dotted.key=value` with a YAML value."""
     try:
-        mapping = yaml.safe_load(path.read_text())
+        mapping = yaml.load(path.read_text(), Loader)  # a SafeLoader: plain values only
     except FileNotFoundError:
         raise RecipeError(f"recipe {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -78,7 +86,7 @@ def read_recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
         if not separator or not key:
             raise RecipeError(f"override '{override}' is not of the form key=value, for example train.steps=2000")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader)
         except yaml.YAMLError:
             raise RecipeError(f"override '{override}': the value is not YAML") from None
         *parents, leaf = key.split(".")
