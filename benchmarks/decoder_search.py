@@ -1,6 +1,6 @@
 """Which decoder of 1.38 M parameters and 224 GMACs: latency and reconstruction at equal training.
 
-    python benchmarks/decoder_search.py [--steps 300] [--out benchmarks/results]
+    python benchmarks/decoder_search.py [--steps 150] [--out benchmarks/results]
 
 From the plainest reading of Sec. 3.2 (residual blocks of two separable convolutions, SiLU, nearest-neighbour
 upsampling before a separable convolution) step by step to the decoder of this package; every candidate has the paper's
@@ -8,7 +8,7 @@ parameters (within 2 %) and MACs (within 3 %). Its latency is that of one 1024 p
 with TAESD3's decoder for comparison. It is then trained behind the bundled miniature's frozen encoder, on the same
 64 px patches of scenes in the same order with the same seed, and scored on whole held-out pictures: PSNR, and the
 error of a picture's mean colour, which is what leaving out norms is said to cost. Needs the emoji font. Writes
-decoder_search.json and .md; at full size the comparison would need SD3's encoder and photographs.
+decoder_search_STEPS.json and .md; at full size the comparison would need SD3's encoder and photographs.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ CANDIDATES: dict[str, Candidate] = {
     "no norms": replace(PLAIN, norms="none"),
     "a norm in every block": replace(PLAIN, norms="all"),
     "thin at the top": Candidate((192, 192, 192, 64), (4, 1, 3, 3)),
-    "not expanded, many blocks": Candidate((320, 224, 192, 128), (3, 2, 4, 2), expansion=1),
+    "not expanded: many blocks": Candidate((320, 224, 192, 128), (3, 2, 4, 2), expansion=1),
     "ReLU": replace(PLAIN, activation=nn.ReLU),
-    "sub-pixel, one ReLU": TWO,
-    "the same, pixels alike at first": replace(TWO, upsample="alike"),
+    "sub-pixel and one ReLU": TWO,
+    "the same: pixels alike at first": replace(TWO, upsample="alike"),
     "one depthwise convolution": ONE,
     CHOSEN: replace(ONE, upsample="alike"),
 }
@@ -230,27 +230,29 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     """Search, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", help="names of candidates, separated by commas")
     parser.add_argument("--training-threads", type=int, help="where others work beside; latency always takes all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    seconds = latencies(list(CANDIDATES), 128, options.repeats)
+    names = options.only.split(",") if options.only else list(CANDIDATES)
+    seconds = latencies(names, 128, options.repeats)
     print("  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()), file=sys.stderr, flush=True)
     data = Data(SnapGenPipeline.bundled().vae, options.steps, options.batch, 64)
     machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads()}
     if options.training_threads:
         torch.set_num_threads(options.training_threads)
     rows = []
-    for row in search(list(CANDIDATES), data, seconds):
+    for row in search(names, data, seconds):
         rows.append(row)
         print(f"{row['name']:34} {row['latency_s']:.2f} s  {row['psnr']:.2f} dB", file=sys.stderr, flush=True)
     report = machine | {"torch": torch.__version__, "steps": options.steps, "batch": options.batch, "rows": rows}
     report["peer_latency_s"] = seconds[PEER]
     options.out.mkdir(parents=True, exist_ok=True)
     for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", table(report))):
-        with atomic_file(options.out / f"decoder_search{suffix}") as temporary:
+        with atomic_file(options.out / f"decoder_search_{options.steps}{suffix}") as temporary:
             temporary.write_text(text)
     print(table(report))
 
