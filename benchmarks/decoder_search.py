@@ -106,6 +106,8 @@ def upsample(channels: int, next_channels: int, kind: str) -> nn.Module:
 def build(name: str) -> nn.Sequential | TinyDecoder:
     """The candidate `name`, seeded."""
     torch.manual_seed(0)
+    if name == CHOSEN:
+        return create_autoencoder("decoder").decoder
     shape = CANDIDATES[name]
     layers: list[nn.Module] = [SeparableConv2d(16, shape.widths[0])]
     for width, following, blocks in zip(shape.widths, (*shape.widths[1:], None), shape.blocks, strict=True):
@@ -113,8 +115,7 @@ def build(name: str) -> nn.Sequential | TinyDecoder:
         layers += [Block(width, shape, 32 if index < normed else None) for index in range(blocks)]
         if following:
             layers.append(upsample(width, following, shape.upsample))
-    decoder = nn.Sequential(*layers, shape.activation(), SeparableConv2d(shape.widths[-1], 3))
-    return create_autoencoder("decoder").decoder if name == CHOSEN else decoder
+    return nn.Sequential(*layers, shape.activation(), SeparableConv2d(shape.widths[-1], 3))
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -10,6 +10,9 @@ student at several numbers of steps. Scores are the embedded world's benchmark, 
 (features of the bundled encoder), which tells models apart where benchmark scores are low; of the students of `kd` also
 the loss of the task on held-out compositions at the end of training.
 
+With `--draws` the taught students see as many fixed draws of noise of a picture; to be fair to the one without a
+teacher, no draw should come round twice.
+
 Trainings and evaluations lie in `--work` and go on there after an interruption; what is finished is not done again, so
 other options need another folder. All students of one seed come before those of the next, and the report is written
 after each.

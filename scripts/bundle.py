@@ -22,6 +22,7 @@ from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.pipeline import BUNDLED as NAMES
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.reproduce import card
+from snapgen.train.teaching import check_latents
 from snapgen.weights import atomic_folder
 
 BUNDLED = Path(__file__).parent.parent / "src" / "snapgen" / "bundled"
@@ -46,6 +47,9 @@ def stage_provenance(model: Path) -> dict[str, Any]:
         stages[name] = bundled[name] if source in NAMES else read_provenance(place(source, model))
     if own["recipe"]["autoencoder"] in NAMES and "decoder" in bundled:
         stages["decoder"] = bundled["decoder"]
+    teacher = own["recipe"].get("teacher")
+    if teacher not in (None, *NAMES) and place(teacher, model).is_dir():
+        stages["teacher"] = read_provenance(place(teacher, model))
     before = own["recipe"].get("initial")
     while before not in (None, *NAMES):
         run = read_provenance(place(before, model))
@@ -103,11 +107,11 @@ def main() -> None:
     first = BUNDLED if str(options.base) in NAMES else options.base
     base, few = (SnapGenPipeline.from_pretrained(model, dtype=torch.float16) for model in (first, options.few_steps))
     check_same((base.text_encoder, few.text_encoder), options.few_steps)
-    check_same((base.vae.encoder, few.vae.encoder), options.few_steps)
+    check_latents(base.vae, few.vae, str(options.few_steps))
     provenance = stage_provenance(options.base) | {"step": read_provenance(options.few_steps)}
     if options.autoencoder is not None:
         autoencoder = SnapGenAutoencoder.from_pretrained(options.autoencoder, dtype=torch.float16)
-        check_same((base.vae.encoder, autoencoder.encoder), options.autoencoder)
+        check_latents(base.vae, autoencoder, str(options.autoencoder))
         base.register_modules(vae=autoencoder)
         provenance["decoder"] = read_provenance(options.autoencoder)
     written = (BUNDLED / "README.md").read_bytes() if (BUNDLED / "README.md").exists() else None

@@ -34,7 +34,7 @@ def test_stages_can_be_left_out() -> None:
     assert choose_stages(("distill", "teacher")) == ("autoencoder", "text", "flow", "step")
     with pytest.raises(ValueError, match="--without flow: only teacher, distill, step can be left out"):
         choose_stages(("flow",))
-    with pytest.raises(ValueError, match="--without teacher: distill needs it; leave out teacher,distill"):
+    with pytest.raises(ValueError, match="of no use without each other; leave out teacher,distill"):
         choose_stages(("teacher",))
 
 
@@ -145,7 +145,7 @@ def test_export_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert Path("teacher/model/part/weights") not in reproduction.needed()  # nothing reads it any more
 
     part = files[-1]
-    assert part.name == f"state.tar.{len(files) - 2:03}"
+    assert part.name == f"state.tar.{len(files) - 2:04}"
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=f"--import .*state: {part.name} is damaged; copy it again"):
         unpack(state, tmp_path / "no")
@@ -169,6 +169,8 @@ def test_export_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             ["--set", "text.seed=1", "--recipes", str(DEBUG), "--set", "flaw.seed=1"],
             "--set flaw.seed=1: expected STAGE.",
         ),
+        (["--recipes", str(DEBUG), "--set", "step.train.lerning_rate=1"], "unknown key train.lerning_rate"),
+        (["--recipes", str(DEBUG), "--set", "flow.train.steps=9"], "--set flow.train.steps=9: reproduce chooses"),
         (["--resume"], "runs/reproduce holds no reproduction that goes on"),
         (["--resume", "--minutes", "3"], "--minutes is settled by the plan that goes on"),
         (["--resume", "--export", "state"], "--resume, --export and --import exclude each other"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 LARGEST = 2**31 - 1  # of a C int
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt (malloc.h)
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # parameters of glibc's mallopt (malloc.h)
 
 
 def keep_freed_memory() -> bool:
@@ -19,4 +19,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc; on Windows there is no library without a name
         return False
-    return bool(mallopt(MMAP_THRESHOLD, LARGEST)) and bool(mallopt(TRIM_THRESHOLD, LARGEST))
+    # Older versions refuse so high a threshold; without any mapping there is none to exceed
+    kept = mallopt(MMAP_THRESHOLD, LARGEST) or mallopt(MMAP_MAX, 0)
+    return bool(kept and mallopt(TRIM_THRESHOLD, LARGEST))

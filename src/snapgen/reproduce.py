@@ -55,6 +55,10 @@ PROBE = 20  # steps that a stage is timed for, after as many that warm up and fi
 SAMPLINGS = 4  # sample grids and held-out losses of a stage
 CHECKPOINT_SECONDS = 60.0  # the most that a kill costs
 READABLE = 128  # px a side that the scene benchmark's detector needs
+CHOSEN = (  # settings of recipes that the plan and the order of the stages decide
+    *(f"train.{name}" for name in ("steps", "warmup_steps", "sample_every", "checkpoint_every")),
+    *("autoencoder", "text", "cache", "initial", "teacher"),
+)
 PART = 16 * 2**20  # bytes, the largest exported file
 
 Progress = Callable[[str], None]
@@ -90,8 +94,8 @@ def choose_stages(without: Iterable[str]) -> tuple[str, ...]:
     left_out = set(without)
     if wrong := sorted(left_out - set(OPTIONAL)):
         raise ValueError(f"--without {wrong[0]}: only {', '.join(OPTIONAL)} can be left out")
-    if "teacher" in left_out and "distill" not in left_out:
-        raise ValueError("--without teacher: distill needs it; leave out teacher,distill")
+    if ("teacher" in left_out) != ("distill" in left_out):
+        raise ValueError("--without: teacher and distill are of no use without each other; leave out teacher,distill")
     return tuple(stage for stage in SHARES if stage not in left_out)
 
 
@@ -106,13 +110,35 @@ def start(folder: Path, recipes: Path, plan: Plan) -> None:
                 "folder of recipes with --recipes"
             )
     for override in plan.overrides:
-        if override.partition(".")[0] not in plan.stages:
+        stage, _, setting = override.partition(".")
+        if stage not in plan.stages:
             raise ValueError(f"--set {override}: expected STAGE.key=value with a stage of {', '.join(plan.stages)}")
+        if setting.partition("=")[0] in CHOSEN:
+            raise ValueError(f"--set {override}: reproduce chooses {', '.join(CHOSEN)} by itself")
+    for stage in plan.stages:  # a mistake shows before the first stage, not after hours
+        stage_recipe(recipes, plan, stage)
     with atomic_folder(folder) as temporary:
         (temporary / "recipes").mkdir()
         for stage in plan.stages:
             shutil.copy(recipes / f"{stage}.yaml", temporary / "recipes")
         write_text(plan.model_dump_json(indent=1), temporary / "plan.json")
+
+
+def stage_recipe(recipes: Path, plan: Plan, stage: str, **settings: Any) -> Recipe:
+    """The recipe of `stage` in `recipes`, on the results of the stages before it; `settings` of its section `train`."""
+    student = "distill" if "distill" in plan.stages else "flow"
+    paths: dict[str, str] = {}
+    if stage not in ("autoencoder", "text"):
+        paths = {"autoencoder": "autoencoder/model", "text": "text/model", "cache": "latents"}
+    if stage == "distill":
+        paths |= {"initial": "flow/model", "teacher": "teacher/model"}
+    if stage == "step":
+        paths |= {"initial": f"{student}/model", "teacher": f"{student}/model"}
+    own = [override.partition(".")[2] for override in plan.overrides if override.startswith(f"{stage}.")]
+    fixed = [f"{key}={path}" for key, path in paths.items()]
+    file = recipes / f"{stage}.yaml"
+    mapping = read_recipe(file, [*own, *fixed, *(f"train.{key}={value}" for key, value in settings.items())])
+    return parse_recipe(load_stage(f"{mapping.get('stage')}").recipe_type, mapping, f"recipe {file}")
 
 
 class Reproduction:
@@ -160,19 +186,7 @@ class Reproduction:
 
     def recipe(self, stage: str, **settings: Any) -> Recipe:
         """The recipe of `stage` on the results of those before it; `settings` of its section `train`."""
-        student = "distill" if "distill" in self.plan.stages else "flow"
-        paths: dict[str, str] = {}
-        if stage not in ("autoencoder", "text"):
-            paths = {"autoencoder": "autoencoder/model", "text": "text/model", "cache": "latents"}
-        if stage == "distill":
-            paths |= {"initial": "flow/model", "teacher": "teacher/model"}
-        if stage == "step":
-            paths |= {"initial": f"{student}/model", "teacher": f"{student}/model"}
-        own = [override.partition(".")[2] for override in self.plan.overrides if override.startswith(f"{stage}.")]
-        fixed = [f"{key}={path}" for key, path in paths.items()]
-        file = Path("recipes") / f"{stage}.yaml"
-        mapping = read_recipe(file, [*own, *fixed, *(f"train.{key}={value}" for key, value in settings.items())])
-        return parse_recipe(load_stage(f"{mapping.get('stage')}").recipe_type, mapping, f"recipe {file}")
+        return stage_recipe(Path("recipes"), self.plan, stage, **settings)
 
     def _train(self, stage: str) -> None:
         if stage not in self.plan.chosen:
@@ -311,7 +325,7 @@ class Reproduction:
                         tar.addfile(entry, file if same == path else None)
             whole.seek(0)
             for number, part in enumerate(iter(lambda: whole.read(PART), b"")):
-                (folder / f"state.tar.{number:03}").write_bytes(part)
+                (folder / f"state.tar.{number:04}").write_bytes(part)
             write_text(json.dumps({"files": manifest(folder)}, indent=1), folder / "manifest.json")
         return sorted(target.iterdir())
 

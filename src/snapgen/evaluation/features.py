@@ -24,7 +24,7 @@ from snapgen.evaluation.generation import network_hash
 from snapgen.evaluation.networks import Clip
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.pipeline import bundled_folder
-from snapgen.weights import sha256
+from snapgen.weights import load_network, sha256
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # its first digits, which torch.hub's file names carry
@@ -52,7 +52,7 @@ def load_features(name: str, weights: str | None, device: torch.device) -> Featu
 
 
 def _mini_encoder(device: torch.device) -> FeatureNetwork:
-    network = SnapGenAutoencoder.from_pretrained(bundled_folder() / "vae", torch_dtype=torch.float32)
+    network = load_network(SnapGenAutoencoder, str(bundled_folder() / "vae"), dtype=torch.float32)
     network = network.to(device).eval()
     seen: list[torch.Tensor] = []
     network.encoder.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))

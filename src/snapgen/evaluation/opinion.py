@@ -39,7 +39,7 @@ class SceneReader:
 
     def __init__(self, folder: Path = FOLDER) -> None:
         """Raises ValueError if the weights are missing or damaged."""
-        self._network = load_network(SceneClassifier, str(folder), torch_dtype=torch.float32).eval()
+        self._network = load_network(SceneClassifier, str(folder), dtype=torch.float32).eval()
         self.sha256 = network_hash({"classifier": self._network})
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> list[Sighting]:

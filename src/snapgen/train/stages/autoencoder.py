@@ -31,8 +31,9 @@ from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.presets import create_autoencoder
+from snapgen.pipeline import BUNDLED, bundled_folder
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
-from snapgen.weights import load_file
+from snapgen.weights import load_file, load_network
 
 VALIDATION_COUNT = 64  # pictures, from the far end of the source
 ENCODER = "encoder."  # where its weights stand in an autoencoder's
@@ -111,7 +112,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         if recipe.initial is not None:
             if not recipe.initial.is_dir():
                 raise RecipeError(f"initial: folder {recipe.initial} does not exist")
-            autoencoder = SnapGenAutoencoder.from_pretrained(recipe.initial, dtype=torch.float32)
+            autoencoder = load_network(SnapGenAutoencoder, str(recipe.initial), dtype=torch.float32)
         if recipe.encoder is not None:
             take_encoder(autoencoder, recipe.encoder)
         autoencoder.encoder.requires_grad_(recipe.train_encoder)
@@ -227,9 +228,12 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
     """Gives `autoencoder` the encoder, and the latents' scale, of another: diffusers' AutoencoderKL, or one of ours.
 
-    It lies in a folder, which may be a whole pipeline's, such as Stable Diffusion 3.5's, or on the hub. RecipeError if
-    it does not fit. Of one of ours, any decoder will do: it is not read.
+    Theirs lies in a folder, which may be a whole pipeline's, such as Stable Diffusion 3.5's, or on the hub. One of ours
+    lies in a folder or is called "mini"; its decoder may be of another shape, as it is not read. RecipeError if it does
+    not fit.
     """
+    if name in BUNDLED and not Path(name).exists():
+        name = str(bundled_folder())
     subfolder = "vae" if not Path(name).is_dir() or (Path(name) / "vae").is_dir() else None
     try:
         config = AutoencoderKL.load_config(name, subfolder=subfolder)
@@ -240,7 +244,7 @@ def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
             source = AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
             encoder, config = source.encoder.state_dict(), source.config
         autoencoder.encoder.load_state_dict(encoder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(f"encoder: {name} does not give the encoder of this preset: {reason}") from None
     scale = {name: config[name] for name in ("scaling_factor", "shift_factor")}

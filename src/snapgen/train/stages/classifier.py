@@ -74,12 +74,12 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
         self.source = SceneSource(recipe.data)
         self.heldout = SceneSource(recipe.data.validation(VALIDATION_COUNT))
         folder = locate("autoencoder", recipe.autoencoder, "vae")
-        autoencoder = SnapGenAutoencoder.from_pretrained(folder, torch_dtype=torch.float32)
+        autoencoder = load_network(SnapGenAutoencoder, str(folder), dtype=torch.float32)
         self.autoencoder = self.place(autoencoder.eval().requires_grad_(False))
         nouns = tuple(noun.name for noun in NOUNS)
         network = SceneClassifier(nouns, LOOKS, recipe.model.channels, recipe.model.blocks)
         if recipe.initial is not None:
-            initial = load_network(SceneClassifier, str(locate("initial", recipe.initial)), torch_dtype=torch.float32)
+            initial = load_network(SceneClassifier, str(locate("initial", recipe.initial)), dtype=torch.float32)
             network.load_state_dict(initial.state_dict())
         self.model = self.place(network)
 

@@ -31,6 +31,7 @@ from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
 from snapgen.text.join import JointTextEncoder
 from snapgen.text.load import load_text_encoders
 from snapgen.train.stage import Context, Stage, derive_seed
+from snapgen.weights import load_network
 
 VALIDATION_COUNT = 128
 TIMESTEP_BINS = 16  # of the curve of losses by noise level; divides VALIDATION_COUNT
@@ -98,7 +99,7 @@ class FlowStage(Stage[Any, Any]):
     def __init__(self, recipe: FlowRecipe, context: Context):
         super().__init__(recipe, context)
         self.autoencoder_folder = locate("autoencoder", recipe.autoencoder, "vae")
-        autoencoder = SnapGenAutoencoder.from_pretrained(self.autoencoder_folder, dtype=torch.float32)
+        autoencoder = load_network(SnapGenAutoencoder, str(self.autoencoder_folder), dtype=torch.float32)
         self.autoencoder = autoencoder.to(context.device).eval()
         self.text_components, self.text = self._load_text()
         if recipe.initial is None:
