@@ -184,7 +184,8 @@ def check_latents(student: SnapGenAutoencoder, teacher: SnapGenAutoencoder | Aut
     )
     # Half precision may lie between them.
     if not same or not all(
-        ours[name].shape == tensor.shape and torch.allclose(ours[name].cpu().float(), tensor.cpu().float(), rtol=1e-2, atol=1e-3)
+        ours[name].shape == tensor.shape
+        and torch.allclose(ours[name].cpu().float(), tensor.cpu().float(), rtol=1e-2, atol=1e-3)
         for name, tensor in theirs.items()
     ):
         raise ValueError(
