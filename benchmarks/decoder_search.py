@@ -108,7 +108,11 @@ def build(name: str) -> nn.Sequential | TinyDecoder:
     torch.manual_seed(0)
     if name == CHOSEN:
         return create_autoencoder("decoder").decoder
-    shape = CANDIDATES[name]
+    return assemble(CANDIDATES[name])
+
+
+def assemble(shape: Candidate) -> nn.Sequential:
+    """A decoder of that shape and make."""
     layers: list[nn.Module] = [SeparableConv2d(16, shape.widths[0])]
     for width, following, blocks in zip(shape.widths, (*shape.widths[1:], None), shape.blocks, strict=True):
         normed = {"first": 1, "all": blocks, "none": 0}[shape.norms]

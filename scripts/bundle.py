@@ -79,6 +79,14 @@ def check_same(networks: tuple[torch.nn.Module, torch.nn.Module], origin: Path) 
         raise SystemExit(f"{origin}: its {type(networks[1]).__name__} is another than that of the base")
 
 
+def check_same_latents(base: SnapGenAutoencoder, other: SnapGenAutoencoder, origin: Path) -> None:
+    """Refuses an autoencoder whose encoder or scale is not that of the base, on whose latents the UNets draw."""
+    try:
+        check_latents(base, other, str(origin))
+    except ValueError:
+        raise SystemExit(f"{origin}: its latents are others than those of the base") from None
+
+
 def forget_place(file: Path) -> None:
     """Takes out of a configuration where on this machine it was read from."""
     content = json.loads(file.read_text())
@@ -107,11 +115,11 @@ def main() -> None:
     first = BUNDLED if str(options.base) in NAMES else options.base
     base, few = (SnapGenPipeline.from_pretrained(model, dtype=torch.float16) for model in (first, options.few_steps))
     check_same((base.text_encoder, few.text_encoder), options.few_steps)
-    check_latents(base.vae, few.vae, str(options.few_steps))
+    check_same_latents(base.vae, few.vae, options.few_steps)
     provenance = stage_provenance(options.base) | {"step": read_provenance(options.few_steps)}
     if options.autoencoder is not None:
         autoencoder = SnapGenAutoencoder.from_pretrained(options.autoencoder, dtype=torch.float16)
-        check_latents(base.vae, autoencoder, str(options.autoencoder))
+        check_same_latents(base.vae, autoencoder, options.autoencoder)
         base.register_modules(vae=autoencoder)
         provenance["decoder"] = read_provenance(options.autoencoder)
     written = (BUNDLED / "README.md").read_bytes() if (BUNDLED / "README.md").exists() else None

@@ -174,18 +174,23 @@ def test_candidates_have_the_papers_size(search: ModuleType) -> None:
         assert counts.macs == pytest.approx(224e9, rel=0.03), name
 
 
-def test_the_preset_is_one_of_the_candidates(search: ModuleType) -> None:
-    decoder = create_autoencoder("decoder").decoder
-    assert decoder.state_dict().keys() == search.build("wide above, few blocks").state_dict().keys()
+def test_the_preset_is_the_candidate_that_it_is_listed_as(search: ModuleType) -> None:
+    preset, listed = search.build(search.CHOSEN), search.assemble(search.CANDIDATES[search.CHOSEN])
+    for ours, theirs in zip(preset.parameters(), listed.parameters(), strict=True):
+        theirs.data.copy_(ours.data)
+    z = torch.randn(1, 16, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(listed(z), preset(z))
 
 
 def test_the_search_trains_and_scores(search: ModuleType) -> None:
     torch.manual_seed(0)
     data = search.Data(create_autoencoder("debug").eval(), steps=3, batch=2, held_out=2)
-    name = "expanded by 4"
+    name = "sub-pixel and one ReLU"
+    seconds = search.latencies([name], latent=2, repeats=1)
+    assert seconds[name] > 0 and seconds[search.PEER] > 0
     untrained = search.score(search.build(name), data)
-    rows = list(search.search([name], data, latent=2, repeats=1))
-    assert rows[0]["latency_s"] > 0 and rows[0]["norms"] == "first"
+    rows = list(search.search([name], data, seconds))
     assert rows[0]["psnr"] != untrained["psnr"]
-    report = {"device": "cpu", "threads": 1, "steps": 3, "batch": 2, "rows": rows}
-    assert "| expanded by 4 | 192, 160, 128, 64 | 2, 1, 3, 2 | 4 | first |" in search.table(report)
+    report = {"device": "cpu", "threads": 1, "steps": 3, "batch": 2, "rows": rows, "peer_latency_s": 1.0}
+    assert f"| {name} | 256, 160, 224, 64 | 1, 1, 3, 1 | 2 | 2 | 1 ReLU | subpixel | first |" in search.table(report)
