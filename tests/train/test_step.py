@@ -86,8 +86,8 @@ def test_two_processes_equal_one(paths: list[str], trained: Path, tmp_path: Path
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     for here, there in zip(metrics_of(trained), metrics_of(tmp_path / "two"), strict=True):
-        # AdamW's first step is the gradient's sign: where that is rounding, it turns.
-        assert there == pytest.approx(here, rel=1e-2, abs=1e-3)
+        # AdamW's first step is the gradient's sign: where that is rounding, it turns, and logits move most.
+        assert there == pytest.approx(here, rel=1e-2, abs=5e-3)
 
 
 def test_every_sample_leaves_a_level_of_a_schedule_for_the_next(paths: list[str], tmp_path: Path) -> None:
