@@ -31,8 +31,8 @@ from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.presets import create_autoencoder
-from snapgen.pipeline import BUNDLED, bundled_folder
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
+from snapgen.train.stages.flow import folder_or_hub_name
 from snapgen.weights import load_file, load_network
 
 VALIDATION_COUNT = 64  # pictures, from the far end of the source
@@ -232,8 +232,7 @@ def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
     lies in a folder or is called "mini"; its decoder may be of another shape, as it is not read. RecipeError if it does
     not fit.
     """
-    if name in BUNDLED and not Path(name).exists():
-        name = str(bundled_folder())
+    name = folder_or_hub_name("encoder", name)
     subfolder = "vae" if not Path(name).is_dir() or (Path(name) / "vae").is_dir() else None
     try:
         config = AutoencoderKL.load_config(name, subfolder=subfolder)

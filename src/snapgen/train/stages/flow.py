@@ -325,10 +325,15 @@ def is_hub_name(name: str) -> bool:
     return len(path.parts) == 2 and not path.is_absolute() and not path.exists()
 
 
+def folder_or_hub_name(key: str, name: str) -> str:
+    """`name` if it is one on the hub, otherwise the folder of `locate`."""
+    return name if is_hub_name(name) else str(locate(key, Path(name)))
+
+
 def text_sources(text: str | tuple[str, ...]) -> list[str]:
     """What the setting `text` names: folders that exist, or hub names."""
     names = [text] if isinstance(text, str) else text
-    return [name if is_hub_name(name) else str(locate("text", Path(name))) for name in names]
+    return [folder_or_hub_name("text", name) for name in names]
 
 
 def add_adapters(unet: SnapGenUNet, settings: LoraSettings) -> None:
