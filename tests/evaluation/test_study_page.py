@@ -113,13 +113,15 @@ def test_voting_by_keyboard_and_mouse_reloading_and_scoring(
     assert (count(page), shown(page)) == (f"4 of {STEPS}", before)
 
     page.reload()
+    page.locator("#trial").wait_for()
     assert (count(page), shown(page)) == (f"4 of {STEPS}", before)
     early = read_json(Votes, save(page, tmp_path))
     assert [vote.choice for vote in early.votes] == ["left", "right", "tie"]
     for _ in range(3, STEPS):
         page.keyboard.press("ArrowRight")
     assert page.inner_text("h1:visible") == "Thank you, all done"
-    page.reload()  # the end, too, is kept
+    page.evaluate("localStorage.clear()")
+    page.reload()  # the end, too, is kept, and the tab itself remembers what the storage lost
     path = save(page, tmp_path)
     assert path.name == "votes-anna.json"
 
