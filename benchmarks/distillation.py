@@ -6,9 +6,10 @@
 
 `kd` trains the student of recipes/mini/distill.yaml without a teacher and under it, with the losses of VARIANTS, for as
 many steps and with the same seeds. The teacher is scored too. `steps` scores a base model and its step-distilled
-student at several numbers of steps. Scores are the embedded world's benchmark, and the Frechet distance to true renders
-(features of the bundled encoder), which tells models apart where benchmark scores are low; of the students of `kd` also
-the loss of the task on held-out compositions at the end of training.
+student at several numbers of steps. Scores are the embedded world's benchmark, by its detector and its second judge,
+the classifier, and the Frechet distance to true renders (features of the bundled encoder), which tells models apart
+where benchmark scores are low; of the students of `kd` also the loss of the task on held-out compositions at the end of
+training.
 
 With `--draws` the taught students see as many fixed draws of noise of a picture; to be fair to the one without a
 teacher, no draw should come round twice.
@@ -48,6 +49,8 @@ VARIANTS = {  # settings of `distillation`; None: the stage flow
     "output and features, timestep-aware": {"output": True, "features": True, "scaling": "timestep"},
 }
 SHARED = ("model", "initial", "autoencoder", "text", "cache", "data", "timesteps", "caption_dropout", "train")
+
+MEASURES = ("scene score", "second judge", "Frechet distance", "held-out loss")
 
 Report = dict[str, Any]
 
@@ -108,7 +111,7 @@ def distillation(options: argparse.Namespace) -> None:
     folder = options.work / "evaluation"
     scenes, distance = measured(options.teacher, folder / "teacher", options)
     rows: list[Report] = [
-        {"name": name, "scores": [], "distances": [], "heldout": [], "by_category": []}
+        {"name": name, "scores": [], "opinions": [], "distances": [], "heldout": [], "by_category": []}
         for name in ("the teacher", *VARIANTS)
     ]
     add(rows[0], scenes, distance)
@@ -124,13 +127,14 @@ def distillation(options: argparse.Namespace) -> None:
 def add(row: Report, scenes: Report, distance: Report) -> None:
     """Adds one more training's measurements to `row`."""
     row["scores"].append(scenes["score"])
+    row["opinions"].append(scenes["classifier"]["score"])
     row["distances"].append(distance["score"])
     row["by_category"].append(scenes["categories"])
 
 
 def report_students(rows: list[Report], seeds: list[int], truth: float, options: argparse.Namespace) -> None:
     """Writes the comparison over the trainings that are done."""
-    forms = {"scores": ".1%", "distances": ".4g", "heldout": ".4g"}
+    forms = {"scores": ".1%", "opinions": ".1%", "distances": ".4g", "heldout": ".4g"}
     categories = list(rows[0]["by_category"][0])
     cells = []
     for row in rows:
@@ -140,23 +144,21 @@ def report_students(rows: list[Report], seeds: list[int], truth: float, options:
             line.append(between(interval_of_values(row[key]), form))
         cells.append([*line, *(f"{fmean(each[name] for each in row['by_category']):.0%}" for name in categories)])
     spread = "95 % interval"
-    lines = table(
-        ("student", "scene score", spread, "Frechet distance", spread, "held-out loss", spread, *categories), cells
-    )
+    measures = [part for name in MEASURES for part in (name, spread)]
+    lines = table(("student", *measures, *categories), cells)
     origin = "from scratch" if options.initial == "none" else f"from {options.initial}"
     title = (
         f"Students ({options.model}, {origin}) after {options.steps} steps of {options.batch}, mean over "
         f"{len(seeds)} seeds of training (true renders have the distance {truth:.4g})"
     )
-    figure = Figure(figsize=(13, 3), layout="constrained")
-    labels = ("scene score, held-out compositions", "Frechet distance", "held-out loss of the task")
-    for axes, key, label in zip(figure.subplots(1, 3, sharey=True), forms, labels, strict=True):
+    figure = Figure(figsize=(15, 3), layout="constrained")
+    for axes, key, label in zip(figure.subplots(1, len(forms), sharey=True), forms, MEASURES, strict=True):
         shown = [row for row in rows if row[key]]
         axes.barh([row["name"] for row in shown], [fmean(row[key]) for row in shown], color="tab:blue")
         for row in shown:
             axes.plot(row[key], [row["name"]] * len(row[key]), ".", color="black")
         axes.set_xlabel(label)
-    axes.invert_yaxis()  # of all three
+    axes.invert_yaxis()  # of all
     content = {"seeds_done": seeds, "truth": truth, "rows": rows}
     write("distillation_kd", content, title, lines, figure, options)
 
@@ -177,6 +179,7 @@ def few_steps(options: argparse.Namespace) -> None:
                     "guidance": scenes["manifest"]["guidance"],
                     "score": scenes["score"],
                     "interval": scenes["interval"],
+                    "opinion": scenes["classifier"]["score"],
                     "categories": scenes["categories"],
                     "distance": distance["score"],
                     "distance_interval": distance["interval"],
@@ -185,7 +188,7 @@ def few_steps(options: argparse.Namespace) -> None:
             )
             print(f"{name} at {steps}: {scenes['score']:.1%}, {distance['score']:.4g}", file=sys.stderr, flush=True)
     lines = table(
-        ("model", "steps", "guidance", "scene score", "95 % interval", "Frechet distance", "95 % interval"),
+        ("model", "steps", "guidance", *MEASURES[:1], "95 % interval", *MEASURES[1:3], "95 % interval"),
         [
             (
                 row["name"],
@@ -193,6 +196,7 @@ def few_steps(options: argparse.Namespace) -> None:
                 f"{row['guidance']:g}",
                 f"{row['score']:.1%}",
                 between(row["interval"], ".1%"),
+                f"{row['opinion']:.1%}",
                 f"{row['distance']:.4g}",
                 between(row["distance_interval"], ".4g"),
             )

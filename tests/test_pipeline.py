@@ -85,6 +85,20 @@ def test_the_sampling_is_that_of_the_flow(pipeline: SnapGenPipeline) -> None:
     assert torch.equal(given, latents)
 
 
+def test_the_network_reads_no_more_tokens_than_the_prompts_have(
+    pipeline: SnapGenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test before this one shows that nothing is lost."""
+    read, project = [], pipeline.unet.text_key_values
+    monkeypatch.setattr(
+        pipeline.unet, "text_key_values", lambda states: read.append(states.shape[1]) or project(states)
+    )
+    draw(pipeline, "a cat", negative_prompt="two dogs on a blue background")
+    given = [int(pipeline.encode_prompt(text).mask.sum()) for text in ("a cat", "two dogs on a blue background")]
+    assert read == [given[0], max(given)]
+    assert max(given) < pipeline.encode_prompt("a cat").mask.shape[1]
+
+
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0}, {"height": 64}, {"negative_prompt": "a dog"}])
 def test_a_picture_is_the_same_to_the_bit_in_any_batch(pipeline: SnapGenPipeline, settings: dict[str, Any]) -> None:
     together = draw(pipeline, PROMPTS, seed=10, **settings)
@@ -349,7 +363,7 @@ def test_compiled_as_whole_graphs(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     expected = draw(SnapGenPipeline.from_pretrained(tiny_model), "a cat", num_inference_steps=3)
     fast = SnapGenPipeline.from_pretrained(tiny_model).optimize(compile=True)
     torch.testing.assert_close(draw(fast, "a cat", num_inference_steps=3), expected, rtol=0, atol=1e-4)
-    draw(fast, "a dog", num_inference_steps=2)
+    draw(fast, "two dogs on a blue background", num_inference_steps=2)
     assert len(graphs) == 2  # the UNet's and the decoder's
 
 

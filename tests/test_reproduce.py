@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
     assert 0.9 * chosen.seconds_given < spent <= chosen.seconds_given
     assert chosen.sample_every * 4 >= chosen.steps > chosen.sample_every * 3
     assert chosen.checkpoint_every * chosen.seconds_per_step <= 60
+
+
+def test_the_time_of_a_killed_stage_counts(tmp_path: Path) -> None:
+    start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=1.0, stages=(), spent={"flow": 5.0}))
+    reproduction = Reproduction(tmp_path / "run", ignore)
+    reproduction._update(running=("flow", 1000.0))
+    (tmp_path / "run" / "flow").mkdir()
+    checkpoint = tmp_path / "run" / "flow" / "checkpoint"
+    checkpoint.write_text("")
+    for path in (checkpoint, checkpoint.parent):
+        os.utime(path, (1042.0, 1042.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "run")
+        reproduction._count_killed()
+        reproduction._count_killed()
+    plan = Reproduction(tmp_path / "run", ignore).plan
+    assert (plan.spent, plan.running) == ({"flow": 47.0}, None)
 
 
 def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(

@@ -341,7 +341,10 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         def network(x: torch.Tensor, timestep: torch.Tensor, states: Any, mask: torch.Tensor) -> torch.Tensor:
             return self.unet(x.to(self.unet.dtype), timestep, states, mask, return_dict=False)[0].float()
 
+        compiled = self.unet._compiled_call_impl is not None  # for one number of tokens
+
         def under(text: TextStates) -> Velocity:
+            text = text if compiled else text.trimmed()
             return conditional(network, self.unet.text_key_values(text.states), text.mask)
 
         parts = [

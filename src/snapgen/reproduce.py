@@ -87,6 +87,7 @@ class Plan(Settings):
     chosen: dict[str, StagePlan] = {}
     finished: tuple[str, ...] = ()
     spent: dict[str, float] = {}  # seconds, by stage and for "evaluation"
+    running: tuple[str, float] | None = None  # what was begun and has not ended, and when, in seconds since 1970
 
 
 def choose_stages(without: Iterable[str]) -> tuple[str, ...]:
@@ -155,6 +156,7 @@ class Reproduction:
     def run(self) -> dict[str, Any]:
         """Does what is still to do and returns the report. An interruption leaves everything for the next call."""
         with chdir(self.folder):
+            self._count_killed()
             for stage in self.plan.stages:
                 if stage not in self.plan.finished:
                     with self._timed(stage):
@@ -176,11 +178,22 @@ class Reproduction:
     def _timed(self, part: str) -> Iterator[None]:
         """Counts the time as spent on `part`, however it ends."""
         began = time.monotonic()
+        self._update(running=(part, time.time()))
         try:
             yield
         finally:
-            seconds = self.plan.spent.get(part, 0.0) + time.monotonic() - began
-            self._update(spent=self.plan.spent | {part: seconds})
+            self._spend(part, time.monotonic() - began)
+
+    def _spend(self, part: str, seconds: float) -> None:
+        self._update(spent=self.plan.spent | {part: self.plan.spent.get(part, 0.0) + seconds}, running=None)
+
+    def _count_killed(self) -> None:
+        """Counts the time of a part that was killed too suddenly to do so: up to the last file that it wrote."""
+        if self.plan.running is None:
+            return
+        part, began = self.plan.running
+        written = [file.stat().st_mtime for folder in (part, "probe") for file in Path(folder).rglob("*")]
+        self._spend(part, max(0.0, max(written, default=began) - began))
 
     # Training
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -53,9 +54,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what writes that were killed half-way left in `folder`."""
+def remove_leftovers(folder: Path, age: float = 0.0) -> None:
+    """Removes what writes that were killed half-way left in `folder`, if untouched for `age` seconds."""
     for leftover in folder.glob(".tmp-*"):
+        try:
+            young = time.time() - leftover.stat().st_mtime < age
+        except FileNotFoundError:  # another process was faster
+            continue
+        if young:
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -154,6 +154,32 @@ def test_peers_measure_and_report(peers: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "peers.png").stat().st_size > 1000
 
 
+def test_operators_are_told_apart(
+    benchmark: Callable[[str], ModuleType], peers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operators = benchmark("operators")
+    layers = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 3), nn.SiLU(), nn.Linear(4, 4)
+    )
+    monkeypatch.setitem(
+        peers.PEERS,
+        "layers",
+        peers.Peer(lambda: layers, lambda batch, size: {"input": torch.zeros(batch, 8, size, size)}),
+    )
+    result = operators.profiled("layers", 8, Conditions())
+    calls = {kind: row["calls"] for kind, row in result["kinds"].items()}
+    for kind in (
+        "depthwise convolutions 3x3",
+        "convolutions 1x1",
+        "convolutions 3x3",
+        "activations",
+        "matrix products",
+    ):
+        assert calls[kind] >= 1
+    text = operators.page({"device": "cpu", "threads": 1, "dtype": "float32", "size": 8, "results": [result]})
+    assert "| convolutions 3x3 | 0.00 s," in text and "| all | 0.00 s |" in text
+
+
 def test_a_peer_that_fails_says_so(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(peers.PEERS, "broken", peers.PEERS["SnapGen"])  # here, but not in the process that measures
     result = peers.outside("broken", 32, [])

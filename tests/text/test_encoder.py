@@ -177,3 +177,11 @@ def test_batches_of_states(encoder: TransformersTextEncoder) -> None:
     assert torch.equal(again.states, text.states) and torch.equal(again.mask, text.mask)
     twice = text.repeat(2)
     assert torch.equal(twice.states[[0, 2, 4]], text.states) and torch.equal(twice.mask[[1, 3, 5]], text.mask)
+
+
+def test_trimming_leaves_what_anything_attends_to() -> None:
+    states = torch.arange(10.0).reshape(2, 5, 1)
+    mask = torch.tensor([[1, 0, 0, 0, 1], [1, 1, 0, 0, 0]]).bool()
+    trimmed = TextStates(states, mask).trimmed()
+    assert trimmed.states.flatten().tolist() == [0, 1, 4, 5, 6, 9]
+    assert trimmed.mask.tolist() == [[True, False, True], [True, True, False]]

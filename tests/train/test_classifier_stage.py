@@ -64,6 +64,10 @@ def test_it_can_start_from_trained_weights(tmp_path: Path) -> None:
     started = stage_of(0, 1, f"initial={tmp_path / 'model'}")
     for name, tensor in started.model.state_dict().items():
         assert torch.equal(tensor, trained.model.state_dict()[name].half().float())
+    with pytest.raises(
+        RecipeError, match=r"initial: the classifier in .*model has .*, blocks \d, 64 nouns, the .* blocks 9"
+    ):
+        stage_of(0, 1, f"initial={tmp_path / 'model'}", "model.blocks=9")
 
 
 def test_processes_share_one_batch() -> None:

@@ -221,10 +221,7 @@ def test_targets_of_something_else_are_refused(
     refused(start + r"teacher \(.* -> [0-9a-f]{12}\); name", f"teacher={other}")
     make_stage(settings, tmp_path, cache, *few, f"teacher={shutil.copytree(teacher_of(settings), tmp_path / 'copy')}")
     text = shutil.copytree(tiny_model, tmp_path / "text")
-    weights = load_file(text / "text_encoder" / "model.safetensors")
-    save_file_atomic(
-        {name: 2 * tensor for name, tensor in weights.items()}, text / "text_encoder" / "model.safetensors"
-    )
+    doubled(text / "text_encoder" / "model.safetensors", "")
     refused(start + r"text \([0-9a-f]{12} -> [0-9a-f]{12}\); name", f"text={text}")
 
     with pytest.raises(RecipeError, match=f"target_cache: {tiny_model / 'vae'} holds files of something else"):
@@ -234,6 +231,29 @@ def test_targets_of_something_else_are_refused(
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"target_cache: the targets in .*new are of another caption of picture \d+"):
         stage.batch(0)
+
+
+def doubled(file: Path, *prefixes: str) -> None:
+    """Doubles the weights in `file` whose names start with one of `prefixes`."""
+    weights = load_file(file)
+    save_file_atomic({name: tensor * (1 + name.startswith(prefixes)) for name, tensor in weights.items()}, file)
+
+
+def test_another_decoder_changes_neither_latents_nor_targets(
+    settings: list[str], tmp_path: Path, asked: list[int]
+) -> None:
+    cache = f"target_cache={tmp_path / 'targets'}"
+    first = make_stage(settings, tmp_path, cache).batches.stored.name
+    asked.clear()
+    teacher = shutil.copytree(teacher_of(settings), tmp_path / "teacher")
+    file = teacher / "vae" / "diffusion_pytorch_model.safetensors"
+    doubled(file, "decoder.")
+    anew = [*settings, f"teacher={teacher}", f"autoencoder={teacher / 'vae'}"]
+    assert make_stage(anew, tmp_path, cache).batches.stored.name == first
+    assert asked == []
+    doubled(file, "encoder.conv_out.")
+    with pytest.raises(RecipeError, match="holds the targets of other settings: latents"):
+        make_stage(anew, tmp_path, cache)
 
 
 def test_settings_that_cannot_be(settings: list[str]) -> None:

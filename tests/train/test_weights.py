@@ -84,6 +84,9 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".tmp-1-step_00000005").mkdir()
     (tmp_path / ".tmp-1-recipe.yaml").write_text("half")
     (tmp_path / "recipe.yaml").write_text("whole")
+    os.utime(tmp_path / ".tmp-1-recipe.yaml", (0, 0))
+    remove_leftovers(tmp_path, 3600)
+    assert sorted(os.listdir(tmp_path)) == [".tmp-1-step_00000005", "recipe.yaml"]
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["recipe.yaml"]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from snapgen.weights import load_file, save_file_atomic
+from snapgen.weights import load_file, remove_leftovers, save_file_atomic
+
+LEFT = 3600.0  # seconds after which a half-written file is nobody's: other processes write beside this one
 
 
 class Rows:
@@ -53,7 +55,8 @@ class CacheFiles:
         return self.folder / f"{self.name}_{shard:05d}.safetensors"
 
     def missing(self, rank: int, world: int) -> list[int]:
-        """The files that process `rank` of `world` has still to write."""
+        """The files that process `rank` of `world` has still to write; removes what a killed build left of others."""
+        remove_leftovers(self.folder, LEFT)
         return [shard for shard in range(rank, len(self.shards), world) if not self._path(shard).exists()]
 
     def save(self, shard: int, tensors: Mapping[str, Tensor]) -> None:

@@ -21,6 +21,8 @@ from torch import nn
 
 from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, pointwise
 
+DECODING = ("decoder.", "post_quant_conv.")  # an autoencoder's weights that do not touch its latents
+
 
 class TinyBlock(nn.Module):
     """Residual [GN] - DW3x3 - PW(expand) - ReLU - PW, of one width."""
@@ -199,3 +201,8 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
         posterior = self.encode(sample, return_dict=False)[0]
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
+
+
+def encoding_weights(autoencoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The part of the state dict of an autoencoder, ours or diffusers' AutoencoderKL, that decides its latents."""
+    return {name: tensor for name, tensor in autoencoder.state_dict().items() if not name.startswith(DECODING)}

@@ -17,7 +17,7 @@ def plot_ladder(rungs: list[dict[str, Any]], title: str) -> Figure:
     names = [f"({rung['name']})" for rung in flat]
     for axes, (key, unit, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         bars = axes.bar(names, [rung[key] / unit for rung in flat], color="tab:blue")
-        axes.bar_label(bars, fmt="{:.3g}", fontsize=7)
+        axes.bar_label(bars, fmt=lambda value: f"{value:.0f}" if value >= 100 else f"{value:.3g}", fontsize=7)
         axes.set_title(label, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=9)

@@ -36,6 +36,11 @@ class TextStates:
         """Every element of the batch `count` times in a row."""
         return TextStates(self.states.repeat_interleave(count, dim=0), self.mask.repeat_interleave(count, dim=0))
 
+    def trimmed(self) -> TextStates:
+        """Without the tokens that nothing in the batch may attend to: they cost time and change nothing."""
+        seen = self.mask.any(dim=0)
+        return TextStates(self.states[:, seen], self.mask[:, seen])
+
 
 class TextEncoder(Protocol):
     """Prompts -> `TextStates` of a fixed length, so that a prompt's states do not depend on its neighbours."""

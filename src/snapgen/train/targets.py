@@ -52,11 +52,15 @@ def sample_keys(pictures: Sequence[int], captions: Sequence[str]) -> Tensor:
 
 
 def weights_fingerprint(source: str, *patterns: str) -> str:
-    """Of the weights in the folder `source` that the first of `patterns` to find any finds; a hub name is its own."""
+    """Of the weights in the folder `source` that the first of `patterns` to find any finds; a hub name is its own.
+
+    A pipeline's autoencoder is left out: the latents have a fingerprint of their own.
+    """
     folder = Path(source)
     if not folder.is_dir():
         return source
-    files = next(filter(None, (sorted(folder.glob(pattern)) for pattern in patterns)), [])
+    found = (sorted(file for file in folder.glob(pattern) if file.parent.name != "vae") for pattern in patterns)
+    files = next(filter(None, found), [])
     return fingerprint([(file.relative_to(folder).as_posix(), sha256(file)) for file in files])
 
 

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SD3Transformer2DModel, S
 from torch import Tensor
 
 from snapgen.flow.timesteps import TIMESTEP_SCALE
-from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights
 from snapgen.models.denoiser import Denoiser, feature_widths, text_width
 from snapgen.models.teacher import TeacherTransformer
 from snapgen.models.unet import SnapGenUNet
@@ -30,7 +30,6 @@ NETWORKS = {  # class in a pipeline's index -> what it is loaded as
     TeacherTransformer.__name__: TeacherTransformer,
     SnapGenUNet.__name__: SnapGenUNet,
 }
-DECODING = ("decoder.", "post_quant_conv.")  # an autoencoder's weights that do not touch its latents
 
 
 class Teacher(ABC):
@@ -175,10 +174,7 @@ def load_teacher(
 
 def check_latents(student: SnapGenAutoencoder, teacher: SnapGenAutoencoder | AutoencoderKL, source: str) -> None:
     """Refuses a teacher of another autoencoder: what it says of latents would be nonsense here."""
-    ours, theirs = (
-        {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(DECODING)}
-        for network in (student, teacher)
-    )
+    ours, theirs = encoding_weights(student), encoding_weights(teacher)
     same = ours.keys() == theirs.keys() and all(
         (student.config[name] or 0) == (teacher.config[name] or 0) for name in ("scaling_factor", "shift_factor")
     )

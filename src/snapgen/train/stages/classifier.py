@@ -80,6 +80,12 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
         network = SceneClassifier(nouns, LOOKS, recipe.model.channels, recipe.model.blocks)
         if recipe.initial is not None:
             initial = load_network(SceneClassifier, str(locate("initial", recipe.initial)), dtype=torch.float32)
+            given, asked = (
+                f"channels {list(made.channels)}, blocks {made.blocks}, {len(made.nouns)} nouns"
+                for made in (initial.config, network.config)
+            )
+            if given != asked:
+                raise RecipeError(f"initial: the classifier in {recipe.initial} has {given}, the recipe's has {asked}")
             network.load_state_dict(initial.state_dict())
         self.model = self.place(network)
 

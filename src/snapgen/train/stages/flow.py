@@ -22,7 +22,7 @@ from snapgen.data.preview import contact_sheet
 from snapgen.data.settings import DataSettings
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
-from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights
 from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
@@ -98,8 +98,8 @@ class FlowStage(Stage[Any, Any]):
 
     def __init__(self, recipe: FlowRecipe, context: Context):
         super().__init__(recipe, context)
-        self.autoencoder_folder = locate("autoencoder", recipe.autoencoder, "vae")
-        autoencoder = load_network(SnapGenAutoencoder, str(self.autoencoder_folder), dtype=torch.float32)
+        folder = locate("autoencoder", recipe.autoencoder, "vae")
+        autoencoder = load_network(SnapGenAutoencoder, str(folder), dtype=torch.float32)
         self.autoencoder = autoencoder.to(context.device).eval()
         self.text_components, self.text = self._load_text()
         if recipe.initial is None:
@@ -148,11 +148,16 @@ class FlowStage(Stage[Any, Any]):
         micro_batch = recipe.train.batch_size // recipe.train.gradient_accumulation
         if recipe.cache is None:
             return EncodedBatches(self.source, self._encode, micro_batch, recipe.seed, recipe.workers, context.warn)
-        weights = (self.autoencoder_folder / "diffusion_pytorch_model.safetensors").read_bytes()
-        cache = LatentCache(self.source, recipe.cache / fingerprint(self.source.signature(), weights))
+        cache = LatentCache(self.source, recipe.cache / fingerprint(self.source.signature(), *self._latents_of()))
         cache.build(self._encode, context.rank, context.world, context.progress, context.warn, recipe.workers)
         self.wait_for_everyone()
         return CachedBatches(cache.load(), micro_batch, recipe.seed)
+
+    def _latents_of(self) -> list[Any]:
+        """What decides latents, but for the pictures: not the decoder, which may be trained anew behind its encoder."""
+        config, weights = self.autoencoder.config, encoding_weights(self.autoencoder)
+        tensors = [weights[name].cpu().contiguous().numpy().tobytes() for name in sorted(weights)]
+        return [sorted(weights), config.scaling_factor, config.shift_factor, *tensors]
 
     def _encode(self, pictures: Tensor) -> Tensor:
         with self._autocast():
@@ -226,10 +231,9 @@ class FlowStage(Stage[Any, Any]):
         """
         with self._autocast():
             text = self.text(captions, dropped)
-        visible = text.mask.shape[1]
-        if self.masks_text:  # tokens that no caption reaches are left out
-            visible = int(text.mask.any(dim=0).nonzero().max()) + 1
-        return {"states": text.states[:, :visible].float(), "mask": text.mask[:, :visible]}
+        if self.masks_text:
+            text = text.trimmed()
+        return {"states": text.states.float(), "mask": text.mask}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 2."""

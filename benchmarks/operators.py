@@ -1,0 +1,102 @@
+"""Where a step's time goes, by kind of operator: the profile behind the latencies of `peers.py`.
+
+    python benchmarks/operators.py ["SnapGen,Sana-0.6B"] [--size 1024] [--dtype bfloat16] [--out benchmarks/results]
+
+Each network of `peers.py`, channels-last with random weights, makes one step under PyTorch's profiler on the CPU, after
+two that warm up. Seconds are those in which an operator itself ran, without those that it called.
+Writes operators_cpu.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import PEERS, place
+from torch.profiler import ProfilerActivity, profile
+
+from snapgen.evaluation.report import library_versions, table
+from snapgen.memory import keep_freed_memory
+from snapgen.profiling.measure import Conditions, device_name, random_network
+from snapgen.weights import atomic_file
+
+WARMUP = 2
+KINDS = {  # of PyTorch's operators, by a part of their names; convolutions are told apart by their weights
+    "attention": ("scaled_dot_product", "flash_attention"),
+    "matrix products": ("addmm", "::mm", "bmm", "linear"),
+    "norms": ("norm", "rsqrt", "var", "mean"),
+    "activations": ("silu", "gelu", "relu", "sigmoid"),
+    "copies": ("copy_", "contiguous", "::cat", "clone"),
+}
+OTHER = "everything else"
+
+
+def kind_of(name: str, shapes: Sequence[Sequence[int]]) -> str:
+    """The row of the table that an operator called `name` with inputs of `shapes` belongs to."""
+    if "conv" in name and len(shapes) > 1 and len(shapes[1]) == 4:
+        weight = shapes[1]
+        if weight[1] == 1 < weight[0]:
+            return f"depthwise convolutions {weight[2]}x{weight[3]}"
+        return f"convolutions {weight[2]}x{weight[3]}"
+    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
+
+
+def profiled(name: str, size: int, conditions: Conditions) -> dict[str, Any]:
+    """One step of the peer `name`: its seconds, and by kind of operator seconds and calls."""
+    network, inputs = random_network(PEERS[name].build, conditions), place(PEERS[name].inputs(1, size), conditions)
+    with torch.inference_mode():
+        for _ in range(WARMUP):
+            network(**inputs)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as run:
+            network(**inputs)
+    kinds: dict[str, dict[str, float]] = {}
+    for event in run.key_averages(group_by_input_shape=True):
+        row = kinds.setdefault(kind_of(event.key, event.input_shapes), {"seconds": 0.0, "calls": 0})
+        row["seconds"] += event.self_cpu_time_total / 1e6
+        row["calls"] += event.count
+    return {"name": name, "kinds": kinds}
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report as Markdown: seconds and share of every kind, a column a network."""
+    results = report["results"]
+    totals = [sum(row["seconds"] for row in result["kinds"].values()) for result in results]
+    kinds = {kind for result in results for kind in result["kinds"]}
+    spent = {kind: [result["kinds"].get(kind, {}).get("seconds", 0.0) for result in results] for kind in kinds}
+    rows = [
+        (kind, *(f"{seconds:.2f} s, {seconds / total:.0%}" for seconds, total in zip(spent[kind], totals, strict=True)))
+        for kind in sorted(kinds, key=lambda kind: -spent[kind][0])
+    ]
+    heading = f"{report['device']}, {report['threads']} CPU threads, {report['dtype']}, {report['size']} px"
+    lines = table(("operators", *(result["name"] for result in results)), rows)
+    lines.append("| all | " + " | ".join(f"{total:.2f} s" for total in totals) + " |")
+    return "\n".join(["<!-- python benchmarks/operators.py -->", heading, "", *lines, ""])
+
+
+def main() -> None:
+    """Profile the networks one after the other and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="?", default="SnapGen,Sana-0.6B")
+    parser.add_argument("--size", type=int, default=1024, help="pixels a side, a multiple of 32")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    keep_freed_memory()
+    conditions = Conditions("cpu", getattr(torch, options.dtype))
+    results = [profiled(name, options.size, conditions) for name in options.names.split(",")]
+    machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads()}
+    asked = {"dtype": options.dtype, "size": options.size, "versions": library_versions()}
+    report = machine | asked | {"results": results}
+    options.out.mkdir(parents=True, exist_ok=True)
+    for suffix, text in (("json", json.dumps(report, indent=1) + "\n"), ("md", page(report))):
+        with atomic_file(options.out / f"operators_cpu.{suffix}") as temporary:
+            temporary.write_text(text)
+    print(page(report))
+
+
+if __name__ == "__main__":
+    main()
