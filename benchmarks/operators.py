@@ -25,8 +25,8 @@ from snapgen.profiling.measure import Conditions, device_name, random_network
 from snapgen.weights import atomic_file
 
 WARMUP = 2
-KINDS = {  # of PyTorch's operators, by a part of their names; convolutions are told apart by their weights
-    "attention": ("scaled_dot_product", "flash_attention"),
+ATTENTION = ("scaled_dot_product", "flash_attention")
+KINDS = {  # of PyTorch's other operators, by a part of their names
     "matrix products": ("addmm", "::mm", "bmm", "linear"),
     "norms": ("norm", "rsqrt", "var", "mean"),
     "activations": ("silu", "gelu", "relu", "sigmoid"),
@@ -42,6 +42,8 @@ def kind_of(name: str, shapes: Sequence[Sequence[int]]) -> str:
         if weight[1] == 1 < weight[0]:
             return f"depthwise convolutions {weight[2]}x{weight[3]}"
         return f"convolutions {weight[2]}x{weight[3]}"
+    if any(part in name for part in ATTENTION) and len(shapes) > 1 and len(shapes[1]) == 4:
+        return f"attention to {shapes[1][-2]} tokens"
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
 
 

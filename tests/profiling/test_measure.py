@@ -176,6 +176,9 @@ def test_operators_are_told_apart(
         "matrix products",
     ):
         assert calls[kind] >= 1
+    assert (
+        operators.kind_of("aten::scaled_dot_product_attention", [[1, 2, 9, 4], [1, 2, 5, 4]]) == "attention to 5 tokens"
+    )
     text = operators.page({"device": "cpu", "threads": 1, "dtype": "float32", "size": 8, "results": [result]})
     assert "| convolutions 3x3 | 0.00 s," in text and "| all | 0.00 s |" in text
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from processes import start
 from sharded import VelocityStage, make_recipe
 from test_stages import RECIPES, recipe_of
 
@@ -43,35 +42,26 @@ class Job:
     signals: dict[int, int] = field(default_factory=dict)
 
 
-def launch(*jobs: Job) -> list[int]:
-    """Two processes train `jobs`, one after another; their exit statuses. Forked, which saves them the imports."""
+def launch(*jobs: Job) -> list[int | None]:
+    """Two processes train `jobs`, one after another; their exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            os._exit(work(rank, port, jobs))
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    processes = [start(work, rank, port, jobs) for rank in range(2)]
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
-def work(rank: int, port: int, jobs: Iterable[Job]) -> int:
+def work(rank: int, port: int, jobs: Iterable[Job]) -> None:
     """What one of the processes does, in the environment that `accelerate launch` makes."""
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_PORT": f"{port}"}
-    try:
-        torch.set_num_threads(1)
-        AcceleratorState._reset_state(reset_partial_state=True)  # the parent's
-        VelocityStage.sharded = True
-        for job in jobs:
-            VelocityStage.signals = job.signals
-            train(job.stage, job.recipe, job.run, job.resume)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+    torch.set_num_threads(1)
+    VelocityStage.sharded = True
+    for job in jobs:
+        VelocityStage.signals = job.signals
+        train(job.stage, job.recipe, job.run, job.resume)
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

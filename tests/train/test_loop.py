@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from processes import start
 from regression import RegressionRecipe, RegressionStage, make_recipe
 
 from snapgen.config import RecipeError, TrainSettings
@@ -249,19 +250,16 @@ def test_killed_at_random_moments_twenty_times(tmp_path: Path) -> None:
     parts, random = tmp_path / "parts", np.random.default_rng(0)
     kills, reached = 0, 0
     while kills < 20:
-        child = os.fork()
-        if child == 0:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            train(RegressionStage, recipe, parts, resume=True)
-            os._exit(0)
+        process = start(train, RegressionStage, recipe, parts, True)
         # Once it has written something, after a moment of its own
         at = reached
-        while at <= reached and os.waitpid(child, os.WNOHANG) == (0, 0):
+        while at <= reached and process.is_alive():
             time.sleep(0.01)
             at = max((int(path.name[5:]) for path in (parts / "checkpoints").glob("step_*")), default=0)
         time.sleep(random.uniform(0, 0.02))
-        os.kill(child, signal.SIGKILL)
-        assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "finished before it was killed twenty times"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "finished before it was killed twenty times"
         kills, reached = kills + 1, at
     train(RegressionStage, recipe, parts, resume=True)
 
