@@ -7,7 +7,7 @@
 `kd` trains the student of recipes/mini/distill.yaml without a teacher and under it, with the losses of VARIANTS, for as
 many steps and with the same seeds. The teacher is scored too. `steps` scores a base model and its step-distilled
 student at several numbers of steps. Scores are the embedded world's benchmark, by its detector and its second judge,
-the classifier, and the Frechet distance to true renders (features of the bundled encoder), which tells models apart
+the classifier, and the Frechet distance to true renders (features of the classifier), which tells models apart
 where benchmark scores are low; of the students of `kd` also the loss of the task on held-out compositions at the end of
 training.
 

@@ -86,7 +86,7 @@ def test_folders_of_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         assert run([*command, "--out", str(tmp_path / "out"), "--json"]) == 0
         return float(json.loads(capfd.readouterr().out)["score"])
 
-    for features in ("mini-encoder", str(save_clip(tmp_path / "clip"))):
+    for features in ("scene-classifier", "mini-encoder", str(save_clip(tmp_path / "clip"))):
         assert score("dark", features) == pytest.approx(0, abs=1e-6)
         assert score("bright", features) > 1e-4
     assert (tmp_path / "out" / "fid" / "gallery.html").read_text().count("<figure") == 4
@@ -121,7 +121,7 @@ def test_a_model_against_the_embedded_world(
     assert run([*command, "--out", str(tmp_path), "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
     fid, psnr = report["fid"], report["psnr"]
-    assert fid["features"] == "mini-encoder"
+    assert fid["features"] == "scene-classifier"
     assert fid["count"] == 6
     assert fid["score"] == pytest.approx(np.mean(list(fid["by_seed"].values())))
     assert fid["interval"][0] < fid["score"] < fid["interval"][1]

@@ -66,7 +66,7 @@ def evaluate(
         typer.Option(metavar="[SUITE=]PATH", help="Of the network that judges, or its name on the hub."),
     ] = None,
     features: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="fid: inception, mini-encoder, or a CLIP.")
+        str | None, typer.Option(metavar="NAME|PATH", help="fid: inception, scene-classifier, mini-encoder, or a CLIP.")
     ] = None,
 ) -> None:
     """Score MODEL by benchmarks; prints the tables, or with --json the numbers.

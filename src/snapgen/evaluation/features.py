@@ -2,8 +2,11 @@
 
 - inception: InceptionV3 of the TensorFlow evaluator, pool3, 2048 numbers: what FID is defined by (torch-fidelity's
   port). Needs torch-fidelity (and its torchvision), and its weights, fetched or given by path.
-- mini-encoder: the encoder of the bundled autoencoder, the output of its last block averaged over the picture. Needs
-  no download; made for the embedded world, a judge of shapes and colours of 128 px and of nothing else.
+- scene-classifier: the scene benchmark's second judge, its last features averaged over the picture, 128 numbers. Needs
+  no download; made for the embedded world, a judge of which things are there in which colours and of nothing else.
+- mini-encoder: the encoder of the bundled autoencoder, the output of its last block averaged over the picture: colours
+  and textures. With it blobs in the right colours can come nearer to renders than other renders do; it tells models
+  apart only where they differ by much (`benchmarks/results/distillation_steps.md` was measured with it).
 - a folder or hub name of a CLIP (transformers): its image embedding, of unit length.
 
 A distance by any but inception is a Frechet distance, and not to be called FID.
@@ -22,15 +25,17 @@ from PIL import Image
 from snapgen.data.pictures import to_tensor
 from snapgen.evaluation.generation import network_hash
 from snapgen.evaluation.networks import Clip
+from snapgen.evaluation.opinion import FOLDER as CLASSIFIER
 from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.classifier import SceneClassifier
 from snapgen.pipeline import bundled_folder
 from snapgen.weights import load_network, sha256
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # its first digits, which torch.hub's file names carry
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-OTHERS = "or choose --features mini-encoder or a CLIP"
-MINI_SIDE = 128  # px that the bundled autoencoder was trained on
+OTHERS = "or choose --features scene-classifier or a CLIP"
+MINI_SIDE = 128  # px that the bundled autoencoder and the classifier were trained on
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,27 @@ def load_features(name: str, weights: str | None, device: torch.device) -> Featu
         return _inception(weights, device)
     if weights is not None:
         raise ValueError(f"--weights {weights} is for --features inception; {name} has its own")
+    if name == "scene-classifier":
+        return _scene_classifier(device)
     return _mini_encoder(device) if name == "mini-encoder" else _clip(name, device)
+
+
+def _scene_classifier(device: torch.device) -> FeatureNetwork:
+    network = load_network(SceneClassifier, str(CLASSIFIER), dtype=torch.float32).to(device).eval()
+
+    @torch.no_grad()
+    def extract(picture: np.ndarray) -> np.ndarray:
+        features = network.features(to_tensor([_sized(picture)]).to(device))
+        return np.asarray(features.mean(dim=(2, 3))[0].double().cpu())
+
+    return FeatureNetwork("scene-classifier", network_hash({"classifier": network}), extract)
+
+
+def _sized(picture: np.ndarray) -> np.ndarray:
+    """`picture`, uint8 H W 3, at the size that the miniature's networks were trained on."""
+    if picture.shape[:2] == (MINI_SIDE, MINI_SIDE):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((MINI_SIDE, MINI_SIDE), Image.Resampling.LANCZOS))
 
 
 def _mini_encoder(device: torch.device) -> FeatureNetwork:
@@ -59,9 +84,7 @@ def _mini_encoder(device: torch.device) -> FeatureNetwork:
 
     @torch.no_grad()
     def extract(picture: np.ndarray) -> np.ndarray:
-        if picture.shape[:2] != (MINI_SIDE, MINI_SIDE):
-            picture = np.asarray(Image.fromarray(picture).resize((MINI_SIDE, MINI_SIDE), Image.Resampling.LANCZOS))
-        network.encoder(to_tensor([picture]).to(device))
+        network.encoder(to_tensor([_sized(picture)]).to(device))
         return np.asarray(seen.pop().mean(dim=(2, 3))[0].double().cpu())
 
     return FeatureNetwork("mini-encoder", network_hash({"encoder": network.encoder}), extract)

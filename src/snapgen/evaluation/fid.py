@@ -10,7 +10,7 @@ The distance grows as pictures get fewer: compare at equal counts only.
 - Reference: a folder of pictures, or an .npz with `mu` and `sigma` of the same network's features. Without one it is
   the embedded world: prompts are captions of training-like scenes, the reference ground-truth renders of as many other
   scenes, and the report also holds what renders of the very scenes that the captions tell of get ("truth"); the
-  features are then the mini-encoder's unless others are asked for.
+  features are then the scene classifier's unless others are asked for.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def evaluate_fid(
     if given is not None and settings.prompts is None and not isinstance(subject, Path):
         raise ValueError("fid of a model against --reference needs --prompts FILE, a text file with a prompt a line")
     device = subject.device if isinstance(subject, SnapGenPipeline) else default_device()
-    network = load_features(settings.features or ("inception" if given else "mini-encoder"), settings.weights, device)
+    network = load_features(
+        settings.features or ("inception" if given else "scene-classifier"), settings.weights, device
+    )
     progress(f"reference: {given or 'renders of scenes'}")
     truth: dict[str, float] = {}
     if given is not None:
