@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from snapgen.data.pictures import random_crop, to_tensor
 from snapgen.data.scenes import SceneSettings, SceneSource
+from snapgen.evaluation.report import write_text
 from snapgen.losses.reconstruction import gradient_loss, psnr
 from snapgen.memory import keep_freed_memory
 from snapgen.models.autoencoder import SnapGenAutoencoder, SubPixelUpsample, TinyDecoder
@@ -39,7 +40,6 @@ from snapgen.models.presets import create_autoencoder
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.profiling.counts import count
 from snapgen.profiling.measure import device_name
-from snapgen.weights import atomic_file
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def table(report: dict[str, Any]) -> str:
             f"{row['colour_error']:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -255,10 +255,8 @@ def main() -> None:
         print(f"{row['name']:34} {row['latency_s']:.2f} s  {row['psnr']:.2f} dB", file=sys.stderr, flush=True)
     report = machine | {"torch": torch.__version__, "steps": options.steps, "batch": options.batch, "rows": rows}
     report["peer_latency_s"] = seconds[PEER]
-    options.out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", table(report))):
-        with atomic_file(options.out / f"decoder_search_{options.steps}{suffix}") as temporary:
-            temporary.write_text(text)
+    for suffix, text in ((".json", json.dumps(report, indent=1)), (".md", table(report))):
+        write_text(text, options.out / f"decoder_search_{options.steps}{suffix}")
     print(table(report))
 
 

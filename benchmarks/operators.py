@@ -19,10 +19,9 @@ import torch
 from peers import PEERS, place
 from torch.profiler import ProfilerActivity, profile
 
-from snapgen.evaluation.report import library_versions, table
+from snapgen.evaluation.report import library_versions, table, write_text
 from snapgen.memory import keep_freed_memory
 from snapgen.profiling.measure import Conditions, device_name, random_network
-from snapgen.weights import atomic_file
 
 WARMUP = 2
 ATTENTION = ("scaled_dot_product", "flash_attention")
@@ -74,9 +73,9 @@ def page(report: dict[str, Any]) -> str:
         for kind in sorted(kinds, key=lambda kind: -spent[kind][0])
     ]
     heading = f"{report['device']}, {report['threads']} CPU threads, {report['dtype']}, {report['size']} px"
+    rows.append(("all", *(f"{total:.2f} s" for total in totals)))
     lines = table(("operators", *(result["name"] for result in results)), rows)
-    lines.append("| all | " + " | ".join(f"{total:.2f} s" for total in totals) + " |")
-    return "\n".join(["<!-- python benchmarks/operators.py -->", heading, "", *lines, ""])
+    return "\n".join(["<!-- python benchmarks/operators.py -->", heading, "", *lines])
 
 
 def main() -> None:
@@ -93,10 +92,8 @@ def main() -> None:
     machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads()}
     asked = {"dtype": options.dtype, "size": options.size, "versions": library_versions()}
     report = machine | asked | {"results": results}
-    options.out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in (("json", json.dumps(report, indent=1) + "\n"), ("md", page(report))):
-        with atomic_file(options.out / f"operators_cpu.{suffix}") as temporary:
-            temporary.write_text(text)
+    for suffix, text in (("json", json.dumps(report, indent=1)), ("md", page(report))):
+        write_text(text, options.out / f"operators_cpu.{suffix}")
     print(page(report))
 
 

@@ -26,6 +26,7 @@ from snapgen.data.pictures import to_tensor
 from snapgen.evaluation.generation import network_hash
 from snapgen.evaluation.networks import Clip
 from snapgen.evaluation.opinion import FOLDER as CLASSIFIER
+from snapgen.evaluation.opinion import scaled
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.classifier import SceneClassifier
 from snapgen.pipeline import bundled_folder
@@ -35,7 +36,6 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # its first digits, which torch.hub's file names carry
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 OTHERS = "or choose --features scene-classifier or a CLIP"
-MINI_SIDE = 128  # px that the bundled autoencoder and the classifier were trained on
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,10 @@ def _scene_classifier(device: torch.device) -> FeatureNetwork:
 
     @torch.no_grad()
     def extract(picture: np.ndarray) -> np.ndarray:
-        features = network.features(to_tensor([_sized(picture)]).to(device))
+        features = network.features(to_tensor([scaled(picture)]).to(device))
         return np.asarray(features.mean(dim=(2, 3))[0].double().cpu())
 
     return FeatureNetwork("scene-classifier", network_hash({"classifier": network}), extract)
-
-
-def _sized(picture: np.ndarray) -> np.ndarray:
-    """`picture`, uint8 H W 3, at the size that the miniature's networks were trained on."""
-    if picture.shape[:2] == (MINI_SIDE, MINI_SIDE):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((MINI_SIDE, MINI_SIDE), Image.Resampling.LANCZOS))
 
 
 def _mini_encoder(device: torch.device) -> FeatureNetwork:
@@ -84,7 +77,7 @@ def _mini_encoder(device: torch.device) -> FeatureNetwork:
 
     @torch.no_grad()
     def extract(picture: np.ndarray) -> np.ndarray:
-        network.encoder(to_tensor([_sized(picture)]).to(device))
+        network.encoder(to_tensor([scaled(picture)]).to(device))
         return np.asarray(seen.pop().mean(dim=(2, 3))[0].double().cpu())
 
     return FeatureNetwork("mini-encoder", network_hash({"encoder": network.encoder}), extract)

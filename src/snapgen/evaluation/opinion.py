@@ -28,7 +28,7 @@ from snapgen.models.classifier import SceneClassifier
 from snapgen.weights import load_network
 
 FOLDER = Path(__file__).parent / "classifier"
-SIDE = 128  # px at which it was trained
+SIDE = 128  # px at which it, and the bundled autoencoder, were trained
 BATCH = 32  # pictures read at once: bounds memory
 MIN_ACCURACY = 0.90  # on renders, in every category; below it the report says so
 LEAST = 0.5  # of an expected count: what is more likely not there is not seen
@@ -46,8 +46,8 @@ class SceneReader:
         """What is seen in `pictures`, each uint8 H W 3, square."""
         sightings: list[Sighting] = []
         for start in range(0, len(pictures), BATCH):
-            scaled = [_scaled(picture) for picture in pictures[start : start + BATCH]]
-            reading = self._network.read(to_tensor(scaled))
+            part = [scaled(picture) for picture in pictures[start : start + BATCH]]
+            reading = self._network.read(to_tensor(part))
             nouns, looks = self._network.config.nouns, self._network.config.looks
             for counts, centres in zip(reading.counts, reading.centres, strict=True):
                 sightings.append(sighting_of(counts, centres, nouns, looks))
@@ -101,7 +101,8 @@ def opinion_summary(opinion: dict[str, Any]) -> list[str]:
     ]
 
 
-def _scaled(picture: np.ndarray) -> np.ndarray:
+def scaled(picture: np.ndarray) -> np.ndarray:
+    """`picture`, uint8 H W 3, at the size that the miniature's networks were trained on."""
     if picture.shape[:2] == (SIDE, SIDE):
         return picture
     return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
