@@ -1,10 +1,11 @@
 """GenEval's rules on detections that are made up, one test a rule."""
 
+import numpy as np
 import pytest
 
 from snapgen.data.ground_truth import Category, Placed, Relation, Scene
 from snapgen.evaluation.detector import Detection, Sighting
-from snapgen.evaluation.statistics import interval_of_mean, wilson
+from snapgen.evaluation.statistics import effective_tally, interval_of_mean, wilson
 from snapgen.evaluation.verdicts import Verdict, alike, judge, relations
 
 
@@ -98,3 +99,26 @@ def test_wilson_intervals() -> None:
     low, high = interval_of_mean([(50, 50)] * 3 + [(0, 50)] * 3)
     assert 0.46 < low < 0.5 < high < 0.54
     assert interval_of_mean([(81, 263)]) == pytest.approx(wilson(81, 263))
+
+
+def test_pictures_of_one_prompt_count_as_far_as_they_differ() -> None:
+    assert effective_tally([[True], [False], [False], [True]]) == pytest.approx((2, 4))  # one each: all independent
+    assert effective_tally([[True] * 5, [False] * 5, [False] * 5]) == pytest.approx((1, 3))  # copies: only the prompts
+    assert effective_tally([[True, False], [False, True]]) == pytest.approx((2, 4))  # prompts are alike: all pictures
+    assert effective_tally([[False] * 3] * 4) == (0, 4)  # nothing is known of the spread: the prompts
+    assert effective_tally([[True, False, True]]) == pytest.approx((2 / 3, 1))  # nor of one prompt
+
+
+def test_the_effective_count_gives_the_spread_of_simulated_benchmarks() -> None:
+    generator = np.random.default_rng(0)
+    means, spreads = [], []
+    for _ in range(2000):
+        chances = generator.beta(0.6, 0.9, size=40)  # easy prompts and hard ones
+        groups = (generator.random((40, 4)) < chances[:, None]).tolist()
+        right, count = effective_tally(groups)
+        share = right / count
+        assert share == pytest.approx(np.mean(groups))
+        means.append(share)
+        spreads.append(share * (1 - share) / count)
+    assert np.mean(spreads) == pytest.approx(np.var(means), rel=0.1)
+    assert np.var(means) > 1.5 * np.mean(means) * (1 - np.mean(means)) / 160  # what independent pictures would have

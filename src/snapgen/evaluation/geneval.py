@@ -35,7 +35,7 @@ from snapgen.evaluation.geneval_rules import THRESHOLD, Found, confident, judge
 from snapgen.evaluation.networks import CLIP, Clip, find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report, write_text
-from snapgen.evaluation.statistics import interval_of_mean, wilson
+from snapgen.evaluation.statistics import effective_tally, interval_of_mean, wilson
 from snapgen.pipeline import SnapGenPipeline
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
@@ -132,13 +132,14 @@ def weights_of(folder: str | None) -> tuple[str | Path, str | Path]:
 def summarize(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Score, tasks and intervals."""
 
-    def tallies(chosen: Sequence[dict[str, Any]]) -> dict[str, tuple[int, int]]:
-        rights: dict[str, list[bool]] = {}
+    def tallies(chosen: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+        rights: dict[str, dict[str, list[bool]]] = {}
         for line in chosen:
-            rights.setdefault(line["category"], []).append(line["verdict"]["correct"])
-        return {task: (sum(right), len(right)) for task, right in rights.items()}
+            of_task = rights.setdefault(line["category"], {})
+            of_task.setdefault(line["prompt"], []).append(line["verdict"]["correct"])
+        return {task: effective_tally(of_prompts.values()) for task, of_prompts in rights.items()}
 
-    def mean(tally: dict[str, tuple[int, int]]) -> float:
+    def mean(tally: dict[str, tuple[float, float]]) -> float:
         return sum(right / count for right, count in tally.values()) / len(tally)
 
     tasks = tallies(lines)

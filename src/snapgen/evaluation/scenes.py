@@ -50,7 +50,7 @@ from snapgen.evaluation.opinion import SceneReader, opinion_summary
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import between, origin, table, write_report
 from snapgen.evaluation.scene_prompts import SPLITS, ScenePrompt, renderer, scene_prompts
-from snapgen.evaluation.statistics import cohen_kappa, interval_of_mean, wilson
+from snapgen.evaluation.statistics import cohen_kappa, effective_tally, interval_of_mean, wilson
 from snapgen.evaluation.verdicts import Verdict, judge
 from snapgen.pipeline import SnapGenPipeline
 
@@ -176,11 +176,10 @@ def judge_pictures(
 
 def summarize(pictures: Sequence[JudgedPicture]) -> dict[str, Any]:
     """Score, its parts, their 95 % intervals and why pictures failed."""
-    rights = {
-        category: [picture.verdict.correct for picture in pictures if picture.prompt.category == category]
-        for category in CATEGORIES
-    }
-    tallies = {category: (sum(right), len(right)) for category, right in rights.items()}
+    rights: dict[str, dict[str, list[bool]]] = {category: {} for category in CATEGORIES}
+    for picture in pictures:
+        rights[picture.prompt.category].setdefault(picture.prompt.name, []).append(picture.verdict.correct)
+    tallies = {category: effective_tally(of_prompts.values()) for category, of_prompts in rights.items()}
     stated = [picture for picture in pictures if picture.prompt.scene.background_stated]
     seeds = sorted({picture.seed for picture in pictures})
     categories: dict[str, float] = {category: round(right / count, 4) for category, (right, count) in tallies.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 Z = 1.959964  # standard deviations that hold 95 % of a normal distribution
 
 
-def wilson(right: float, count: int) -> tuple[float, float]:
+def wilson(right: float, count: float) -> tuple[float, float]:
     """The 95 % Wilson interval of the share `right` / `count`, count > 0; a tie may count half."""
     share = right / count
     spread = Z * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
@@ -18,7 +18,24 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def interval_of_mean(tallies: Sequence[tuple[int, int]]) -> tuple[float, float]:
+def effective_tally(groups: Iterable[Sequence[bool]]) -> tuple[float, float]:
+    """How many right of how many independent pictures say as much as all of `groups`, each the pictures of one prompt.
+
+    Pictures of one prompt are alike: the effective count (Korn & Graubard 1998) is the one whose binomial variance is
+    that between the prompts. It is at least the number of prompts, which is taken where all pictures are right, or
+    none, as nothing is known of their spread then, and at most the number of pictures. None of `groups` is empty.
+    """
+    tallies = [(sum(group), len(group)) for group in groups]
+    prompts, right, count = len(tallies), sum(one for one, _ in tallies), sum(size for _, size in tallies)
+    share = right / count
+    effective: float = prompts
+    if 0 < right < count and prompts > 1:
+        spread = sum((one - share * size) ** 2 for one, size in tallies) * prompts / (prompts - 1) / count**2
+        effective = min(count, max(prompts, share * (1 - share) / spread)) if spread else count
+    return share * effective, effective
+
+
+def interval_of_mean(tallies: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The 95 % interval of the mean of several shares, each (right, count): their Wilson half-widths add in squares.
 
     Unlike a bootstrap it is not empty where every picture of a category is right, or none (MOVER, method of variance
