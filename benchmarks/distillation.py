@@ -34,7 +34,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from snapgen.evaluation.report import between, library_versions, table
+from snapgen.evaluation.report import between, library_versions, table, write_text
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.train.report import read_metrics
 from snapgen.weights import atomic_file
@@ -227,11 +227,10 @@ def write(name: str, report: Report, title: str, lines: list[str], figure: Figur
     options.out.mkdir(parents=True, exist_ok=True)
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     del asked["run"]
-    text = "\n".join([f"# {title}", "", *lines, ""])
-    content = json.dumps({"options": asked, "versions": library_versions()} | report, indent=1) + "\n"
-    for suffix, body in ((".json", content), (".md", text)):
-        with atomic_file(options.out / f"{name}{suffix}") as temporary:
-            temporary.write_text(body)
+    text = "\n".join([f"# {title}", "", *lines])
+    content = {"options": asked, "versions": library_versions()} | report
+    write_text(json.dumps(content, indent=1), options.out / f"{name}.json")
+    write_text(text, options.out / f"{name}.md")
     with atomic_file(options.out / f"{name}.png") as temporary:
         figure.savefig(temporary, dpi=120)
     print(text)

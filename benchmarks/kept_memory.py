@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
+from snapgen.evaluation.report import write_text
 from snapgen.memory import keep_freed_memory
 from snapgen.models.presets import create_autoencoder, create_unet
 from snapgen.profiling.measure import Conditions, device_name, random_network
-from snapgen.weights import atomic_file
 
 WARMUP = 3  # until the heap has its size
 
@@ -84,11 +84,10 @@ def main() -> None:
         lines.append("| " + " | ".join([*cells, f"{slow['page_faults']:,.0f} -> {fast['page_faults']:,.0f}"]) + " |")
         rows.append(row)
     machine = f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    text = "\n".join(["<!-- python benchmarks/kept_memory.py -->", machine, "", *lines, ""])
+    text = "\n".join(["<!-- python benchmarks/kept_memory.py -->", machine, "", *lines])
     options.out.mkdir(parents=True, exist_ok=True)
-    for suffix, body in ((".json", json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n"), (".md", text)):
-        with atomic_file(options.out / f"kept_memory{suffix}") as temporary:
-            temporary.write_text(body)
+    write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), options.out / "kept_memory.json")
+    write_text(text, options.out / "kept_memory.md")
     print(text)
 
 

@@ -34,6 +34,7 @@ from diffusers import (
 )
 from torch import nn
 
+from snapgen.evaluation.report import write_text
 from snapgen.models.presets import create_autoencoder, create_unet
 from snapgen.profiling.counts import count
 from snapgen.profiling.measure import Conditions, device_name, measure, random_network
@@ -262,10 +263,8 @@ def main() -> None:
     )
     stem = options.out / f"peers_{options.device}"
     options.out.mkdir(parents=True, exist_ok=True)
-    with atomic_file(stem.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-    with atomic_file(stem.with_suffix(".md")) as temporary:
-        temporary.write_text(table(report))
+    write_text(json.dumps(report, indent=1), stem.with_suffix(".json"))
+    write_text(table(report), stem.with_suffix(".md"))
     plot(report, stem.with_suffix(".png"))
     print(table(report))
 
@@ -292,10 +291,11 @@ def table(report: dict[str, Any]) -> str:
     heading = (
         f"{report['device']}, {report['threads']} CPU threads, {report['dtype']}, torch {report['versions']['torch']}"
     )
-    lines = ["<!-- python benchmarks/peers.py -->", heading, ""]
+    lines = ["<!-- python benchmarks/peers.py -->", heading]
     for decoder in (False, True):
         kind = "decoder" if decoder else "denoiser, one step without guidance"
         lines += [
+            "",
             f"| {kind} | pixels | parameters | MACs | latency | to ours | activations | images/s (batch) |",
             "|" + "---|" * 8,
         ]
@@ -318,7 +318,6 @@ def table(report: dict[str, Any]) -> str:
                 rate,
             ]
             lines.append(start + " | ".join(cells) + " |")
-        lines.append("")
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from snapgen.config import RecipeError, TrainSettings, parse_recipe, read_recipe
+from snapgen.evaluation.report import write_text
 from snapgen.models.presets import create_unet
 from snapgen.profiling.counts import count
 from snapgen.profiling.measure import device_name
@@ -40,7 +41,6 @@ from snapgen.train.report import Display, Report
 from snapgen.train.stage import Context, Stage, derive_seed
 from snapgen.train.stages.flow import FlowRecipe, FlowStage
 from snapgen.train.state import TrainState, make_ema, make_optimizer
-from snapgen.weights import atomic_file
 
 ROOT = Path(__file__).parent.parent
 WARMUP = 2  # turns that do not count; the first one compiles
@@ -227,10 +227,8 @@ def main() -> None:
         "results": results,
     }
     stem = options.out / f"throughput_{device}"
-    with atomic_file(stem.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-    with atomic_file(stem.with_suffix(".md")) as temporary:
-        temporary.write_text(table(report))
+    write_text(json.dumps(report, indent=1), stem.with_suffix(".json"))
+    write_text(table(report), stem.with_suffix(".md"))
     print(table(report))
 
 
@@ -263,7 +261,7 @@ def table(report: dict[str, Any]) -> str:
         "|" + "---|" * (len(head) + 1),
         *map(row, report["results"]),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
