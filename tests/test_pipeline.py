@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from snapgen.cli.model import BUNDLED as NAMES
 from snapgen.evaluation.generation import network_hash
+from snapgen.models.presets import create_denoiser
 from snapgen.pipeline import BUNDLED, SnapGenPipeline, bundled_folder, multiplies_bfloat16
 from snapgen.text.load import load_text_encoders
 
@@ -52,6 +53,20 @@ def test_output_types(pipeline: SnapGenPipeline) -> None:
     torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1), tensor)
     as_tuple = pipeline("a cat", generator=seeds(0), output_type="pt", return_dict=False)
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], tensor)
+
+
+@torch.no_grad()
+def test_a_teacher_reads_padding_as_in_training(tiny_model: Path) -> None:
+    torch.manual_seed(0)
+    network = create_denoiser("debug-teacher").eval()
+    pipeline = SnapGenPipeline.from_pretrained(tiny_model, unet=network)
+    noise = torch.randn(1, 16, 4, 4)
+    drawn = pipeline("a cat", latents=noise, num_inference_steps=1, guidance_scale=3.0, output_type="latent").images
+    text = [pipeline.encode_prompt([prompt]) for prompt in ("", "a cat")]
+    without, given = (network(noise, 1000.0, states.states, states.mask).sample for states in text)
+    torch.testing.assert_close(drawn, noise - (without + 3 * (given - without)))
+    few = text[1].trimmed()
+    assert (network(noise, 1000.0, few.states, few.mask).sample - given).abs().max() > 1e-3
 
 
 def test_defaults_are_the_models_own(pipeline: SnapGenPipeline) -> None:

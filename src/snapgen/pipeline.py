@@ -341,10 +341,11 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         def network(x: torch.Tensor, timestep: torch.Tensor, states: Any, mask: torch.Tensor) -> torch.Tensor:
             return self.unet(x.to(self.unet.dtype), timestep, states, mask, return_dict=False)[0].float()
 
-        compiled = self.unet._compiled_call_impl is not None  # for one number of tokens
+        # A compiled network is so for one number of tokens, and a teacher attends to padding too.
+        whole = self.unet._compiled_call_impl is not None or not isinstance(self.unet, SnapGenUNet)
 
         def under(text: TextStates) -> Velocity:
-            text = text if compiled else text.trimmed()
+            text = text if whole else text.trimmed()
             return conditional(network, self.unet.text_key_values(text.states), text.mask)
 
         parts = [
