@@ -23,7 +23,7 @@ class Guard:
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
-        self.average = 0.0  # of the loss, over accepted steps
+        self.average = 0.0  # of the loss's magnitude, over accepted steps: with an adversary it crosses 0
         self.accepted = self.skipped = self.in_a_row = 0
 
     def state(self) -> dict[str, float]:
@@ -41,13 +41,13 @@ class Guard:
                 return f"{name} is {value}"
         loss, factor = metrics.get("loss", 0.0), self.settings.skip_factor  # an adversary's turn comes before it
         if self.accepted >= SETTLED and self.average > 0 and loss > factor * self.average:
-            return f"loss is {loss:.4g}, more than {factor:g} times its average {self.average:.4g}"
+            return f"loss is {loss:.4g}, more than {factor:g} times its average magnitude {self.average:.4g}"
         return None
 
     def accept(self, loss: float) -> None:
         """Notes a step that reached the weights."""
         keep = min(KEEP, self.accepted / (self.accepted + 1))  # a plain mean at first
-        self.average = keep * self.average + (1 - keep) * loss
+        self.average = keep * self.average + (1 - keep) * abs(loss)
         self.accepted += 1
         self.in_a_row = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data import first_readable, open_source
-from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, fingerprint
-from snapgen.data.pictures import to_tensor
+from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, encode_in_parts, fingerprint
 from snapgen.data.preview import contact_sheet
 from snapgen.data.settings import DataSettings
 from snapgen.flow.path import interpolate, velocity_target
@@ -252,7 +252,7 @@ class FlowStage(Stage[Any, Any]):
         """A batch of held-out compositions, all squares, at evenly spread noise levels."""
         source = open_source(self.recipe.data.validation(VALIDATION_COUNT))
         indices, pictures = first_readable(source, VALIDATION_COUNT)
-        latents = self._encode(to_tensor(pictures))
+        latents = encode_in_parts(self._encode, pictures)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))  # whatever the recipe's seed
         sigmas = (torch.arange(VALIDATION_COUNT) + 0.5) / VALIDATION_COUNT
         captions = [source.caption(index, 0) for index in indices]
@@ -262,8 +262,15 @@ class FlowStage(Stage[Any, Any]):
     def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:
         """The loss on held-out compositions, always with the same noise, in `TIMESTEP_BINS` equal parts of [0, 1]."""
         with self._autocast():
-            losses = self._losses(self.denoiser(model), self._heldout).reshape(TIMESTEP_BINS, -1).mean(dim=1)
-        return {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)], "loss": losses.tolist()}
+            losses = torch.cat([self._losses(self.denoiser(model), part) for part in self._parts_of(self._heldout)])
+        means = losses.reshape(TIMESTEP_BINS, -1).mean(dim=1)
+        return {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)], "loss": means.tolist()}
+
+    def _parts_of(self, batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """`batch` in pieces no larger than this process's share of a step: what fits in training fits here."""
+        size = len(self.local_indices(0))
+        for start in range(0, len(batch["x0"]), size):
+            yield {name: value[start : start + size] for name, value in batch.items()}
 
     def denoiser(self, model: nn.Module) -> Denoiser:
         """The network that predicts the velocity, of what is trained."""

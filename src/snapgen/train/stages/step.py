@@ -18,7 +18,7 @@ from snapgen.models.denoiser import Denoiser
 from snapgen.models.distiller import Discriminator
 from snapgen.models.unet import SnapGenUNet
 from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
-from snapgen.train.stages.distill import DistillRecipe, DistillStage
+from snapgen.train.stages.distill import DistillRecipe, DistillStage, joined
 
 DIVERSITY_SEEDS = 4  # pictures of every prompt whose distances are measured
 COLLAPSED = 0.5  # of the diversity before training
@@ -252,13 +252,16 @@ class StepStage(DistillStage):
         heldout = {name: value[: each * len(longest)] for name, value in heldout.items()}
         sigmas, following = longest.repeat_interleave(each, dim=0).to(self.context.device).unbind(1)
         batch = heldout | {"sigmas": sigmas, "next": following}
-        x = interpolate(batch["x0"], batch["noise"], sigmas)
         with self._autocast(), self._attention():
-            velocity = self.denoiser(model)(x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"]).sample
-            parts = self._lessons(velocity, batch)
+            parts = joined(self._heldout_lessons(model, part) for part in self._parts_of(batch))
         parts |= {"loss": timestep_aware(parts["task"], parts["output"], sigmas)}
         curves: dict[str, Any] = {"sigma": longest[:, 0].tolist()}
         return curves | {name: loss.reshape(len(longest), -1).mean(dim=1).tolist() for name, loss in parts.items()}
+
+    def _heldout_lessons(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
+        inputs = (x, TIMESTEP_SCALE * batch["sigmas"], batch["states"], batch["mask"])
+        return self._lessons(self.denoiser(model)(*inputs).sample, batch)
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
         """`diversity` of a fixed grid, a share of what it was before training; a collapse is told in a line."""
