@@ -77,14 +77,14 @@ def test_the_loss_written_out(paths: list[str], tmp_path: Path, scaling: str, ch
     stage.model.eval()
     batch = stage.batch(0)
     x0, noise, t = batch["x0"], batch["noise"], batch["sigmas"]
+    found = stage.loss(stage.model, batch)
+    x = x0 + t[:, None, None, None] * (noise - x0)
+    v, (f,) = stage.model.unet(x, 1000 * t, batch["states"], batch["mask"], taps=(-1,))
+    padding = stage.text.max_length - batch["mask"].shape[1]
+    states, mask = F.pad(batch["states"], (0, 0, 0, padding)), F.pad(batch["mask"], (0, padding))
     with torch.no_grad():
-        found = stage.loss(stage.model, batch)
-        x = x0 + t[:, None, None, None] * (noise - x0)
-        v, (f,) = stage.model.unet(x, 1000 * t, batch["states"], batch["mask"], taps=(-1,))
-        padding = stage.text.max_length - batch["mask"].shape[1]
-        states, mask = F.pad(batch["states"], (0, 0, 0, padding)), F.pad(batch["mask"], (0, padding))
         v_teacher, (f_teacher,) = stage.teacher.network(x, 1000 * t, states, mask, taps=(-1,))
-        f = stage.model.projector(F.adaptive_avg_pool2d(f, f_teacher.shape[-2:]))
+    f = stage.model.projector(F.adaptive_avg_pool2d(f, f_teacher.shape[-2:]))
 
     def error(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return (one.double() - other.double()).square().mean(dim=(1, 2, 3))
@@ -96,10 +96,15 @@ def test_the_loss_written_out(paths: list[str], tmp_path: Path, scaling: str, ch
     else:
         level = t.double()
         share = torch.exp(-(torch.logit(level) ** 2) / 2) / (4 * level * (1 - level))
-        expected = sum(share * task + (1 - share) * task / losses[name] * losses[name] for name in chosen)
+        ratios = {name: (task / losses[name]).detach() for name in chosen}
+        expected = sum(share * task + (1 - share) * ratios[name] * losses[name] for name in chosen)
     assert found["loss"].item() == pytest.approx(expected.mean().item(), rel=1e-4)
     assert found["task"].item() == pytest.approx(task.mean().item(), rel=1e-4)
     assert set(found) == {"loss", "task", *chosen}
+    # The value of S is the task's whatever lambda is: only the gradient tells how task and teacher share it.
+    weight = stage.model.unet.conv_in[0].weight
+    here, there = (torch.autograd.grad(loss, weight)[0] for loss in (found["loss"], expected.mean()))
+    torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-6)
 
 
 def test_the_teacher_sees_what_it_was_trained_with(paths: list[str], tmp_path: Path) -> None:

@@ -134,10 +134,17 @@ def test_a_resumed_flow_stage_is_the_one_never_interrupted(folder: Path, tmp_pat
 
 def test_a_stage_can_start_from_trained_weights(folder: Path, tmp_path: Path) -> None:
     initial = folder / "flow" / "model"
-    run_recipe("flow", tmp_path / "flow", f"initial={initial}", "train.steps=1", *paths_below(folder))
+    larger = ("data.resolution=64", "train.steps=1", f"cache={tmp_path / 'latents'}")
+    run_recipe("flow", tmp_path / "flow", *paths_below(folder), f"initial={initial}", *larger)
     start = load_file(initial / "unet" / "diffusion_pytorch_model.safetensors")
     end = load_file(tmp_path / "flow" / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all((end[name] - tensor).abs().max() < 0.01 for name, tensor in start.items())
+    # What was trained last is drawn by default.
+    sizes = [
+        SnapGenPipeline.from_pretrained(model).unet.config.sample_size
+        for model in (initial, tmp_path / "flow" / "model")
+    ]
+    assert sizes == [4, 8]
 
 
 @pytest.mark.parametrize("setting", ["initial", "encoder"])

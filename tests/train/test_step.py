@@ -117,9 +117,11 @@ def test_a_batch_does_not_depend_on_the_number_of_processes(paths: list[str], tm
         assert torch.equal(torch.cat([share[name] for share in shares]), whole[name]), name
 
 
-@pytest.mark.parametrize("game", ["hinge", "non-saturating"])
-def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str) -> None:
-    stage = make_stage(paths, tmp_path, f"adversary.game={game}", "adversary.smoothness=0.5")
+@pytest.mark.parametrize(("game", "task"), [("hinge", True), ("non-saturating", True), ("hinge", False)])
+def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str, task: bool) -> None:
+    stage = make_stage(
+        paths, tmp_path, f"adversary.game={game}", "adversary.smoothness=0.5", f"distillation.task={str(task).lower()}"
+    )
     batch = stage.batch(0)
     x0, noise, t, following = (batch[name] for name in ("x0", "noise", "sigmas", "next"))
     padding = stage.text.max_length - batch["mask"].shape[1]
@@ -142,15 +144,14 @@ def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str) -> 
         without = stage.teacher.network(x, 1000 * level, torch.zeros_like(states), first).sample
         return without + 2.0 * (with_text - without)
 
-    with torch.no_grad():
-        found = stage.turn_loss("", stage.model, batch)
-        judged = stage.turn_loss(DISCRIMINATOR, stage.model, batch)
-        x = at(x0, noise, t)
-        v = stage.model.unet(x, 1000 * t, batch["states"], batch["mask"]).sample
-        generated = x - t[:, None, None, None] * v
-        fake, real = logits(generated, batch["fake_noise"]), logits(x0, batch["real_noise"])
-        perturbed = logits(x0 + batch["perturbation"], batch["real_noise"])
-        # Two guided Euler steps of the teacher from t to the next level
+    found = stage.turn_loss("", stage.model, batch)
+    judged = stage.turn_loss(DISCRIMINATOR, stage.model, batch)
+    x = at(x0, noise, t)
+    v = stage.model.unet(x, 1000 * t, batch["states"], batch["mask"]).sample
+    generated = x - t[:, None, None, None] * v
+    fake, real = logits(generated, batch["fake_noise"]), logits(x0, batch["real_noise"])
+    perturbed = logits(x0 + batch["perturbation"], batch["real_noise"])
+    with torch.no_grad():  # two guided Euler steps of the teacher from t to the next level
         half = (t + following) / 2
         width = (half - t)[:, None, None, None]
         middle = x + width * guided(x, t)
@@ -159,22 +160,44 @@ def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str) -> 
     def error(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return (one.double() - other.double()).square().mean(dim=(1, 2, 3))
 
-    task, output = error(v, noise - x0), error(v, taught)
+    of_task, output = error(v, noise - x0), error(v, taught)
     level = t.double().clamp(1e-9, 1 - 1e-9)
     share = torch.exp(-(torch.logit(level) ** 2) / 2) / (4 * level * (1 - level))
-    combined = (share * task + (1 - share) * task / output * output).mean()
+    ratio = (of_task / output).detach()
+    combined = (share * of_task + (1 - share) * ratio * output if task else output).mean()
     if game == "hinge":
         adversarial = -fake.mean()
         versus = (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()
     else:
         adversarial = -torch.sigmoid(fake).log().mean()
         versus = -torch.sigmoid(real).log().mean() - (1 - torch.sigmoid(fake)).log().mean()
+    expected = combined + 0.1 * adversarial
     assert found["adversarial"].item() == pytest.approx(adversarial.item(), rel=1e-4, abs=1e-6)
     assert found["output"].item() == pytest.approx(output.mean().item(), rel=1e-4)
-    assert found["loss"].item() == pytest.approx((combined + 0.1 * adversarial).item(), rel=1e-4)
+    assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    # The value of S is the task's whatever lambda is: only the gradient tells how task and teacher share it.
+    weight = stage.model.unet.conv_out[0].weight
+    here, there = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (found["loss"], expected))
+    torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-6)
     smooth = 0.5 * (real - perturbed).square().mean()
     assert judged["loss"].item() == pytest.approx((versus + smooth).item(), rel=1e-4)
     assert judged["gap"].item() == pytest.approx((real.mean() - fake.mean()).item(), rel=1e-3, abs=1e-5)
+
+
+def test_the_heads_have_a_rate_of_their_own(paths: list[str], tmp_path: Path) -> None:
+    """AdamW's first step is the rate in every direction, whatever the gradient."""
+    common = ("train.steps=1", "train.warmup_steps=0", "train.weight_decay=0", "train.learning_rate=1e-5")
+    moved = {}
+    for rate in (1, 10):
+        run = tmp_path / str(rate)
+        before = make_stage(paths, run, *common).model
+        run_recipe("step", run, *paths, *common, f"adversary.rate={rate}")
+        after = load_file(run / "checkpoints" / "step_00000001" / "model.safetensors")
+        for name, weights in before.state_dict().items():
+            part = name.split(".")[0]
+            moved[part, rate] = max(moved.get((part, rate), 0.0), (after[name] - weights).abs().max().item())
+    assert moved["unet", 10] == pytest.approx(moved["unet", 1], rel=0.05)
+    assert moved["discriminator", 10] == pytest.approx(10 * moved["discriminator", 1], rel=0.05)
 
 
 def test_each_turn_moves_its_own_and_the_teacher_stays(paths: list[str], tmp_path: Path) -> None:

@@ -163,20 +163,20 @@ def _preset(presets: dict[str, dict[str, Any]], name: str, kind: str) -> dict[st
     return presets[name]
 
 
-def create_unet(name: str) -> SnapGenUNet:
-    """A randomly initialised UNet of the preset `name`."""
+def create_unet(name: str, **changes: Any) -> SnapGenUNet:
+    """A randomly initialised UNet of the preset `name` but for `changes` of its configuration."""
     from snapgen.models.unet import SnapGenUNet
 
-    return SnapGenUNet(**_preset(UNETS, name, "UNet"))
+    return SnapGenUNet(**_preset(UNETS, name, "UNet") | changes)
 
 
-def create_denoiser(name: str) -> SnapGenUNet | TeacherTransformer:
-    """A randomly initialised UNet, or transformer, of the preset `name`."""
+def create_denoiser(name: str, **changes: Any) -> SnapGenUNet | TeacherTransformer:
+    """A randomly initialised UNet, or transformer, of the preset `name` but for `changes` of its configuration."""
     if name not in TEACHERS:
-        return create_unet(name)
+        return create_unet(name, **changes)
     from snapgen.models.teacher import TeacherTransformer
 
-    return TeacherTransformer(**TEACHERS[name])
+    return TeacherTransformer(**TEACHERS[name] | changes)
 
 
 def create_autoencoder(name: str) -> SnapGenAutoencoder:

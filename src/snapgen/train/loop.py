@@ -141,8 +141,6 @@ def train_step(
     """
     settings: TrainSettings = stage.recipe.train
     rate = learning_rate(done, settings)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
     metrics: dict[str, float] = {}
     stopping, objection = None, None
     for number, turn in enumerate(stage.turns):
@@ -163,6 +161,8 @@ def train_step(
         objection = objection or state.guard.objection(metrics)
         if objection is not None:
             break
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate * stage.rate(turn)
         state.optimizer.step()
     metrics = {"loss": math.nan} | metrics | {"learning_rate": rate}  # the last turn may not have come
 

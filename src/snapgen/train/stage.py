@@ -106,6 +106,10 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         """What is updated in `turn`, of `self.model`."""
         return self.model.parameters()
 
+    def rate(self, turn: str) -> float:
+        """How fast those learn, times `train.learning_rate`."""
+        return 1.0
+
     def turn_loss(self, turn: str, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:
         """What `turn` minimises, as `loss`; a turn with a name is logged as `<turn>/<name>`."""
         return self.loss(model, batch)

@@ -102,10 +102,13 @@ class FlowStage(Stage[Any, Any]):
         autoencoder = load_network(SnapGenAutoencoder, str(folder), dtype=torch.float32)
         self.autoencoder = autoencoder.to(context.device).eval()
         self.text_components, self.text = self._load_text()
+        side = recipe.data.resolution // autoencoder.spatial_factor  # of the latents
         if recipe.initial is None:
-            unet = create_denoiser(recipe.model)
+            unet = create_denoiser(recipe.model, sample_size=side)
         else:
             unet = load_denoiser(locate("initial", recipe.initial) / "unet")
+            if isinstance(unet, SnapGenUNet):  # draws by default what it learned last; a transformer's grid is its own
+                unet.register_to_config(sample_size=side)
         if text_width(unet) != self.text.width:
             raise RecipeError(
                 f"model {recipe.model} reads text states of width {text_width(unet)}, "

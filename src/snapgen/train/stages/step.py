@@ -32,6 +32,7 @@ class AdversarySettings(Settings):
     taps: tuple[int, ...] = Field(min_length=1)  # numbers of the teacher's blocks whose features are judged
     hidden: int = Field(default=256, gt=0)  # width between a head's two linear layers
     updates: int = Field(default=1, gt=0)  # of the discriminator for each of the generator
+    rate: float = Field(default=1.0, gt=0)  # of the heads' learning, times train.learning_rate: they start from nothing
     # Where x_0 and x_0' are compared: Eq. 9's t-1, the next level of the student's schedule, or LADD's logit-normal.
     noise: Literal["next", "logit-normal"] = "next"
     lowest: float = Field(default=0.02, ge=0, lt=1)  # sigma; no teacher knows what it sees without any noise
@@ -47,6 +48,9 @@ class StepDistillationSettings(Settings):
     # Euler steps of the teacher between two levels of the student. 1 is Eq. 4, for a teacher that itself needs few
     # steps. More make a teacher of any other (progressive distillation, Salimans and Ho 2022).
     teacher_steps: int = Field(default=1, gt=0)
+    # The task loss beside the teacher's, weighed by S (Eq. 9). Better not under a guided teacher: lambda is large in
+    # the middle of a schedule, and there the task teaches the velocity without guidance.
+    task: bool = True
 
 
 class StepRecipe(DistillRecipe):
@@ -134,6 +138,10 @@ class StepStage(DistillStage):
         """The heads, or the UNet."""
         return self.model.discriminator.parameters() if turn == DISCRIMINATOR else self.model.unet.parameters()
 
+    def rate(self, turn: str) -> float:
+        """The heads' own."""
+        return self.recipe.adversary.rate if turn == DISCRIMINATOR else 1.0
+
     def denoiser(self, model: nn.Module) -> Denoiser:
         """The student's UNet."""
         return cast(FewStepStudent, model).unet
@@ -184,15 +192,21 @@ class StepStage(DistillStage):
         return {"loss": loss, **means, "gap": means["real"] - means["fake"]}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The generator's side of Eq. 9: the adversarial loss, and S of task and output losses."""
+        """The generator's side of Eq. 9: the adversarial loss, and S of task and output losses, or the latter alone."""
         velocity, logits = self._judge(model, batch, lambda latents: batch["fake_noise"])
         parts = self._lessons(velocity, batch)
-        combined = timestep_aware(parts["task"], parts["output"], batch["sigmas"]).mean()
+        combined = self._combined(parts, batch["sigmas"]).mean()
         losses = {name: loss.mean() for name, loss in parts.items()}
         if not logits:
             return {"loss": combined, **losses}
         adversarial = GAMES[self.recipe.adversary.game][1](logits[0])
         return {"loss": combined + self.recipe.adversary.weight * adversarial, **losses, "adversarial": adversarial}
+
+    def _combined(self, parts: dict[str, Tensor], sigmas: Tensor) -> Tensor:
+        """S of Eq. 9 for each sample, or its output loss alone."""
+        if not self.recipe.distillation.task:
+            return parts["output"]
+        return timestep_aware(parts["task"], parts["output"], sigmas)
 
     def _judge(
         self,
@@ -254,7 +268,7 @@ class StepStage(DistillStage):
         batch = heldout | {"sigmas": sigmas, "next": following}
         with self._autocast(), self._attention():
             parts = joined(self._heldout_lessons(model, part) for part in self._parts_of(batch))
-        parts |= {"loss": timestep_aware(parts["task"], parts["output"], sigmas)}
+        parts |= {"loss": self._combined(parts, sigmas)}
         curves: dict[str, Any] = {"sigma": longest[:, 0].tolist()}
         return curves | {name: loss.reshape(len(longest), -1).mean(dim=1).tolist() for name, loss in parts.items()}
 
