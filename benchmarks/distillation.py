@@ -5,11 +5,11 @@
     python benchmarks/distillation.py steps --student runs/mini/step/model [--base mini-base]
 
 `kd` trains the student of recipes/mini/distill.yaml without a teacher and under it, with the losses of VARIANTS, for as
-many steps and with the same seeds. The teacher is scored too. `steps` scores a base model and its step-distilled
-student at several numbers of steps. Scores are the embedded world's benchmark, by its detector and its second judge,
-the classifier, and the Frechet distance to true renders (features of the classifier), which tells models apart
-where benchmark scores are low; of the students of `kd` also the loss of the task on held-out compositions at the end of
-training.
+many steps and with the same seeds. The teacher is scored too, and must beat what the students start from. `steps`
+scores a base model and its step-distilled student at several numbers of steps. Scores are the embedded world's
+benchmark, by its detector and its second judge, the classifier, and the Frechet distance to true renders (features of
+the classifier), which tells models apart where benchmark scores are low; of the students of `kd` also the loss of the
+task on held-out compositions at the end of training.
 
 With `--draws` the taught students see as many fixed draws of noise of a picture; to be fair to the one without a
 teacher, no draw should come round twice.
@@ -99,10 +99,20 @@ def scene_options(options: argparse.Namespace) -> list[object]:
     return ["--nouns", ",".join(nouns), "--seeds", ",".join(map(str, options.picture_seeds))]
 
 
+def scene_report(model: str, folder: Path, options: argparse.Namespace, *arguments: object) -> Report:
+    """The report of the suite scenes on `model`."""
+    return evaluation(model, "scenes", folder, "--count", options.count, *arguments, *scene_options(options))
+
+
+def merits(scenes: Report) -> tuple[float, float]:
+    """By which models are ranked: the score, then the second judge's opinion."""
+    return scenes["score"], scenes["classifier"]["score"]
+
+
 def measured(model: str, folder: Path, options: argparse.Namespace, *arguments: object) -> tuple[Report, Report]:
     """The reports of the suites scenes and fid on `model`."""
+    scenes = scene_report(model, folder, options, *arguments)
     shared = [*arguments, *scene_options(options)]
-    scenes = evaluation(model, "scenes", folder, "--count", options.count, *shared)
     return scenes, evaluation(model, "fid", folder, "--count", options.pictures, *shared)
 
 
@@ -115,6 +125,10 @@ def distillation(options: argparse.Namespace) -> None:
         for name in ("the teacher", *VARIANTS)
     ]
     add(rows[0], scenes, distance)
+    if options.initial != "none":
+        before = scene_report(options.initial, folder / "before", options)
+        if merits(scenes) <= merits(before):
+            raise SystemExit(f"the teacher does not beat {options.initial} on the scene benchmark: train it longer")
     for done, seed in enumerate(options.seeds, start=1):
         # With features first: they fill the store of the teacher's answers for all
         for row in sorted(rows[1:], key=lambda row: not (VARIANTS[row["name"]] or {}).get("features", False)):

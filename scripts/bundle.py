@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from snapgen.evaluation.generation import model_hash
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.pipeline import BUNDLED as NAMES
 from snapgen.pipeline import SnapGenPipeline
@@ -103,6 +105,14 @@ def fill(file: Path, lines: list[str]) -> None:
     file.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after)
 
 
+def check_scored(report: dict[str, Any], models: Iterable[Path]) -> None:
+    """Refuses a report whose scores are of other models."""
+    scored = {model["model_sha256"] for model in report["models"]}
+    for model in models:
+        if model_hash(SnapGenPipeline.from_pretrained(model)) not in scored:
+            raise SystemExit(f"{model}: the report does not score this model")
+
+
 def main() -> None:
     """Read the command line and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,6 +121,10 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=Path, help="take the autoencoder from here (same encoder and scale)")
     parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`")
     options = parser.parse_args()
+    if options.report is not None:
+        if options.autoencoder is not None:
+            parser.error("--report is of models with their own autoencoder: leave out --autoencoder")
+        check_scored(json.loads(options.report.read_text()), (options.base, options.few_steps))
 
     first = BUNDLED if str(options.base) in NAMES else options.base
     base, few = (SnapGenPipeline.from_pretrained(model, dtype=torch.float16) for model in (first, options.few_steps))

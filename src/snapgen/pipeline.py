@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.resources import files
 from numbers import Integral, Real
 from pathlib import Path
@@ -344,12 +345,19 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         # A compiled network is so for one number of tokens, and a teacher attends to padding too.
         whole = self.unet._compiled_call_impl is not None or not isinstance(self.unet, SnapGenUNet)
 
-        def under(text: TextStates) -> Velocity:
-            text = text if whole else text.trimmed()
-            return conditional(network, self.unet.text_key_values(text.states), text.mask)
+        def under(*texts: TextStates) -> Velocity:
+            """Under all of them, each on its part of a batch; projected at first use, so not what no guidance needs."""
+
+            @cache
+            def projected() -> Velocity:
+                text = TextStates.cat(list(texts))
+                text = text if whole else text.trimmed()
+                return conditional(network, self.unet.text_key_values(text.states), text.mask)
+
+            return lambda x, sigma: projected()(x, sigma)
 
         parts = [
-            (under(positive), under(TextStates.cat([negative, positive])))
+            (under(positive), under(negative, positive))
             for positive, negative in zip(text.split(together), negatives.split(together), strict=True)
         ]
 

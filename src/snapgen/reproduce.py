@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import statistics
 import tarfile
 import tempfile
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
 from snapgen.config import Recipe, Settings, parse_recipe, read_recipe
@@ -33,6 +35,7 @@ from snapgen.evaluation import EvaluationSettings, load_suite
 from snapgen.evaluation.generation import default_device
 from snapgen.evaluation.report import between, library_versions, table, write_text
 from snapgen.pipeline import SnapGenPipeline
+from snapgen.profiling.measure import device_name
 from snapgen.train.loop import train
 from snapgen.train.report import read_metrics
 from snapgen.train.stages import load_stage
@@ -53,7 +56,11 @@ OPTIONAL = ("teacher", "distill", "step")
 STUDENTS = {"flow": "base", "distill": "distilled", "step": "few-step"}  # what is scored, and its name in the report
 PROBE = 20  # steps that a stage is timed for, after as many that warm up and fill caches
 SAMPLINGS = 4  # sample grids and held-out losses of a stage
-CHECKPOINT_SECONDS = 60.0  # the most that a kill costs
+CHECKPOINT_SECONDS = 60.0  # the most that a kill costs, unless
+CHECKPOINT_SHARE = 0.05  # of the time would go into writing checkpoints then
+PROMPTS = (2, 20)  # a category, the fewest and the most, if not asked for
+DRAWN = 17  # pictures of a model for each prompt a category: two splits of six categories, and five for fid
+LAST = 50  # steps whose mean loss is reported
 READABLE = 128  # px a side that the scene benchmark's detector needs
 CHOSEN = (  # settings of recipes that the plan and the order of the stages decide
     *(f"train.{name}" for name in ("steps", "warmup_steps", "sample_every", "checkpoint_every")),
@@ -71,9 +78,12 @@ class StagePlan(Settings):
     warmup_steps: int = Field(ge=0)
     sample_every: int = Field(gt=0)  # steps
     checkpoint_every: int = Field(gt=0)  # steps
-    seconds_per_step: float  # measured
-    seconds_around: float  # to set up, draw, evaluate and save once, measured
+    device: str  # on which the rest was measured
+    seconds_per_step: float
+    seconds_once: float  # to set up, and to save the model
+    seconds_each: float  # to draw, evaluate and write a checkpoint
     seconds_given: float  # of the budget
+    late: bool  # there was no time left: it gets the fewest steps
 
 
 class Plan(Settings):
@@ -82,7 +92,8 @@ class Plan(Settings):
     name: str  # of the recipes
     minutes: float = Field(gt=0)
     stages: tuple[str, ...]
-    count: int = Field(default=20, ge=2)  # prompts a category of the scenes; fid and psnr take five times as many
+    # Prompts a category of the scenes; fid and psnr take five times as many. None: what the time left allows.
+    count: int | None = Field(default=None, ge=2)
     overrides: tuple[str, ...] = ()  # "stage.key=value"
     chosen: dict[str, StagePlan] = {}
     finished: tuple[str, ...] = ()
@@ -155,13 +166,14 @@ class Reproduction:
 
     def run(self) -> dict[str, Any]:
         """Does what is still to do and returns the report. An interruption leaves everything for the next call."""
-        with chdir(self.folder):
+        with self._alone(), chdir(self.folder):
             self._count_killed()
             for stage in self.plan.stages:
                 if stage not in self.plan.finished:
                     with self._timed(stage):
                         self._train(stage)
                     self._update(finished=(*self.plan.finished, stage))
+                shutil.rmtree(Path(stage) / "checkpoints", ignore_errors=True)
             shutil.rmtree("probe", ignore_errors=True)
             with self._timed("evaluation"):
                 models, autoencoder = self._evaluate()
@@ -169,6 +181,15 @@ class Reproduction:
             write_text(json.dumps(report, indent=1), Path("report.json"))
             write_text(self._pages(report), Path("report.md"))
         return report
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """ValueError while another process works in the folder."""
+        try:
+            with FileLock(self.folder.resolve() / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise ValueError(f"{self.folder} is in use by another snapgen reproduce: wait for it, or stop it") from None
 
     def _update(self, **changes: Any) -> None:
         self.plan = self.plan.model_copy(update=changes)
@@ -192,7 +213,8 @@ class Reproduction:
         if self.plan.running is None:
             return
         part, began = self.plan.running
-        written = [file.stat().st_mtime for folder in (part, "probe") for file in Path(folder).rglob("*")]
+        files = [file for folder in (part, "probe", "latents") for file in Path(folder).rglob("*") if file.is_file()]
+        written = [file.stat().st_mtime for file in files]  # of files, as unpacking keeps those, of folders it does not
         self._spend(part, max(0.0, max(written, default=began) - began))
 
     # Training
@@ -202,65 +224,106 @@ class Reproduction:
         return stage_recipe(Path("recipes"), self.plan, stage, **settings)
 
     def _train(self, stage: str) -> None:
-        if stage not in self.plan.chosen:
-            self._update(chosen=self.plan.chosen | {stage: self._choose(stage)})
-        chosen = self.plan.chosen[stage]
+        chosen = self.plan.chosen.get(stage)
+        if chosen is None or chosen.device != device_name(default_device()):  # it goes on elsewhere
+            chosen = self._choose(stage)
+            self._update(chosen=self.plan.chosen | {stage: chosen})
         self.progress(f"{stage}: {chosen.steps} steps of {chosen.seconds_per_step:.3g} s")
         settings = ("steps", "warmup_steps", "sample_every", "checkpoint_every")
         recipe = self.recipe(stage, **{name: getattr(chosen, name) for name in settings})
-        train(load_stage(recipe.stage), recipe, Path(stage), resume=True)
+        try:
+            train(load_stage(recipe.stage), recipe, Path(stage), resume=True)
+        except SystemExit as stop:  # SIGTERM ends a training well, but not all of them
+            raise SystemExit(stop.code or 128 + signal.SIGTERM) from None
 
     def _choose(self, stage: str) -> StagePlan:
-        """Times `stage` and gives it the steps that fit into its share of the time left."""
+        """Times `stage` on this machine and gives it the steps that fit into its share of the time left."""
         began = time.monotonic()
-        waiting = [SHARES[other] for other in self.plan.stages if other not in self.plan.finished]
-        left = max(0.0, 60 * self.plan.minutes - sum(self.plan.spent.values()))
-        given = left * SHARES[stage] / (sum(waiting) + EVALUATION)
         recipe, run = self.recipe(stage), Path("probe") / stage
         count = min(PROBE, recipe.train.steps)
         shutil.rmtree(run, ignore_errors=True)
         self.progress(f"{stage}: measuring the rate")
-        for steps in (count, 2 * count):
+
+        def timed(steps: int) -> float:
             started = time.monotonic()
-            timed = self.recipe(stage, steps=steps, sample_every=steps, checkpoint_every=steps)
-            train(load_stage(recipe.stage), timed, run, resume=steps > count)
+            probe = self.recipe(stage, steps=steps, sample_every=steps, checkpoint_every=steps)
+            train(load_stage(recipe.stage), probe, run, resume=True)
+            return time.monotonic() - started
+
+        timed(count)  # warms up, and fills the caches of this stage and later ones, which is at the cost of all
+        left = max(0.0, self._left() - (time.monotonic() - began))
+        waiting = [SHARES[other] for other in self.plan.stages if other not in self.plan.finished]
+        given = left * SHARES[stage] / (sum(waiting) + EVALUATION)
+        whole, once = timed(2 * count), timed(2 * count)  # the second time there is nothing left to train
         rates = [line["samples_per_second"] for line in read_metrics(run / "metrics.jsonl")[count:]]
         pace = recipe.train.batch_size / statistics.median(rates)
-        around = max(0.0, time.monotonic() - started - count * pace)
+        each = max(0.0, whole - once - count * pace)
         shutil.rmtree(run)
-        free = given - (time.monotonic() - began) - SAMPLINGS * around
-        steps = max(count, int(free / pace))
+        interval = max(CHECKPOINT_SECONDS, each / CHECKPOINT_SHARE)
+        free = given - whole - 2 * once - SAMPLINGS * each
+        fitting = int(free / (pace * (1 + each / interval)))
+        steps = max(count, fitting)
+        begun, before = newest_checkpoint(Path(stage), self.progress), self.plan.chosen.get(stage)
+        steps += 0 if begun is None else begun.step
         return StagePlan(
             steps=steps,
-            warmup_steps=min(recipe.train.warmup_steps, steps // 10),
+            # A run that has begun keeps its warm-up.
+            warmup_steps=min(recipe.train.warmup_steps, steps // 10) if before is None else before.warmup_steps,
             sample_every=math.ceil(steps / SAMPLINGS),
-            checkpoint_every=max(1, min(steps, int(CHECKPOINT_SECONDS / pace))),
+            checkpoint_every=max(1, min(steps, int(interval / pace))),
+            device=device_name(default_device()),
             seconds_per_step=pace,
-            seconds_around=around,
+            seconds_once=once,
+            seconds_each=each,
             seconds_given=given,
+            late=fitting < count,
         )
+
+    def _left(self) -> float:
+        """Seconds of the budget, but for what the running part has taken so far."""
+        return max(0.0, 60 * self.plan.minutes - sum(self.plan.spent.values()))
 
     # Scores
 
     def _evaluate(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The students' scores at their own numbers of steps, and the autoencoder's."""
         models: list[dict[str, Any]] = []
-        for stage in (stage for stage in STUDENTS if stage in self.plan.stages):
-            pipeline = SnapGenPipeline.from_pretrained(Path(stage) / "model").to(default_device())
+        pipelines = {
+            stage: SnapGenPipeline.from_pretrained(Path(stage) / "model").to(default_device())
+            for stage in STUDENTS
+            if stage in self.plan.stages
+        }
+        for pipeline in pipelines.values():
             pipeline.set_progress_bar_config(disable=True)
+        count = self._count(pipelines.values())
+        for stage, pipeline in pipelines.items():
             side = pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
             asked = {"nouns": self._world().nouns, "size": max(side, READABLE)}
-            scenes = self._suite("scenes", pipeline, stage, count=self.plan.count, **asked)
-            fid = self._suite("fid", pipeline, stage, count=5 * self.plan.count, **asked)
+            scenes = self._suite("scenes", pipeline, stage, count=count, **asked)
+            fid = self._suite("fid", pipeline, stage, count=5 * count, **asked)
             if stage == "flow":
-                autoencoder = self._suite("psnr", pipeline, "autoencoder", count=5 * self.plan.count)
+                autoencoder = self._suite("psnr", pipeline, "autoencoder", count=5 * count)
             models.append(
                 {"name": STUDENTS[stage], "stage": stage}
-                | {key: scenes["manifest"][key] for key in ("steps", "guidance")}
+                | {key: scenes["manifest"][key] for key in ("model_sha256", "steps", "guidance")}
                 | {key: scenes[key] for key in ("score", "interval", "categories", "count")}
                 | {"ceiling": scenes["ceiling"]["score"], "distance": fid["score"], "truth": fid["truth"]}
             )
         return models, {key: autoencoder[key] for key in ("psnr", "ssim", "count")}
+
+    def _count(self, pipelines: Iterable[SnapGenPipeline]) -> int:
+        """How many prompts a category are drawn: if not asked for, as many as the time left allows, then settled."""
+        if self.plan.count is None:
+            left, seconds = self._left(), 0.0
+            for pipeline in pipelines:
+                for _ in range(2):  # the first warms up
+                    started = time.monotonic()
+                    pipeline("", generator=torch.Generator().manual_seed(0))
+                    taken = time.monotonic() - started
+                seconds += taken
+            fewest, most = PROMPTS
+            self._update(count=max(fewest, min(most, int(left / (DRAWN * seconds)))))
+        return cast(int, self.plan.count)
 
     def _world(self) -> SceneSettings:
         """The scenes that the students learn and are scored on."""
@@ -277,18 +340,18 @@ class Reproduction:
         stages = []
         for stage in self.plan.stages:
             lines, batch = read_metrics(Path(stage) / "metrics.jsonl"), self.recipe(stage).train.batch_size
-            ends = {name: lines[-1].get(key) for name, key in (("loss", "loss"), ("heldout", "eval/heldout"))}
-            steps = self.plan.chosen[stage].steps
+            chosen = self.plan.chosen[stage]
             stages.append(
-                {"stage": stage, "steps": steps, "batch_size": batch, "samples": steps * batch}
+                {"stage": stage, "steps": chosen.steps, "batch_size": batch, "samples": chosen.steps * batch}
                 | {"seconds": round(self.plan.spent[stage], 1)}
-                | ends
+                | {"loss": statistics.fmean(line["loss"] for line in lines[-LAST:] if math.isfinite(line["loss"]))}
+                | {"heldout": lines[-1].get("eval/heldout"), "late": chosen.late}
             )
-        device = default_device()
+        devices = [*(self.plan.chosen[stage].device for stage in self.plan.stages), device_name(default_device())]
         return {
             "name": self.plan.name,
             "minutes": {"given": self.plan.minutes, "spent": round(sum(self.plan.spent.values()) / 60, 2)},
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": ", then ".join(dict.fromkeys(devices)),
             "versions": library_versions(),
             "models": models,
             "autoencoder": autoencoder,
@@ -326,7 +389,12 @@ class Reproduction:
         """Packs what is needed into `target`: a tar in parts of at most `PART` bytes, and their SHA-256."""
         if target.exists():
             raise ValueError(f"--export {target} is there already: name a new folder")
-        with atomic_folder(target) as folder, tempfile.TemporaryFile() as whole:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            self._alone(),
+            atomic_folder(target) as folder,
+            tempfile.TemporaryFile(dir=target.parent) as whole,  # the usual place may be small
+        ):
             with tarfile.open(fileobj=whole, mode="w") as tar:
                 first: dict[str, Path] = {}  # of files with the same content: models repeat their autoencoder
                 for path in self.needed():
@@ -403,6 +471,7 @@ def tables(report: dict[str, Any]) -> list[str]:
         for stage in report["stages"]
     ]
     best, autoencoder = report["models"][0], report["autoencoder"]
+    late = [stage["stage"] for stage in report["stages"] if stage["late"]]
     return [
         *table(("model", "steps", "scene score", "95 % interval", *categories, "Frechet distance"), scores),
         "",
@@ -413,4 +482,5 @@ def tables(report: dict[str, Any]) -> list[str]:
         *table(("stage", "steps", "samples", "minutes", "loss", "held-out loss"), stages),
         "",
         f"{report['minutes']['spent']:.1f} minutes of {report['minutes']['given']:g} given, on {report['device']}.",
+        *([f"No time was left for {', '.join(late)}: the fewest steps were trained."] if late else []),
     ]

@@ -55,5 +55,7 @@ def test_preview_writes_a_sheet(tmp_path: Path) -> None:
 def test_preview_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     runner = CliRunner()
     assert isinstance(runner.invoke(app, ["preview", "--split", "test"]).exception, ValueError)
+    named = runner.invoke(app, ["preview", "--out", str(tmp_path / "preview.gif")]).exception
+    assert isinstance(named, ValueError) and "expected a name that ends in .png" in str(named)
     missing = str(tmp_path / "no" / "preview.png")
     assert isinstance(runner.invoke(app, ["preview", "--count", "1", "--out", missing]).exception, OSError)

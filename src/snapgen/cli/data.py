@@ -30,6 +30,8 @@ def preview(
 
     if split not in ("train", "heldout", "all"):
         raise ValueError(f"--split {split}: expected train, heldout or all")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: expected a name that ends in .png")
     source = SceneSource(SceneSettings(resolution=size, count=count, seed=seed, split=split))  # type: ignore[arg-type]
     images = [source.image(i) for i in range(count)]
     save_png(contact_sheet(images, [source.caption(i, 0) for i in range(count)], columns=8), out)

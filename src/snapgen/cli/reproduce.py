@@ -6,12 +6,15 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from snapgen.cli.generate import check_range
 from snapgen.cli.train import check_extra
+
+if TYPE_CHECKING:
+    from snapgen.reproduce import Reproduction
 
 
 def reproduce(
@@ -21,7 +24,10 @@ def reproduce(
     without: Annotated[
         str | None, typer.Option(metavar="A,B", help="Stages to leave out, of teacher, distill, step.")
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Prompts a category of the benchmark; 20 if not given.")] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(help="Prompts a category of the benchmark; by default what time is left for, 2 to 20."),
+    ] = None,
     recipes: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of recipes instead of NAME's.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="override a setting of a recipe")
@@ -61,12 +67,12 @@ def reproduce(
 
     import torch
 
-    from snapgen.reproduce import Plan, Reproduction, choose_stages, start, unpack
+    from snapgen.reproduce import Plan, choose_stages, start, unpack
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here")
     if export is not None:
-        files = Reproduction(out, show).export(export)
+        files = opened(out, name).export(export)
         typer.echo(f"{export}: {len(files)} files, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
         return
     if import_ is not None:
@@ -76,12 +82,22 @@ def reproduce(
             name=name,
             minutes=120.0 if minutes is None else minutes,
             stages=choose_stages(part.strip() for part in without.split(",")) if without else choose_stages(()),
-            count=20 if count is None else count,
+            count=count,
             overrides=tuple(set_ or ()),
         )
         start(out, recipes or Path("recipes") / name, plan)
-    Reproduction(out, show).run()
+    opened(out, name).run()
     typer.echo(out / "report.md")
+
+
+def opened(folder: Path, name: str) -> Reproduction:
+    """The reproduction in `folder`; ValueError if it is one of other recipes."""
+    from snapgen.reproduce import Reproduction
+
+    reproduction = Reproduction(folder, show)
+    if reproduction.plan.name != name:
+        raise ValueError(f"{folder} is a reproduction of {reproduction.plan.name}, not of {name}: give its name")
+    return reproduction
 
 
 def show(message: str) -> None:

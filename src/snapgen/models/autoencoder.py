@@ -11,6 +11,8 @@ depthwise convolution and one activation, the cheapest; and what can be overwrit
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,6 +22,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, pointwise
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 DECODING = ("decoder.", "post_quant_conv.")  # an autoencoder's weights that do not touch its latents
 
@@ -206,3 +211,17 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
 def encoding_weights(autoencoder: nn.Module) -> dict[str, torch.Tensor]:
     """The part of the state dict of an autoencoder, ours or diffusers' AutoencoderKL, that decides its latents."""
     return {name: tensor for name, tensor in autoencoder.state_dict().items() if not name.startswith(DECODING)}
+
+
+def same_latents(one: SnapGenAutoencoder, other: SnapGenAutoencoder | AutoencoderKL) -> bool:
+    """Whether two autoencoders give pictures the same normalised latents; half precision may lie between them."""
+    ours, theirs = encoding_weights(one), encoding_weights(other)
+    return (
+        ours.keys() == theirs.keys()
+        and all((one.config[name] or 0) == (other.config[name] or 0) for name in ("scaling_factor", "shift_factor"))
+        and all(ours[name].shape == tensor.shape for name, tensor in theirs.items())
+        and all(
+            torch.allclose(ours[name].cpu().float(), tensor.cpu().float(), rtol=1e-2, atol=1e-3)
+            for name, tensor in theirs.items()
+        )
+    )

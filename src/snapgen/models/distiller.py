@@ -41,7 +41,7 @@ class DistilledStudent(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The velocity B C H W, and the last layer's features projected onto the teacher's `grid`, B C' h w."""
         velocity, (features,) = self.unet(sample, timestep, encoder_hidden_states, encoder_attention_mask, taps=(-1,))
-        # The coarser grid of the two: averaging loses nothing that the teacher's tokens could hold.
+        # Where that is the coarser one, as in our recipes, averaging loses nothing that a teacher's token could hold.
         return velocity, self.projector(F.adaptive_avg_pool2d(features, grid))
 
 

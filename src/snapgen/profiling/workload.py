@@ -305,10 +305,10 @@ def _peak(run: Callable[[], object]) -> int:
 
 
 def _inputs(network: Denoiser, batch: int, side: int) -> dict[str, Tensor]:
-    """Latent, timestep and text, of the miniature's 32 tokens, Stable Diffusion 3's 333 or the full size's 377."""
+    """Latent, timestep and text, of 32 tokens (miniature), 77 (CLIP-L), 333 (Stable Diffusion 3) or 377 (full size)."""
     width = text_width(network)
     teacher = isinstance(network, TeacherTransformer)
-    tokens = 32 if width < 768 else 333 if teacher else 377
+    tokens = 32 if width < 768 else 333 if teacher else CLIP_TOKENS if width == 768 else 377
     inputs = {
         "sample": torch.empty(batch, network.config.in_channels, side, side),
         "timestep": torch.empty(batch),

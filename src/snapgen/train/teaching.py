@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SD3Transformer2DModel, S
 from torch import Tensor
 
 from snapgen.flow.timesteps import TIMESTEP_SCALE
-from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights
+from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
 from snapgen.models.denoiser import Denoiser, feature_widths, text_width
 from snapgen.models.teacher import TeacherTransformer
 from snapgen.models.unet import SnapGenUNet
@@ -174,16 +174,7 @@ def load_teacher(
 
 def check_latents(student: SnapGenAutoencoder, teacher: SnapGenAutoencoder | AutoencoderKL, source: str) -> None:
     """Refuses a teacher of another autoencoder: what it says of latents would be nonsense here."""
-    ours, theirs = encoding_weights(student), encoding_weights(teacher)
-    same = ours.keys() == theirs.keys() and all(
-        (student.config[name] or 0) == (teacher.config[name] or 0) for name in ("scaling_factor", "shift_factor")
-    )
-    # Half precision may lie between them.
-    if not same or not all(
-        ours[name].shape == tensor.shape
-        and torch.allclose(ours[name].cpu().float(), tensor.cpu().float(), rtol=1e-2, atol=1e-3)
-        for name, tensor in theirs.items()
-    ):
+    if not same_latents(student, teacher):
         raise ValueError(
             f"its latents are those of {source}, others than the student's: both must be trained on one autoencoder's"
         )

@@ -31,8 +31,7 @@ from snapgen.train.stages.flow import (
     VALIDATION_COUNT,
     FlowRecipe,
     FlowStage,
-    is_hub_name,
-    locate,
+    folder_or_hub_name,
     text_sources,
 )
 from snapgen.train.targets import (
@@ -98,6 +97,8 @@ class DistillStage(FlowStage):
     recipe_type: ClassVar[type[Recipe]] = DistillRecipe
 
     def __init__(self, recipe: DistillRecipe, context: Context):
+        if recipe.target_cache is None:  # complete targets do without it
+            folder_or_hub_name("teacher", recipe.teacher)  # a mistake shows before pictures are encoded
         super().__init__(recipe, context)
         student = self.model
         if not isinstance(student, SnapGenUNet):
@@ -110,15 +111,11 @@ class DistillStage(FlowStage):
         self.model = self.place(self._trained(student))
 
     def _load_teacher(self) -> NetworkTeacher:
-        source = self._teacher_source()
+        source = folder_or_hub_name("teacher", self.recipe.teacher)
         try:
             return load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, self.context.device)
         except ValueError as error:
             raise RecipeError(f"teacher: {error}") from error
-
-    def _teacher_source(self) -> str:
-        name = self.recipe.teacher
-        return name if is_hub_name(name) else str(locate("teacher", Path(name)))
 
     def _stored_targets(self, folder: Path) -> StoredTargets:
         """The teacher's targets, after asking it for those that are missing; with nothing to ask it is not loaded."""
@@ -155,7 +152,7 @@ class DistillStage(FlowStage):
         """What decides the targets, but for the captions of pictures, which rows know."""
         recipe = self.recipe
         try:
-            teacher = weights_fingerprint(self._teacher_source(), "*/*.safetensors")
+            teacher = weights_fingerprint(folder_or_hub_name("teacher", recipe.teacher), "*/*.safetensors")
         except RecipeError:  # its folder is gone: complete targets do without it
             teacher = recipe.teacher
         held_out = self.open_source(recipe.data.validation(VALIDATION_COUNT))

@@ -22,7 +22,7 @@ from snapgen.data.preview import contact_sheet
 from snapgen.data.settings import DataSettings
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
-from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights
+from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights, same_latents
 from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
@@ -106,7 +106,7 @@ class FlowStage(Stage[Any, Any]):
         if recipe.initial is None:
             unet = create_denoiser(recipe.model, sample_size=side)
         else:
-            unet = load_denoiser(locate("initial", recipe.initial) / "unet")
+            unet = self._initial_network(recipe.initial)
             if isinstance(unet, SnapGenUNet):  # draws by default what it learned last; a transformer's grid is its own
                 unet.register_to_config(sample_size=side)
         if text_width(unet) != self.text.width:
@@ -125,6 +125,17 @@ class FlowStage(Stage[Any, Any]):
 
         self.source = self.open_source(recipe.data)
         self.batches = self._open_batches()
+
+    def _initial_network(self, initial: Path) -> Denoiser:
+        """The UNet to go on with; RecipeError if it draws on other latents than the recipe's."""
+        folder = locate("initial", initial)
+        own = load_network(SnapGenAutoencoder, str(folder / "vae"), dtype=torch.float32)
+        if not same_latents(self.autoencoder, own):
+            raise RecipeError(
+                f"initial: {initial} draws on another autoencoder's latents than {self.recipe.autoencoder}'s; "
+                f"set autoencoder to {'mini' if str(initial) in BUNDLED else folder / 'vae'}, and text to its own too"
+            )
+        return load_denoiser(folder / "unet")
 
     @property
     def frozen_dtype(self) -> torch.dtype:
