@@ -121,12 +121,12 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=Path, help="take the autoencoder from here (same encoder and scale)")
     parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`")
     options = parser.parse_args()
+    first = BUNDLED if str(options.base) in NAMES else options.base
     if options.report is not None:
         if options.autoencoder is not None:
             parser.error("--report is of models with their own autoencoder: leave out --autoencoder")
-        check_scored(json.loads(options.report.read_text()), (options.base, options.few_steps))
+        check_scored(json.loads(options.report.read_text()), (first, options.few_steps))
 
-    first = BUNDLED if str(options.base) in NAMES else options.base
     base, few = (SnapGenPipeline.from_pretrained(model, dtype=torch.float16) for model in (first, options.few_steps))
     check_same((base.text_encoder, few.text_encoder), options.few_steps)
     check_same_latents(base.vae, few.vae, options.few_steps)

@@ -112,7 +112,8 @@ def test_two_models_become_the_bundled_ones(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.evaluation.generation import model_hash
+from snapgen.pipeline import SnapGenPipeline
 
     runs = {}
     for name, stage, steps in (("flow", "flow", 7), ("step", "step", 1), ("other", "step", 1)):
@@ -144,6 +145,14 @@ def test_two_models_become_the_bundled_ones(
         provenance = json.loads((tmp_path / "bundled" / "provenance.json").read_text())
         assert list(provenance) == ["flow", "earlier", "autoencoder", "text", "step"]
         assert str(tmp_path) not in (tmp_path / "bundled" / "model_index.json").read_text()
+
+
+def test_a_report_of_other_models_is_refused(bundle: ModuleType, tiny_model: Path) -> None:
+    pipeline = SnapGenPipeline.from_pretrained(tiny_model)
+    report = {"models": [{"model_sha256": model_hash(pipeline)}]}
+    bundle.check_scored(report, [tiny_model])
+    with pytest.raises(SystemExit, match="bundled: the report does not score this model"):
+        bundle.check_scored(report, [tiny_model, bundle.BUNDLED])
 
 
 def test_a_report_fills_the_marked_blocks(bundle: ModuleType, tmp_path: Path) -> None:
