@@ -112,8 +112,7 @@ def test_two_models_become_the_bundled_ones(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from snapgen.evaluation.generation import model_hash
-from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline import SnapGenPipeline
 
     runs = {}
     for name, stage, steps in (("flow", "flow", 7), ("step", "step", 1), ("other", "step", 1)):
@@ -148,8 +147,10 @@ from snapgen.pipeline import SnapGenPipeline
 
 
 def test_a_report_of_other_models_is_refused(bundle: ModuleType, tiny_model: Path) -> None:
-    pipeline = SnapGenPipeline.from_pretrained(tiny_model)
-    report = {"models": [{"model_sha256": model_hash(pipeline)}]}
+    from snapgen.evaluation.generation import model_hash
+    from snapgen.pipeline import SnapGenPipeline
+
+    report = {"models": [{"model_sha256": model_hash(SnapGenPipeline.from_pretrained(tiny_model))}]}
     bundle.check_scored(report, [tiny_model])
     with pytest.raises(SystemExit, match="bundled: the report does not score this model"):
         bundle.check_scored(report, [tiny_model, bundle.BUNDLED])

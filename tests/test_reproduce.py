@@ -122,13 +122,13 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_the_time_of_a_killed_stage_counts(tmp_path: Path) -> None:
     start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=1.0, stages=(), spent={"flow": 5.0}))
     reproduction = Reproduction(tmp_path / "run", ignore)
-    reproduction._update(running=("flow", 1000.0))
     (tmp_path / "run" / "flow").mkdir()
     checkpoint = tmp_path / "run" / "flow" / "checkpoint"
     checkpoint.write_text("")
     os.utime(checkpoint, (1042.0, 1042.0))  # its folder may be newer: that of an import is
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "run")
+        reproduction._update(running=("flow", 1000.0))
         reproduction._count_killed()
         reproduction._count_killed()
     plan = Reproduction(tmp_path / "run", ignore).plan
