@@ -190,4 +190,4 @@ def test_heldout_scenes_of_one_plain_object_use_held_out_sentences() -> None:
 def test_a_twin_is_told_in_other_words_than_its_scene() -> None:
     source = SceneSource(SceneSettings(count=500))
     for index in range(500):
-        assert words_of(source.caption(index, 0)) != words_of(source.twin_caption(index, 0))
+        assert words_of(source.caption(index, 0)) != words_of(source.describe(source.twin(index), 0, index))

@@ -95,6 +95,7 @@ def test_folders_of_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         ([], "needs --reference"),
         (["--reference", dark], "FID's Inception needs torch-fidelity"),
         (["--reference", dark, "--features", "mini-encoder", "--weights", "x"], "is for --features inception"),
+        (["--reference", dark, "--features", "foo"], "--features foo is not known: expected inception, scene-class"),
         (["--reference", dark, "--features", str(tmp_path / "none")], "the hub does not hand it out"),
         (["--reference", str(tmp_path / "nowhere")], "does not exist"),
         (["--reference", dark, "--count", "9"], "FID's Inception needs torch-fidelity"),

@@ -115,10 +115,6 @@ class SceneSource:
         """Caption `variant` (>= 0) of picture `index`."""
         return self.describe(self.scene(index), variant, index)
 
-    def twin_caption(self, index: int, variant: int) -> str:
-        """Caption `variant` of `twin(index)`, worded as far as possible as `caption(index, variant)`."""
-        return self.describe(self.twin(index), variant, index)
-
     def describe(self, scene: Scene, variant: int, index: int = 0) -> str:
         """A caption of `scene`; (seed, index, variant) picks the wording, within the templates of the split."""
         return write_caption(self._rng(_CAPTION, index, variant), scene, self.settings.split)

@@ -46,7 +46,6 @@ SUITES = {  # by the name on the command line
     ),
     "psnr": SuiteEntry("snapgen.evaluation.psnr:evaluate_psnr", ("count", "reference"), ("model", "autoencoder")),
 }
-OPTIONS = ("count", "nouns", "prompts", "reference", "weights", "features")  # those that some suites take
 SUBJECTS = {"model": "a model", "autoencoder": "the folder of an autoencoder", "pictures": "a folder of pictures"}
 
 

@@ -55,7 +55,14 @@ def load_features(name: str, weights: str | None, device: torch.device) -> Featu
         raise ValueError(f"--weights {weights} is for --features inception; {name} has its own")
     if name == "scene-classifier":
         return _scene_classifier(device)
-    return _mini_encoder(device) if name == "mini-encoder" else _clip(name, device)
+    if name == "mini-encoder":
+        return _mini_encoder(device)
+    if "/" not in name and not Path(name).exists():
+        raise ValueError(
+            f"--features {name} is not known: expected inception, scene-classifier, mini-encoder, or a CLIP's folder or "
+            "hub name"
+        )
+    return _clip(name, device)
 
 
 def _scene_classifier(device: torch.device) -> FeatureNetwork:
