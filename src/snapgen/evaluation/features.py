@@ -59,8 +59,8 @@ def load_features(name: str, weights: str | None, device: torch.device) -> Featu
         return _mini_encoder(device)
     if "/" not in name and not Path(name).exists():
         raise ValueError(
-            f"--features {name} is not known: expected inception, scene-classifier, mini-encoder, or a CLIP's folder or "
-            "hub name"
+            f"--features {name} is not known: expected inception, scene-classifier, mini-encoder, or the folder or hub "
+            "name of a CLIP"
         )
     return _clip(name, device)
 
