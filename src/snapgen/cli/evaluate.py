@@ -63,7 +63,7 @@ def evaluate(
     ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(metavar="[SUITE=]PATH", help="Of the network that judges, or its name on the hub."),
+        typer.Option(metavar="[SUITE=]PATH", help="Weights of the judging network: a path or hub name."),
     ] = None,
     features: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="fid: inception, scene-classifier, mini-encoder, or a CLIP.")
@@ -76,7 +76,8 @@ def evaluate(
     names = [name.strip() for name in suite.split(",")]
     check_suites(names)
     files = {"prompts": prompts or [], "reference": reference or [], "weights": weights or []}
-    given = {"count": count, "nouns": nouns, "features": features} | files
+    given: dict[str, object] = {"count": count, "nouns": nouns, "features": features}
+    given |= {"seeds": seeds, "steps": steps, "guidance": guidance} | files
     check_options(names, [option for option, value in given.items() if value not in (None, [])])
     check_range("--count", count, 2, 100_000)
     check_range("--steps", steps, 1, 1000)

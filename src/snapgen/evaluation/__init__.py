@@ -8,13 +8,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+DRAWING = ("seeds", "steps", "guidance")  # options of suites that draw
+
 
 @dataclass(frozen=True)
 class SuiteEntry:
     """Where a suite is, and what it takes."""
 
     function: str  # module:function of the type `Suite`, imported when run
-    takes: tuple[str, ...] = ("count", "nouns")  # options that not every suite has a meaning for
+    takes: tuple[str, ...] = ("count", "nouns", *DRAWING)  # options that not every suite has a meaning for
     subjects: tuple[str, ...] = ("model",)  # what is scored: "model", "autoencoder" or "pictures" (a folder)
     needs: str = ""  # what --prompts must name, if it must be given
 
@@ -22,26 +24,28 @@ class SuiteEntry:
 SUITES = {  # by the name on the command line
     "scenes": SuiteEntry("snapgen.evaluation.scenes:evaluate_scenes"),
     "clip": SuiteEntry(
-        "snapgen.evaluation.clip:evaluate_clip", ("prompts", "weights"), needs="FILE, a text file with a prompt a line"
+        "snapgen.evaluation.clip:evaluate_clip",
+        ("prompts", "weights", *DRAWING),
+        needs="FILE, a text file with a prompt a line",
     ),
     "imagereward": SuiteEntry(
         "snapgen.evaluation.imagereward:evaluate_imagereward",
-        ("prompts", "weights"),
+        ("prompts", "weights", *DRAWING),
         needs="FILE, a text file with a prompt a line",
     ),
     "geneval": SuiteEntry(
         "snapgen.evaluation.geneval:evaluate_geneval",
-        ("prompts", "weights"),
+        ("prompts", "weights", *DRAWING),
         needs="evaluation_metadata.jsonl, from github.com/djghosh13/geneval/prompts",
     ),
     "dpg": SuiteEntry(
         "snapgen.evaluation.dpg:evaluate_dpg",
-        ("prompts", "weights"),
+        ("prompts", "weights", *DRAWING),
         needs="FOLDER with prompts/ and dpg_bench.csv: dpg_bench of github.com/TencentQQGYLab/ELLA",
     ),
     "fid": SuiteEntry(
         "snapgen.evaluation.fid:evaluate_fid",
-        ("count", "nouns", "prompts", "reference", "weights", "features"),
+        ("count", "nouns", "prompts", "reference", "weights", "features", *DRAWING),
         ("model", "pictures"),
     ),
     "psnr": SuiteEntry("snapgen.evaluation.psnr:evaluate_psnr", ("count", "reference"), ("model", "autoencoder")),
@@ -81,7 +85,7 @@ def check_options(names: list[str], given: list[str]) -> None:
     for option in given:
         if not any(option in SUITES[name].takes for name in names):
             takers = ", ".join(name for name, entry in SUITES.items() if option in entry.takes)
-            raise ValueError(f"--{option} says nothing to {', '.join(names)}: it is for {takers or 'no suite'}")
+            raise ValueError(f"{', '.join(names)}: --{option} is not for it, but for {takers}")
 
 
 def check_subject(names: list[str], kind: str) -> None:
