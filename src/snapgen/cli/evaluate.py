@@ -76,8 +76,8 @@ def evaluate(
     names = [name.strip() for name in suite.split(",")]
     check_suites(names)
     files = {"prompts": prompts or [], "reference": reference or [], "weights": weights or []}
-    given: dict[str, object] = {"count": count, "nouns": nouns, "features": features}
-    given |= {"seeds": seeds, "steps": steps, "guidance": guidance} | files
+    given: dict[str, object] = {**files, "count": count, "nouns": nouns, "features": features}
+    given |= {"seeds": seeds, "steps": steps, "guidance": guidance}
     check_options(names, [option for option, value in given.items() if value not in (None, [])])
     check_range("--count", count, 2, 100_000)
     check_range("--steps", steps, 1, 1000)
