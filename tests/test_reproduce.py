@@ -85,7 +85,12 @@ def test_a_stage_that_began_elsewhere_is_timed_anew(tmp_path: Path) -> None:
     trained: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "run")
-        train(load_stage("autoencoder"), reproduction.recipe("autoencoder", steps=2), Path("autoencoder"), False)
+        train(
+            load_stage("autoencoder"),
+            reproduction.recipe("autoencoder", steps=2, warmup_steps=1),
+            Path("autoencoder"),
+            False,
+        )
         reproduction._update(chosen={"autoencoder": StagePlan(device="another", **there)})
         patch.setattr("snapgen.reproduce.PROBE", 1)
         patch.setattr(Reproduction, "_left", lambda self: 0.0)
