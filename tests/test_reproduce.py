@@ -82,15 +82,10 @@ def test_a_stage_that_began_elsewhere_is_timed_anew(tmp_path: Path) -> None:
     reproduction = Reproduction(tmp_path / "run", ignore)
     there = {"steps": 3, "warmup_steps": 1, "sample_every": 3, "checkpoint_every": 2, "late": False}
     there |= {f"seconds_{name}": 1.0 for name in ("per_step", "once", "each", "given")}
-    trained: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "run")
-        train(
-            load_stage("autoencoder"),
-            reproduction.recipe("autoencoder", steps=2, warmup_steps=1),
-            Path("autoencoder"),
-            False,
-        )
+        begun = reproduction.recipe("autoencoder", steps=2, warmup_steps=1)
+        train(load_stage("autoencoder"), begun, Path("autoencoder"), resume=False)
         reproduction._update(chosen={"autoencoder": StagePlan(device="another", **there)})
         patch.setattr("snapgen.reproduce.PROBE", 1)
         patch.setattr(Reproduction, "_left", lambda self: 0.0)
