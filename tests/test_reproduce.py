@@ -18,6 +18,7 @@ from snapgen.reproduce import PART, Plan, Reproduction, StagePlan, choose_stages
 from snapgen.train.loop import train
 from snapgen.train.report import read_metrics
 from snapgen.train.stages import load_stage
+from snapgen.train.stages.autoencoder import AutoencoderStage
 from snapgen.train.stages.flow import FlowStage
 from snapgen.weights import manifest
 
@@ -94,6 +95,23 @@ def test_a_stage_that_began_elsewhere_is_timed_anew(tmp_path: Path) -> None:
     chosen = reproduction.plan.chosen["autoencoder"]
     assert (chosen.steps, chosen.warmup_steps, chosen.late) == (3, 1, True) and chosen.device != "another"
     assert [line["step"] for line in trained] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop_it_is_no_success(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """Also while the rate is measured: whoever waits for a report must not take an old one."""
+    start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=1.0, stages=choose_stages(())))
+    batch = AutoencoderStage.batch
+
+    def stopped(stage: AutoencoderStage, step: int) -> Any:
+        signal.raise_signal(number)
+        return batch(stage, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoencoderStage, "batch", stopped)
+        with pytest.raises(SystemExit) as stop:
+            Reproduction(tmp_path / "run", ignore).run()
+    assert stop.value.code == code and not (tmp_path / "run" / "report.json").exists()
 
 
 def test_as_many_prompts_as_the_time_left_allows(tmp_path: Path, tiny_model: Path) -> None:

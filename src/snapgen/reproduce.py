@@ -56,8 +56,8 @@ OPTIONAL = ("teacher", "distill", "step")
 STUDENTS = {"flow": "base", "distill": "distilled", "step": "few-step"}  # what is scored, and its name in the report
 PROBE = 20  # steps that a stage is timed for, after as many that warm up and fill caches
 SAMPLINGS = 4  # sample grids and held-out losses of a stage
-CHECKPOINT_SECONDS = 60.0  # the most that a kill costs, unless
-CHECKPOINT_SHARE = 0.05  # of the time would go into writing checkpoints then
+CHECKPOINT_SECONDS = 60.0  # between checkpoints: the most that a kill costs; more where they would take a larger
+CHECKPOINT_SHARE = 0.05  # of the time than this
 PROMPTS = (2, 20)  # a category, the fewest and the most, if not asked for
 DRAWN = 17  # pictures of a model for each prompt a category: two splits of six categories, and five for fid
 LAST = 50  # steps whose mean loss is reported
@@ -170,8 +170,11 @@ class Reproduction:
             self._count_killed()
             for stage in self.plan.stages:
                 if stage not in self.plan.finished:
-                    with self._timed(stage):
-                        self._train(stage)
+                    try:
+                        with self._timed(stage):
+                            self._train(stage)
+                    except SystemExit as stop:  # SIGTERM is a good end of one training, but not of all
+                        raise SystemExit(stop.code or 128 + signal.SIGTERM) from None
                     self._update(finished=(*self.plan.finished, stage))
                 shutil.rmtree(Path(stage) / "checkpoints", ignore_errors=True)
             shutil.rmtree("probe", ignore_errors=True)
@@ -231,10 +234,7 @@ class Reproduction:
         self.progress(f"{stage}: {chosen.steps} steps of {chosen.seconds_per_step:.3g} s")
         settings = ("steps", "warmup_steps", "sample_every", "checkpoint_every")
         recipe = self.recipe(stage, **{name: getattr(chosen, name) for name in settings})
-        try:
-            train(load_stage(recipe.stage), recipe, Path(stage), resume=True)
-        except SystemExit as stop:  # SIGTERM ends a training well, but not all of them
-            raise SystemExit(stop.code or 128 + signal.SIGTERM) from None
+        train(load_stage(recipe.stage), recipe, Path(stage), resume=True)
 
     def _choose(self, stage: str) -> StagePlan:
         """Times `stage` on this machine and gives it the steps that fit into its share of the time left."""
