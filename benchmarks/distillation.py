@@ -238,7 +238,6 @@ def few_steps(options: argparse.Namespace) -> None:
 
 def write(name: str, report: Report, title: str, lines: list[str], figure: Figure, options: argparse.Namespace) -> None:
     """`report`, a table and a plot."""
-    options.out.mkdir(parents=True, exist_ok=True)
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     del asked["run"]
     text = "\n".join([f"# {title}", "", *lines])

@@ -85,7 +85,6 @@ def main() -> None:
         rows.append(row)
     machine = f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     text = "\n".join(["<!-- python benchmarks/kept_memory.py -->", machine, "", *lines])
-    options.out.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), options.out / "kept_memory.json")
     write_text(text, options.out / "kept_memory.md")
     print(text)

@@ -262,7 +262,6 @@ def main() -> None:
         machine | {"system": platform.platform(), "versions": libraries, "dtype": options.dtype} | {"results": results}
     )
     stem = options.out / f"peers_{options.device}"
-    options.out.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps(report, indent=1), stem.with_suffix(".json"))
     write_text(table(report), stem.with_suffix(".md"))
     plot(report, stem.with_suffix(".png"))

@@ -20,11 +20,10 @@ from typing import Any
 import torch
 
 from snapgen.evaluation.generation import model_hash
-from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
 from snapgen.pipeline import BUNDLED as NAMES
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.reproduce import card
-from snapgen.train.teaching import check_latents
 from snapgen.weights import atomic_folder
 
 BUNDLED = Path(__file__).parent.parent / "src" / "snapgen" / "bundled"
@@ -83,10 +82,8 @@ def check_same(networks: tuple[torch.nn.Module, torch.nn.Module], origin: Path) 
 
 def check_same_latents(base: SnapGenAutoencoder, other: SnapGenAutoencoder, origin: Path) -> None:
     """Refuses an autoencoder whose encoder or scale is not that of the base, on whose latents the UNets draw."""
-    try:
-        check_latents(base, other, str(origin))
-    except ValueError:
-        raise SystemExit(f"{origin}: its latents are others than those of the base") from None
+    if not same_latents(base, other):
+        raise SystemExit(f"{origin}: its latents are others than those of the base")
 
 
 def forget_place(file: Path) -> None:
@@ -122,10 +119,11 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`")
     options = parser.parse_args()
     first = BUNDLED if str(options.base) in NAMES else options.base
-    if options.report is not None:
+    report = None if options.report is None else json.loads(options.report.read_text())
+    if report is not None:
         if options.autoencoder is not None:
             parser.error("--report is of models with their own autoencoder: leave out --autoencoder")
-        check_scored(json.loads(options.report.read_text()), (first, options.few_steps))
+        check_scored(report, (first, options.few_steps))
 
     base, few = (SnapGenPipeline.from_pretrained(model, dtype=torch.float16) for model in (first, options.few_steps))
     check_same((base.text_encoder, few.text_encoder), options.few_steps)
@@ -150,9 +148,9 @@ def main() -> None:
         if size > LARGEST:
             raise SystemExit(f"the weights take {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f} may ship")
     print(f"{BUNDLED}: {size / 1e6:.1f} MB")
-    if options.report is not None:
+    if report is not None:
         for file in (README, BUNDLED / "README.md"):
-            fill(file, card(json.loads(options.report.read_text())))
+            fill(file, card(report))
 
 
 if __name__ == "__main__":

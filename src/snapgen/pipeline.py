@@ -350,7 +350,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
             @cache
             def projected() -> Velocity:
-                text = TextStates.cat(list(texts))
+                text = TextStates.cat(texts)
                 text = text if whole else text.trimmed()
                 return conditional(network, self.unet.text_key_values(text.states), text.mask)
 

@@ -389,7 +389,6 @@ class Reproduction:
         """Packs what is needed into `target`: a tar in parts of at most `PART` bytes, and their SHA-256."""
         if target.exists():
             raise ValueError(f"--export {target} is there already: name a new folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
         with (
             self._alone(),
             atomic_folder(target) as folder,

@@ -8,6 +8,7 @@ guidance, at training (a dropped caption) and at inference (the negative prompt)
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ class TextStates:
     mask: Tensor
 
     @staticmethod
-    def cat(parts: list[TextStates]) -> TextStates:
+    def cat(parts: Sequence[TextStates]) -> TextStates:
         """One batch of `parts`, which must have as many tokens each."""
         return TextStates(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]))
 

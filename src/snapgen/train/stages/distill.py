@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -138,7 +138,7 @@ class DistillStage(FlowStage):
             at_once = len(self.local_indices(0))  # as training does: the same to the last bit
             cache.build(
                 partial(self._teach, taps),
-                lambda: joined(self._answers(taps, part) for part in self._parts_of(self._heldout)),
+                lambda: self._in_parts(partial(self._answers, taps), self._heldout),
                 at_once,
                 rank,
                 world,
@@ -269,13 +269,7 @@ class DistillStage(FlowStage):
         """Fig. 6: each loss by noise level, and their combination."""
         heldout = self._heldout | (self._on_device(self.targets.heldout) if self.targets else {})
         with self._autocast():
-            parts = joined(self._parts(model, part) for part in self._parts_of(heldout))
+            parts = self._in_parts(partial(self._parts, model), heldout)
         losses = {"loss": parts["task"]} | parts | {"combined": self._combined(parts, heldout["sigmas"])}
         curves: dict[str, Any] = {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)]}
         return curves | {name: loss.reshape(TIMESTEP_BINS, -1).mean(dim=1).tolist() for name, loss in losses.items()}
-
-
-def joined(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One batch of several that have the same names."""
-    pieces = list(parts)
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

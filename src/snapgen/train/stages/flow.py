@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -276,15 +276,23 @@ class FlowStage(Stage[Any, Any]):
     def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:
         """The loss on held-out compositions, always with the same noise, in `TIMESTEP_BINS` equal parts of [0, 1]."""
         with self._autocast():
-            losses = torch.cat([self._losses(self.denoiser(model), part) for part in self._parts_of(self._heldout)])
-        means = losses.reshape(TIMESTEP_BINS, -1).mean(dim=1)
+            found = self._in_parts(lambda part: {"loss": self._losses(self.denoiser(model), part)}, self._heldout)
+        means = found["loss"].reshape(TIMESTEP_BINS, -1).mean(dim=1)
         return {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)], "loss": means.tolist()}
 
-    def _parts_of(self, batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """`batch` in pieces no larger than this process's share of a step: what fits in training fits here."""
+    def _in_parts(
+        self, function: Callable[[dict[str, Tensor]], dict[str, Tensor]], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """`function` of pieces of `batch` no larger than this process's share of a step, joined.
+
+        What fits in training fits here.
+        """
         size = len(self.local_indices(0))
-        for start in range(0, len(batch["x0"]), size):
-            yield {name: value[start : start + size] for name, value in batch.items()}
+        pieces = [
+            function({name: value[start : start + size] for name, value in batch.items()})
+            for start in range(0, len(batch["x0"]), size)
+        ]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def denoiser(self, model: nn.Module) -> Denoiser:
         """The network that predicts the velocity, of what is trained."""

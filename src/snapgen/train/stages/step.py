@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -18,7 +19,7 @@ from snapgen.models.denoiser import Denoiser
 from snapgen.models.distiller import Discriminator
 from snapgen.models.unet import SnapGenUNet
 from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
-from snapgen.train.stages.distill import DistillRecipe, DistillStage, joined
+from snapgen.train.stages.distill import DistillRecipe, DistillStage
 
 DIVERSITY_SEEDS = 4  # pictures of every prompt whose distances are measured
 COLLAPSED = 0.5  # of the diversity before training
@@ -267,7 +268,7 @@ class StepStage(DistillStage):
         sigmas, following = longest.repeat_interleave(each, dim=0).to(self.context.device).unbind(1)
         batch = heldout | {"sigmas": sigmas, "next": following}
         with self._autocast(), self._attention():
-            parts = joined(self._heldout_lessons(model, part) for part in self._parts_of(batch))
+            parts = self._in_parts(partial(self._heldout_lessons, model), batch)
         parts |= {"loss": self._combined(parts, sigmas)}
         curves: dict[str, Any] = {"sigma": longest[:, 0].tolist()}
         return curves | {name: loss.reshape(len(longest), -1).mean(dim=1).tolist() for name, loss in parts.items()}
