@@ -50,6 +50,8 @@ VARIANTS = {  # settings of `distillation`; None: the stage flow
 }
 SHARED = ("model", "initial", "autoencoder", "text", "cache", "data", "timesteps", "caption_dropout", "train")
 
+NOUNS = yaml.safe_load(DISTILL.read_text())["data"]["nouns"]
+
 MEASURES = ("scene score", "second judge", "Frechet distance", "held-out loss")
 
 Report = dict[str, Any]
@@ -81,6 +83,7 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Path:
     recipe = yaml.safe_load(DISTILL.read_text())
     initial = None if options.initial == "none" else options.initial
     settings = {key: recipe[key] for key in SHARED} | {"model": options.model, "initial": initial, "seed": seed}
+    settings["data"]["nouns"] = options.nouns
     settings["train"] |= {"steps": options.steps, "batch_size": options.batch}
     if losses is not None:
         settings |= {"teacher": options.teacher, "distillation": losses}
@@ -94,9 +97,8 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Path:
 
 
 def scene_options(options: argparse.Namespace) -> list[object]:
-    """Arguments of the suites on scenes: the recipe's nouns, the seeds."""
-    nouns = yaml.safe_load(DISTILL.read_text())["data"]["nouns"]
-    return ["--nouns", ",".join(nouns), "--seeds", ",".join(map(str, options.picture_seeds))]
+    """Arguments of the suites on scenes: the nouns, the seeds."""
+    return ["--nouns", ",".join(options.nouns), "--seeds", ",".join(map(str, options.picture_seeds))]
 
 
 def scene_report(model: str, folder: Path, options: argparse.Namespace, *arguments: object) -> Report:
@@ -254,6 +256,11 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def words(text: str) -> list[str]:
+    """The words of "apple,fish"."""
+    return text.split(",")
+
+
 def main() -> None:
     """One of the two comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -277,6 +284,7 @@ def main() -> None:
     few.add_argument("--student-at", type=numbers, default=[1, 2, 4, 8], help="of the student")
     few.set_defaults(run=few_steps, work=Path("runs/distillation/steps"))
     for command in (taught, few):
+        command.add_argument("--nouns", type=words, default=NOUNS, help="of all scenes, by default the recipe's")
         command.add_argument("--count", type=int, default=20, help="prompts a category")
         command.add_argument("--pictures", type=int, default=300, help="for the Frechet distance, a seed")
         command.add_argument("--picture-seeds", type=numbers, default=[0, 1, 2])
