@@ -57,9 +57,13 @@ MEASURES = ("scene score", "second judge", "Frechet distance", "held-out loss")
 Report = dict[str, Any]
 
 
-def snapgen(*arguments: object) -> None:
-    """Runs the command line; its progress is shown."""
-    subprocess.run([Path(sys.executable).with_name("snapgen"), *map(str, arguments)], check=True, stdout=sys.stderr)
+def snapgen(*arguments: object, processes: int = 1) -> None:
+    """Runs the command line, in several processes if asked to; its progress is shown."""
+    scripts = Path(sys.executable).parent
+    command = [str(scripts / "snapgen"), *map(str, arguments)]
+    if processes > 1:
+        command = [str(scripts / "torchrun"), "--standalone", f"--nproc_per_node={processes}", "--no-python", *command]
+    subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def evaluation(model: str, suite: str, folder: Path, *arguments: object) -> Report:
@@ -92,7 +96,7 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Path:
     if not (run / "model").exists():
         file = RECIPES / "flow.yaml" if losses is None else DISTILL
         more = [part for setting in options.set for part in ("--set", setting)]
-        snapgen("train", file, *overrides(settings), *more, "--out", run, "--resume")
+        snapgen("train", file, *overrides(settings), *more, "--out", run, "--resume", processes=options.processes)
     return run / "model"
 
 
@@ -275,6 +279,7 @@ def main() -> None:
         "--draws", type=int, help="of noise for each picture, the teacher's answers to which are stored"
     )
     taught.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all trainings' recipes")
+    taught.add_argument("--processes", type=int, default=1, help="of each training; on a CPU, one a core")
     taught.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="of training")
     taught.set_defaults(run=distillation, work=Path("runs/distillation/kd"))
     few = commands.add_parser("steps")
