@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from snapgen.data import open_source
+from snapgen.data import open_source, scenes
 from snapgen.data.composition import draw_twin
 from snapgen.data.ground_truth import CATEGORIES, Scene
 from snapgen.data.scenes import SceneSettings, SceneSource
@@ -49,8 +49,20 @@ def test_a_picture_depends_on_settings_and_index_alone(source: SceneSource) -> N
 
 
 def test_a_source_travels_to_a_worker_process_after_drawing(source: SceneSource) -> None:
+    light = len(pickle.dumps(SceneSource(source.settings)))
     source.image(0)
-    assert np.array_equal(pickle.loads(pickle.dumps(source)).image(5), source.image(5))
+    sent = pickle.dumps(source)
+    assert len(sent) == light  # neither the font nor scenes that were drawn go along
+    assert np.array_equal(pickle.loads(sent).image(5), source.image(5))
+
+
+def test_scenes_beyond_those_kept_are_drawn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "KEPT", 2)
+    source = SceneSource(SceneSettings(count=4))
+    once = [source.scene(index) for index in range(4)]
+    again = [source.scene(index) for index in range(4)]
+    assert once == again
+    assert [a is b for a, b in zip(once, again, strict=True)] == [True, True, False, False]
 
 
 def test_scenes_survive_json(source: SceneSource) -> None:

@@ -29,6 +29,8 @@ DEFAULT_MIXTURE: dict[Category, float] = {
 # Streams of randomness: a picture, its captions and its twin never share draws.
 _SCENE, _CAPTION, _TWIN = 0, 1, 2
 
+KEPT = 65_536  # scenes, about 1 kB each: drawing one takes four times as long as writing a caption of it
+
 
 class SceneSettings(Settings):
     """The `data:` section of a recipe that draws on scenes."""
@@ -75,6 +77,7 @@ class SceneSource:
         weights = np.array([settings.mixture.get(category, 0.0) for category in CATEGORIES], dtype=np.float64)
         self._thresholds = np.cumsum(weights / weights.sum())
         self._sprites: SpriteSheet | None = None
+        self._scenes: dict[int, Scene] = {}
         self._backgrounds = {b.name: background_picture(b.name, settings.resolution) for b in BACKGROUNDS}
 
     def __len__(self) -> int:
@@ -82,7 +85,7 @@ class SceneSource:
 
     def __getstate__(self) -> dict[str, Any]:
         # A font handle cannot go to a worker process; the worker opens its own.
-        return self.__dict__ | {"_sprites": None}
+        return self.__dict__ | {"_sprites": None, "_scenes": {}}
 
     def groups(self) -> list[np.ndarray]:
         """All pictures are of one shape."""
@@ -99,9 +102,14 @@ class SceneSource:
 
     def scene(self, index: int) -> Scene:
         """The ground truth of picture `index`."""
-        rng = self._rng(_SCENE, index)
-        category = CATEGORIES[min(int(np.searchsorted(self._thresholds, rng.random(), side="right")), 5)]
-        return draw_scene(rng, category, self.settings.split, self.settings.nouns)
+        scene = self._scenes.get(index)
+        if scene is None:
+            rng = self._rng(_SCENE, index)
+            category = CATEGORIES[min(int(np.searchsorted(self._thresholds, rng.random(), side="right")), 5)]
+            scene = draw_scene(rng, category, self.settings.split, self.settings.nouns)
+            if len(self._scenes) < KEPT:
+                self._scenes[index] = scene
+        return scene
 
     def twin(self, index: int) -> Scene:
         """A hard negative: the scene of `index` with exactly one stated attribute changed."""
