@@ -65,8 +65,9 @@ def test_taps_are_the_blocks_image_tokens_as_maps(teacher: TeacherTransformer) -
 
 def test_presets_are_of_the_size_that_was_meant() -> None:
     with torch.device("meta"):
-        sizes = {name: sum(p.numel() for p in create_denoiser(name).parameters()) for name in ("mini", *TEACHERS)}
-    assert 4 <= sizes["mini-teacher"] / sizes["mini"] <= 8
+        sizes = {name: sum(p.numel() for p in create_denoiser(name).parameters()) for name in (*UNETS, *TEACHERS)}
+    for student in ("mini", "mini-small"):
+        assert 4 <= sizes[f"{student}-teacher"] / sizes[student] <= 8
 
 
 def test_published_teachers_have_their_shapes() -> None:
