@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,21 @@ def test_export_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="manifest.json is missing or damaged"):
         unpack(state, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("../out", tarfile.REGTYPE), ("/out", tarfile.REGTYPE), ("out", tarfile.SYMTYPE)]
+)
+def test_an_import_writes_files_inside_its_folder_only(tmp_path: Path, name: str, kind: bytes) -> None:
+    (tmp_path / "state").mkdir()
+    with tarfile.open(tmp_path / "state" / "state.tar.0000", "w") as tar:
+        entry = tarfile.TarInfo(name if name != "/out" else str(tmp_path / "out"))
+        entry.type, entry.linkname = kind, "/etc/hostname"
+        tar.addfile(entry)
+    (tmp_path / "state" / "manifest.json").write_text(json.dumps({"files": manifest(tmp_path / "state")}))
+    with pytest.raises(ValueError, match="out is not a file inside the exported folder"):
+        unpack(tmp_path / "state", tmp_path / "inside")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 @pytest.mark.parametrize(
