@@ -167,9 +167,10 @@ def report_students(rows: list[Report], seeds: list[int], truth: float, options:
     measures = [part for name in MEASURES for part in (name, spread)]
     lines = table(("student", *measures, *categories), cells)
     origin = "from scratch" if options.initial == "none" else f"from {options.initial}"
+    trained = "one seed of training" if len(seeds) == 1 else f"mean over {len(seeds)} seeds of training"
     title = (
-        f"Students ({options.model}, {origin}) after {options.steps} steps of {options.batch}, mean over "
-        f"{len(seeds)} seeds of training (true renders have the distance {truth:.4g})"
+        f"Students ({options.model}, {origin}) after {options.steps} steps of {options.batch}, {trained} "
+        f"(true renders have the distance {truth:.4g})"
     )
     figure = Figure(figsize=(15, 3), layout="constrained")
     for axes, key, label in zip(figure.subplots(1, len(forms), sharey=True), forms, MEASURES, strict=True):
