@@ -65,19 +65,16 @@ def main() -> None:
     own = torch.arange(len(nouns))
     pairs = [(noun.name, word) for noun in NOUNS if noun.name in nouns for word in noun.synonyms if one_token(word)]
     nearest = torch.cdist(states("a {}", [word for _, word in pairs]), reference).argmin(dim=1)
-    order = torch.randperm(len(nouns) * (len(nouns) - 1), generator=torch.Generator().manual_seed(0)).tolist()
     couples = list(permutations(nouns, 2))
-    first, second, labels = [], [], []
-    for label, relation in enumerate(RELATIONS):
+    order = torch.randperm(len(couples), generator=torch.Generator().manual_seed(0)).tolist()
+    first, second = [], []
+    for relation in RELATIONS:
         read = encoder([f"a {couples[index][0]} {relation} a {couples[index][1]}" for index in order]).states
         first.append(read[:, 2])  # after the start token and "a"
         second.append(read[:, 2 + len(relation.split()) + 2])
-        labels.append(torch.full((len(order),), label))
-
-    def by_pair(parts: list[Tensor]) -> Tensor:
-        """All relations of a pair together, so that the probe is tried on pairs that it has not seen."""
-        return torch.stack(parts, dim=1).flatten(0, 1)
-
+    # All relations of a pair together, so that the probe is tried on pairs that it has not seen
+    labels = torch.arange(len(RELATIONS)).repeat(len(couples))
+    read_at = [probed(torch.stack(place, dim=1).flatten(0, 1), labels) for place in (first, second)]
     report = {
         "nouns": len(nouns),
         "dimensions": torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item(),
@@ -87,8 +84,8 @@ def main() -> None:
         },
         "synonyms": len(pairs),
         "synonyms_found": sum(nouns[index] == name for (name, _), index in zip(pairs, nearest, strict=True)),
-        "relation_read_at_first": probed(by_pair(first), by_pair(labels)),
-        "relation_read_at_second": probed(by_pair(second), by_pair(labels)),
+        "relation_read_at_first": read_at[0],
+        "relation_read_at_second": read_at[1],
     }
     print(json.dumps(report, indent=1))
 

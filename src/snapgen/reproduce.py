@@ -435,10 +435,11 @@ def unpack(source: Path, folder: Path) -> None:
 def _extract(tar: tarfile.TarFile, folder: Path) -> None:
     """Files into `folder` and nowhere else; `extractall` knows how to only since Python 3.11.4."""
     for member in tar:
-        target = folder / member.name
+        path = Path(member.name)
         content = tar.extractfile(member) if member.isreg() or member.islnk() else None
-        if content is None or Path(member.name).is_absolute() or ".." in target.parts:
+        if content is None or path.is_absolute() or ".." in path.parts:
             raise ValueError(f"--import: {member.name} is not a file inside the exported folder")
+        target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with content, target.open("wb") as file:
             shutil.copyfileobj(content, file)
