@@ -1,4 +1,5 @@
-"""A small model made from nothing: all stages in order, each in its share of a time budget, then the scores.
+"""A small model made from nothing, or from the bundled one: all stages in order, each in its share of a time budget,
+then the scores.
 
 It trains by the loop and measures by the suites. Its own are the plan, which says how many steps of a stage fit into
 its share, and the export: the files with which another machine goes on. A folder holds it all:
@@ -54,6 +55,7 @@ SHARES = {  # of the time, relative to each other, in the order of training
 }
 EVALUATION = 2.0
 OPTIONAL = ("teacher", "distill", "step")
+KEPT = ("autoencoder", "text")  # what a model that `flow` goes on from brings along
 STUDENTS = {"flow": "base", "distill": "distilled", "step": "few-step"}  # what is scored, and its name in the report
 PROBE = 20  # steps that a stage is timed for, after as many that warm up and fill caches
 SAMPLINGS = 4  # sample grids and held-out losses of a stage
@@ -93,6 +95,7 @@ class Plan(Settings):
     name: str  # of the recipes
     minutes: float = Field(gt=0)
     stages: tuple[str, ...]
+    initial: str | None = None  # whose UNet `flow` goes on from, on its autoencoder and text encoder
     # Prompts a category of the scenes; fid and psnr take five times as many. None: what the time left allows.
     count: int | None = Field(default=None, ge=2)
     overrides: tuple[str, ...] = ()  # "stage.key=value"
@@ -102,13 +105,14 @@ class Plan(Settings):
     running: tuple[str, float] | None = None  # what was begun and has not ended, and when, in seconds since 1970
 
 
-def choose_stages(without: Iterable[str]) -> tuple[str, ...]:
-    """All stages but those; ValueError for one that others need."""
+def choose_stages(without: Iterable[str], initial: str | None = None) -> tuple[str, ...]:
+    """All stages but those, and but what `initial` brings along; ValueError for one that others need."""
     left_out = set(without)
     if wrong := sorted(left_out - set(OPTIONAL)):
         raise ValueError(f"--without {wrong[0]}: only {', '.join(OPTIONAL)} can be left out")
     if ("teacher" in left_out) != ("distill" in left_out):
         raise ValueError("--without: teacher and distill are of no use without each other; leave out teacher,distill")
+    left_out |= set(KEPT) if initial is not None else set()
     return tuple(stage for stage in SHARES if stage not in left_out)
 
 
@@ -141,8 +145,11 @@ def stage_recipe(recipes: Path, plan: Plan, stage: str, **settings: Any) -> Reci
     """The recipe of `stage` in `recipes`, on the results of the stages before it; `settings` of its section `train`."""
     student = "distill" if "distill" in plan.stages else "flow"
     paths: dict[str, str] = {}
-    if stage not in ("autoencoder", "text"):
-        paths = {"autoencoder": "autoencoder/model", "text": "text/model", "cache": "latents"}
+    if stage not in KEPT:
+        kept = {part: f"{part}/model" if plan.initial is None else plan.initial for part in KEPT}
+        paths = kept | {"cache": "latents"}
+    if stage == "flow" and plan.initial is not None:
+        paths["initial"] = plan.initial
     if stage == "distill":
         paths |= {"initial": "flow/model", "teacher": "teacher/model"}
     if stage == "step":
@@ -351,6 +358,7 @@ class Reproduction:
         devices = [*(self.plan.chosen[stage].device for stage in self.plan.stages), device_name(default_device())]
         return {
             "name": self.plan.name,
+            "initial": self.plan.initial,
             "minutes": {"given": self.plan.minutes, "spent": round(sum(self.plan.spent.values()) / 60, 2)},
             "device": ", then ".join(dict.fromkeys(devices)),
             "versions": library_versions(),
@@ -362,7 +370,7 @@ class Reproduction:
 
     def _pages(self, report: dict[str, Any]) -> str:
         """The report as Markdown: the tables, then curves and sheets of every stage."""
-        lines = [f"# {report['name']}, made from nothing", "", *card(report)]
+        lines = [f"# {report['name']}, made from {report['initial'] or 'nothing'}", "", *card(report)]
         for stage in self.plan.stages:
             pictures = [*sorted(Path(stage, "plots").glob("*.png")), *sorted(Path(stage, "samples").glob("*.png"))[-1:]]
             lines += ["", f"## {stage}", "", *(f"![{picture.stem}]({picture.as_posix()})" for picture in pictures)]
@@ -450,9 +458,10 @@ def card(report: dict[str, Any]) -> list[str]:
     """What a model card says of the models of a report: data, recipe, scores, limits; lines of Markdown."""
     data, last = report["data"], report["models"][-1]
     weak = [name for name, score in last["categories"].items() if score < 0.5]
+    start = "" if report["initial"] is None else f", going on from {report['initial']}"
     things = ", ".join(data["nouns"]) if data["nouns"] else "all things of the vocabulary"
     return [
-        f"Trained on {data['count']:,} composed scenes of {things}.",
+        f"Trained on {data['count']:,} composed scenes of {things}{start}.",
         "",
         *tables(report),
         "",

@@ -1,4 +1,4 @@
-"""`snapgen reproduce`: a small model from nothing, by one command. What can be refused is refused before torch."""
+"""`snapgen reproduce`: a small model, by one command. What can be refused is refused before torch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ def reproduce(
     name: Annotated[str, typer.Argument(help="folder of recipes below recipes/: mini")],
     minutes: Annotated[float | None, typer.Option(help="Time for all of it; 120 if not given.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything it makes.")] = Path("runs/reproduce"),
+    initial: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="mini-base: train its UNet on, instead of one from nothing.")
+    ] = None,
     without: Annotated[
         str | None, typer.Option(metavar="A,B", help="Stages to leave out, of teacher, distill, step.")
     ] = None,
@@ -51,13 +54,22 @@ def reproduce(
         raise ValueError(f"the scores need {', '.join(missing)}: pip install 'snapgen[train,eval]'")
     if sum((resume, export is not None, import_ is not None)) > 1:
         raise ValueError("--resume, --export and --import exclude each other")
-    given = {"--minutes": minutes, "--without": without, "--count": count, "--recipes": recipes, "--set": set_}
+    given = {
+        "--minutes": minutes,
+        "--initial": initial,
+        "--without": without,
+        "--count": count,
+        "--recipes": recipes,
+        "--set": set_,
+    }
     if resume or export or import_:
         for option, value in given.items():
             if value not in (None, []):
                 raise ValueError(f"{option} is settled by the plan that goes on: leave it out")
     check_range("--minutes", minutes, 0.01, 100_000)
     check_range("--count", count, 2, 10_000)
+    if initial not in (None, "mini-base"):
+        raise ValueError(f"--initial {initial} is not known: only mini-base can be trained on")
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"--device {device} is not known: use cpu or cuda")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -81,7 +93,8 @@ def reproduce(
         plan = Plan(
             name=name,
             minutes=120.0 if minutes is None else minutes,
-            stages=choose_stages(part.strip() for part in without.split(",")) if without else choose_stages(()),
+            stages=choose_stages([part.strip() for part in without.split(",")] if without else [], initial),
+            initial=initial,
             count=count,
             overrides=tuple(set_ or ()),
         )
