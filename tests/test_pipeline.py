@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from snapgen.cli.model import BUNDLED as NAMES
 from snapgen.evaluation.generation import network_hash
 from snapgen.models.presets import create_denoiser
-from snapgen.pipeline import BUNDLED, SnapGenPipeline, bundled_folder, multiplies_bfloat16
+from snapgen.pipeline import BUNDLED, SnapGenPipeline, bundled_folder
 from snapgen.text.load import load_text_encoders
 
 PROMPTS = ["a cat", "two red apples", "", "a dog on a blue background", "red", "a", "two dog"]
@@ -352,7 +352,7 @@ def test_optimized_pictures_differ_by_rounding(tiny_model: Path, monkeypatch: py
     plain = SnapGenPipeline.from_pretrained(tiny_model)
     expected = draw(plain, "a cat", num_inference_steps=4)
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr("snapgen.pipeline.multiplies_bfloat16", lambda device, dtype=dtype: dtype == torch.bfloat16)
+        monkeypatch.setattr("snapgen.pipeline.gains_by_bfloat16", lambda device, dtype=dtype: dtype == torch.bfloat16)
         fast = SnapGenPipeline.from_pretrained(tiny_model).optimize()
         assert fast.unet.dtype == fast.vae.dtype == dtype
         pointwise = fast.vae.decoder.conv_out[1].weight
@@ -364,7 +364,7 @@ def test_optimized_pictures_differ_by_rounding(tiny_model: Path, monkeypatch: py
 
 def test_compiled_as_whole_graphs(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the backend that runs graphs as they are: what is tested is that there is one graph, traced once."""
-    monkeypatch.setattr("snapgen.pipeline.multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("snapgen.pipeline.gains_by_bfloat16", lambda device: False)
     graphs = []
 
     def as_it_is(graph: Any, inputs: list[torch.Tensor]) -> Any:
@@ -382,10 +382,3 @@ def test_compiled_as_whole_graphs(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(draw(fast, "a cat", num_inference_steps=3), expected, rtol=0, atol=1e-4)
     draw(fast, "two dogs on a blue background", num_inference_steps=2)
     assert len(graphs) == 2  # the UNet's and the decoder's
-
-
-def test_bfloat16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, expected in (("avx512_bf16", True), ("amx_bf16", True), ("bf16", True), ("avx2", False)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
-        assert multiplies_bfloat16(torch.device("cpu")) == expected
-    assert not multiplies_bfloat16(torch.device("meta"))

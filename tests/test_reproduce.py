@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from snapgen.cli.main import run
 from snapgen.evaluation import scenes
@@ -39,6 +40,7 @@ def few_renders(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stages_can_be_left_out() -> None:
     assert choose_stages(()) == ("autoencoder", "text", "flow", "teacher", "distill", "step")
     assert choose_stages(("distill", "teacher")) == ("autoencoder", "text", "flow", "step")
+    assert choose_stages(("step",), initial="mini-base") == ("flow", "teacher", "distill")
     with pytest.raises(ValueError, match="--without flow: only teacher, distill, step can be left out"):
         choose_stages(("flow",))
     with pytest.raises(ValueError, match="of no use without each other; leave out teacher,distill"):
@@ -113,6 +115,30 @@ def test_told_to_stop_it_is_no_success(tmp_path: Path, number: signal.Signals, c
         with pytest.raises(SystemExit) as stop:
             Reproduction(tmp_path / "run", ignore).run()
     assert stop.value.code == code and not (tmp_path / "run" / "report.json").exists()
+
+
+def test_it_goes_on_from_the_bundled_model(
+    tmp_path: Path, tiny_model: Path, few_renders: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's autoencoder and text encoder stay, its UNet learns: first as it is, then after some steps."""
+    monkeypatch.setattr("snapgen.train.stages.flow.bundled_folder", lambda: tiny_model)
+    options = ["reproduce", "debug", "--recipes", str(DEBUG), "--initial", "mini-base", "--minutes", "0.01"]
+    out = tmp_path / "run"
+    assert run([*options, "--count", "2", "--without", "teacher,distill", "--out", str(out)]) == 0
+    assert Reproduction(out, ignore).plan.stages == ("flow", "step")
+    before, base, few = (
+        SnapGenPipeline.from_pretrained(folder)
+        for folder in (tiny_model, out / "flow" / "model", out / "step" / "model")
+    )
+    for name in ("vae", "text_encoder"):
+        expected = getattr(before, name).state_dict()
+        for after in (base, few):
+            assert all(torch.equal(value, expected[key]) for key, value in getattr(after, name).state_dict().items())
+    initial, learned = (pipeline.unet.state_dict() for pipeline in (before, base))
+    changes = [(learned[key] - value).norm() / value.norm() for key, value in initial.items() if value.norm() > 0]
+    assert 0 < max(changes) < 0.5  # from nothing it would be 1.4
+    page = (out / "report.md").read_text()
+    assert "# debug, made from mini-base" in page and "going on from mini-base" in page
 
 
 def test_as_many_prompts_as_the_time_left_allows(tmp_path: Path, tiny_model: Path) -> None:
@@ -277,6 +303,7 @@ def test_an_import_writes_files_inside_its_folder_only(tmp_path: Path, name: str
         (["--recipes", str(DEBUG), "--set", "step.train.lerning_rate=1"], "unknown key train.lerning_rate"),
         (["--recipes", str(DEBUG), "--set", "flow.train.steps=9"], "--set flow.train.steps=9: reproduce chooses"),
         (["--resume"], "runs/reproduce holds no reproduction that goes on"),
+        (["--initial", "mini"], "--initial mini is not known: only mini-base can be trained on"),
         (["--resume", "--minutes", "3"], "--minutes is settled by the plan that goes on"),
         (["--resume", "--export", "state"], "--resume, --export and --import exclude each other"),
         (["--import", "state"], "--import state: manifest.json is missing or damaged"),

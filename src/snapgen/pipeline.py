@@ -22,6 +22,7 @@ from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
 from snapgen.memory import keep_freed_memory
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.unet import SnapGenUNet
+from snapgen.precision import gains_by_bfloat16
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates
 from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder
 
@@ -39,16 +40,6 @@ def bundled_folder() -> Path:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"the package has no bundled weights in {folder}; name a model folder instead")
     return folder
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether `device` has instructions for products of bf16 matrices: without them bf16 is slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
@@ -124,7 +115,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def optimize(self, compile: bool | None = None) -> SnapGenPipeline:
         """Turns on what makes drawing fast on the device that the pipeline is on, and returns the pipeline.
 
-        UNet and autoencoder become channels-last, and bf16 where the processor multiplies in it. On a CPU the process
+        UNet and autoencoder become channels-last, and bf16 where the processor gains by it. On a CPU the process
         keeps the memory of freed tensors from now on (`snapgen.memory.keep_freed_memory`). On a GPU the networks are
         compiled (whole graph, static shapes, CUDA graphs): the first picture of every size and batch then takes a
         minute or more. `compile` decides that otherwise. Pictures change by rounding; call it after `to(device)`.
@@ -134,7 +125,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             keep_freed_memory()
         for network in (self.unet, self.vae):
             network.to(device, memory_format=torch.channels_last)
-            if multiplies_bfloat16(device):
+            if gains_by_bfloat16(device):
                 network.bfloat16()
         if compile is None:
             compile = device.type == "cuda"

@@ -306,9 +306,15 @@ def test_compilation_and_recomputation_are_asked_for(tmp_path: Path, monkeypatch
         assert there == pytest.approx(here, rel=1e-4, abs=1e-6)
 
 
-def test_precisions_follow_each_other_in_one_process(tmp_path: Path) -> None:
+def test_precisions_follow_each_other_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("snapgen.train.loop.gains_by_bfloat16", lambda device: False)
     train(RegressionStage, make_recipe({"precision": "bf16"}), tmp_path / "bf16", resume=False)
+    hint = "snapgen: warning: this processor is faster in fp32: --set train.precision=fp32"
+    assert capfd.readouterr().err.count(hint) == 1
     train(RegressionStage, make_recipe(), tmp_path / "fp32", resume=False)
+    assert hint not in capfd.readouterr().err
     low, full = metrics_of(tmp_path / "bf16"), metrics_of(tmp_path / "fp32")
     assert low != full
     assert low[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.02)

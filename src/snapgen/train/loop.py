@@ -24,6 +24,7 @@ from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, TrainSettings, complete_recipe
 from snapgen.memory import keep_freed_memory
+from snapgen.precision import gains_by_bfloat16
 from snapgen.train.distribution import distribute, hollow_copy, is_first_process, make_accelerator, whole
 from snapgen.train.guard import Guard, save_evidence
 from snapgen.train.report import Display, Report
@@ -59,6 +60,8 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
         keep_freed_memory()
     with ExitStack() as stack:
         display = stack.enter_context(closing(Display(enabled=main)))
+        if settings.precision == "bf16" and not gains_by_bfloat16(accelerator.device):
+            display.line("snapgen: warning: this processor is faster in fp32: --set train.precision=fp32")
 
         # Run folder
         checkpoint = open_run(run, recipe, resume, display)
