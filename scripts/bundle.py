@@ -2,18 +2,20 @@
 
     python scripts/bundle.py runs/mini/flow/model runs/mini/step/model [--autoencoder runs/mini/decoder/model]
     python scripts/bundle.py mini-base runs/mini/step/model    # another few-step model of the base that is there
-    python scripts/bundle.py runs/reproduce/flow/model runs/reproduce/step/model --report runs/reproduce/report.json
+    python scripts/bundle.py --report runs/reproduce/report.json    # what `snapgen reproduce` made and scored
 
 Writes src/snapgen/bundled/ in half precision: the folders of the first, `mini-base`; the UNet of the second, `mini`, in
 few_steps/, as it shares the rest; and `provenance.json` with the recipes and versions of all stages they came from.
-A report of `snapgen reproduce` fills the marked blocks of the README and of the model card.
+A report also becomes `report.json` there, fills the marked blocks of the README and of the model card, and has the
+galleries in docs/ drawn anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from snapgen.pipeline import SnapGenPipeline
 from snapgen.reproduce import card
 from snapgen.weights import atomic_folder
 
-BUNDLED = Path(__file__).parent.parent / "src" / "snapgen" / "bundled"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "src" / "snapgen" / "bundled"
+README = ROOT / "README.md"
 LARGEST = 64 * 10**6  # bytes, all files together
 BLOCK = ("<!-- report:begin -->", "<!-- report:end -->")  # between them stands what a report says
 
@@ -102,28 +105,35 @@ def fill(file: Path, lines: list[str]) -> None:
     file.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after)
 
 
-def check_scored(report: dict[str, Any], models: Iterable[Path]) -> None:
-    """Refuses a report whose scores are of other models."""
-    scored = {model["model_sha256"] for model in report["models"]}
+def scored_models(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """The two models in the `folder` of a reproduction that ship; refuses those that its report does not score."""
+    hashes = {model["stage"]: model["model_sha256"] for model in report["models"]}
+    if "step" not in hashes:
+        raise SystemExit(f"{folder}: the report scores no few-step model")
+    models = folder / ("distill" if "distill" in hashes else "flow") / "model", folder / "step" / "model"
     for model in models:
-        if model_hash(SnapGenPipeline.from_pretrained(model)) not in scored:
-            raise SystemExit(f"{model}: the report does not score this model")
+        if model_hash(SnapGenPipeline.from_pretrained(model)) != hashes[model.parent.name]:
+            raise SystemExit(f"{model}: the report scores another model")
+    return models
 
 
 def main() -> None:
     """Read the command line and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path, help="pipeline folder of the stage flow or distill, or mini-base")
-    parser.add_argument("few_steps", type=Path, help="pipeline folder of the stage step")
+    parser.add_argument("base", type=Path, nargs="?", help="pipeline folder of the stage flow or distill, or mini-base")
+    parser.add_argument("few_steps", type=Path, nargs="?", help="pipeline folder of the stage step")
     parser.add_argument("--autoencoder", type=Path, help="take the autoencoder from here (same encoder and scale)")
-    parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`")
+    parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`, instead of the two models")
     options = parser.parse_args()
+    report = None
+    if options.report is not None:
+        if options.base is not None or options.autoencoder is not None:
+            parser.error("--report names the models and their autoencoder: leave out the others")
+        report = json.loads(options.report.read_text())
+        options.base, options.few_steps = scored_models(report, options.report.parent)
+    elif options.few_steps is None:
+        parser.error("expected two models, or --report")
     first = BUNDLED if str(options.base) in NAMES else options.base
-    report = None if options.report is None else json.loads(options.report.read_text())
-    if report is not None:
-        if options.autoencoder is not None:
-            parser.error("--report is of models with their own autoencoder: leave out --autoencoder")
-        check_scored(report, (first, options.few_steps))
 
     base, few = (SnapGenPipeline.from_pretrained(model, dtype=torch.float16) for model in (first, options.few_steps))
     check_same((base.text_encoder, few.text_encoder), options.few_steps)
@@ -144,6 +154,8 @@ def main() -> None:
         (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
         if written is not None:
             (folder / "README.md").write_bytes(written)
+        if report is not None:
+            (folder / "report.json").write_text(json.dumps(report, indent=1))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if size > LARGEST:
             raise SystemExit(f"the weights take {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f} may ship")
@@ -151,6 +163,9 @@ def main() -> None:
     if report is not None:
         for file in (README, BUNDLED / "README.md"):
             fill(file, card(report))
+        for name, picture in (("mini", "gallery.png"), ("mini-base", "gallery_base.png")):
+            command = [sys.executable, "scripts/gallery.py", "--model", name, "--out", f"docs/{picture}"]
+            subprocess.run(command, cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

@@ -146,14 +146,21 @@ def test_two_models_become_the_bundled_ones(
         assert str(tmp_path) not in (tmp_path / "bundled" / "model_index.json").read_text()
 
 
-def test_a_report_of_other_models_is_refused(bundle: ModuleType, tiny_model: Path) -> None:
+def test_a_report_names_its_models(bundle: ModuleType, tiny_model: Path, tmp_path: Path) -> None:
     from snapgen.evaluation.generation import model_hash
     from snapgen.pipeline import SnapGenPipeline
 
-    report = {"models": [{"model_sha256": model_hash(SnapGenPipeline.from_pretrained(tiny_model))}]}
-    bundle.check_scored(report, [tiny_model])
-    with pytest.raises(SystemExit, match="bundled: the report does not score this model"):
-        bundle.check_scored(report, [tiny_model, bundle.BUNDLED])
+    stages = ("flow", "distill", "step")
+    folders = [Path(shutil.copytree(tiny_model, tmp_path / stage / "model")) for stage in stages]
+    right = model_hash(SnapGenPipeline.from_pretrained(tiny_model))
+    models = [{"stage": stage, "model_sha256": right} for stage in stages]
+    assert bundle.scored_models({"models": models}, tmp_path) == (folders[1], folders[2])
+    assert bundle.scored_models({"models": [models[0], models[2]]}, tmp_path) == (folders[0], folders[2])
+    with pytest.raises(SystemExit, match="the report scores no few-step model"):
+        bundle.scored_models({"models": models[:2]}, tmp_path)
+    models[2]["model_sha256"] = "0" * 64
+    with pytest.raises(SystemExit, match="step/model: the report scores another model"):
+        bundle.scored_models({"models": models}, tmp_path)
 
 
 def test_a_report_fills_the_marked_blocks(bundle: ModuleType, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import tarfile
@@ -47,6 +48,24 @@ def test_stages_can_be_left_out() -> None:
         choose_stages(("teacher",))
 
 
+def test_the_command_of_a_plan_makes_the_same_plan(tmp_path: Path) -> None:
+    overrides = ("flow.data.mixture={single: 0.5, two: 0.5}", "all.seed=3")
+    left_out = ("teacher", "distill")
+    plan = Plan(
+        name="debug",
+        minutes=2.5,
+        initial="mini-base",
+        stages=choose_stages(left_out, initial="mini-base"),
+        overrides=overrides,
+    )
+    words = shlex.split(plan.command)
+    assert words[:3] == ["snapgen", "reproduce", "debug"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reproduction, "run", ignore)
+        assert run([*words[1:], "--recipes", str(DEBUG), "--out", str(tmp_path / "run")]) == 0
+    assert Reproduction(tmp_path / "run", ignore).plan == plan
+
+
 def test_a_stage_builds_on_those_before_it(tmp_path: Path) -> None:
     for name, student, left_out in (("all", "distill", ()), ("some", "flow", ("teacher", "distill"))):
         start(
@@ -61,6 +80,18 @@ def test_a_stage_builds_on_those_before_it(tmp_path: Path) -> None:
         assert (str(step.autoencoder), step.text, str(step.cache)) == ("autoencoder/model", "text/model", "latents")
         assert (step.train.steps, step.train.batch_size) == (7, 16)
         assert left_out or (taught.teacher, str(taught.initial)) == ("teacher/model", "flow/model")
+
+
+def test_a_setting_for_one_stage_or_all(tmp_path: Path) -> None:
+    overrides = ("all.data.nouns=[everything]", "all.data.resolution=64", "step.data.resolution=32")
+    plan = Plan(name="debug", minutes=1.0, stages=choose_stages(()), overrides=overrides)
+    start(tmp_path / "run", DEBUG, plan)
+    reproduction: Any = Reproduction(tmp_path / "run", ignore)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "run")
+        data = {stage: reproduction.recipe(stage).data for stage in plan.stages}
+    assert {stage: settings.resolution for stage, settings in data.items()} == dict.fromkeys(data, 64) | {"step": 32}
+    assert all(len(settings.nouns) > 700 for settings in data.values())
 
 
 def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import statistics
@@ -98,11 +99,21 @@ class Plan(Settings):
     initial: str | None = None  # whose UNet `flow` goes on from, on its autoencoder and text encoder
     # Prompts a category of the scenes; fid and psnr take five times as many. None: what the time left allows.
     count: int | None = Field(default=None, ge=2)
-    overrides: tuple[str, ...] = ()  # "stage.key=value"
+    overrides: tuple[str, ...] = ()  # "stage.key=value", or "all.key=value" for every stage
     chosen: dict[str, StagePlan] = {}
     finished: tuple[str, ...] = ()
     spent: dict[str, float] = {}  # seconds, by stage and for "evaluation"
     running: tuple[str, float] | None = None  # what was begun and has not ended, and when, in seconds since 1970
+
+    @property
+    def command(self) -> str:
+        """The call of `snapgen` that plans the same, but for `count`."""
+        left_out = [stage for stage in OPTIONAL if stage not in self.stages]
+        options = [("--minutes", f"{self.minutes:g}")]
+        options += [("--initial", self.initial)] if self.initial is not None else []
+        options += [("--without", ",".join(left_out))] if left_out else []
+        options += [("--set", override) for override in self.overrides]
+        return shlex.join(["snapgen", "reproduce", self.name, *(word for option in options for word in option)])
 
 
 def choose_stages(without: Iterable[str], initial: str | None = None) -> tuple[str, ...]:
@@ -128,8 +139,9 @@ def start(folder: Path, recipes: Path, plan: Plan) -> None:
             )
     for override in plan.overrides:
         stage, _, setting = override.partition(".")
-        if stage not in plan.stages:
-            raise ValueError(f"--set {override}: expected STAGE.key=value with a stage of {', '.join(plan.stages)}")
+        if stage not in ("all", *plan.stages):
+            stages = ", ".join(plan.stages)
+            raise ValueError(f"--set {override}: expected STAGE.key=value with a stage of {stages}, or all")
         if setting.partition("=")[0] in CHOSEN:
             raise ValueError(f"--set {override}: reproduce chooses {', '.join(CHOSEN)} by itself")
     for stage in plan.stages:  # a mistake shows before the first stage, not after hours
@@ -154,7 +166,7 @@ def stage_recipe(recipes: Path, plan: Plan, stage: str, **settings: Any) -> Reci
         paths |= {"initial": "flow/model", "teacher": "teacher/model"}
     if stage == "step":
         paths |= {"initial": f"{student}/model", "teacher": f"{student}/model"}
-    own = [override.partition(".")[2] for override in plan.overrides if override.startswith(f"{stage}.")]
+    own = [override.partition(".")[2] for override in plan.overrides if override.startswith(("all.", f"{stage}."))]
     fixed = [f"{key}={path}" for key, path in paths.items()]
     file = recipes / f"{stage}.yaml"
     mapping = read_recipe(file, [*own, *fixed, *(f"train.{key}={value}" for key, value in settings.items())])
@@ -315,7 +327,8 @@ class Reproduction:
                 {"name": STUDENTS[stage], "stage": stage}
                 | {key: scenes["manifest"][key] for key in ("model_sha256", "steps", "guidance")}
                 | {key: scenes[key] for key in ("score", "interval", "categories", "count")}
-                | {"ceiling": scenes["ceiling"]["score"], "distance": fid["score"], "truth": fid["truth"]}
+                | {"ceiling": scenes["ceiling"]["score"], "second_judge": scenes["classifier"]["score"]}
+                | {"distance": fid["score"], "truth": fid["truth"]}
             )
         return models, {key: autoencoder[key] for key in ("psnr", "ssim", "count")}
 
@@ -358,6 +371,7 @@ class Reproduction:
         devices = [*(self.plan.chosen[stage].device for stage in self.plan.stages), device_name(default_device())]
         return {
             "name": self.plan.name,
+            "command": self.plan.command,
             "initial": self.plan.initial,
             "minutes": {"given": self.plan.minutes, "spent": round(sum(self.plan.spent.values()) / 60, 2)},
             "device": ", then ".join(dict.fromkeys(devices)),
@@ -457,15 +471,24 @@ def _extract(tar: tarfile.TarFile, folder: Path) -> None:
 def card(report: dict[str, Any]) -> list[str]:
     """What a model card says of the models of a report: data, recipe, scores, limits; lines of Markdown."""
     data, last = report["data"], report["models"][-1]
-    weak = [name for name, score in last["categories"].items() if score < 0.5]
     start = "" if report["initial"] is None else f", going on from {report['initial']}"
     things = ", ".join(data["nouns"]) if data["nouns"] else "all things of the vocabulary"
+    right, wrong = (
+        ", ".join(name for name, score in last["categories"].items() if (score < 0.5) == below) or "nothing"
+        for below in (False, True)
+    )
     return [
-        f"Trained on {data['count']:,} composed scenes of {things}{start}.",
+        f"Trained on {data['count']:,} composed scenes{start}, and scored, by",
+        "",
+        "```sh",
+        report["command"],
+        "```",
+        "",
+        f"The things that it knows, in English: {things}.",
         "",
         *tables(report),
         "",
-        f"Limits: these things only, in English. Wrong more often than right: {', '.join(weak) or 'no category'}.",
+        f"Of the categories, the last model gets right more often than not: {right}. More often wrong: {wrong}.",
     ]
 
 
@@ -479,6 +502,7 @@ def tables(report: dict[str, Any]) -> list[str]:
             f"{model['score']:.1%}",
             between(model["interval"], ".1%"),
             *(f"{model['categories'][name]:.0%}" for name in categories),
+            f"{model['second_judge']:.1%}",
             f"{model['distance']:.4g}",
         )
         for model in report["models"]
@@ -493,14 +517,16 @@ def tables(report: dict[str, Any]) -> list[str]:
         )
         for stage in report["stages"]
     ]
+    header = ("model", "steps", "scene score", "95 % interval", *categories, "second judge", "Frechet distance")
     best, autoencoder = report["models"][0], report["autoencoder"]
     late = [stage["stage"] for stage in report["stages"] if stage["late"]]
     return [
-        *table(("model", "steps", "scene score", "95 % interval", *categories, "Frechet distance"), scores),
+        *table(header, scores),
         "",
-        f"{best['count']} held-out pictures each. Ground truth through the autoencoder scores {best['ceiling']:.1%}, "
-        f"true renders have a distance of {best['truth']:.4g}; the autoencoder gives pictures back at "
-        f"{autoencoder['psnr']:.2f} dB PSNR, {autoencoder['ssim']:.4f} SSIM.",
+        f"{best['count']} held-out pictures each. The score asks for the true outline and texture; the second judge, "
+        "a small classifier, looks at the whole picture. Ground truth through the autoencoder scores "
+        f"{best['ceiling']:.1%}, true renders have a distance of {best['truth']:.4g}; the autoencoder gives pictures "
+        f"back at {autoencoder['psnr']:.2f} dB PSNR, {autoencoder['ssim']:.4f} SSIM.",
         "",
         *table(("stage", "steps", "samples", "minutes", "loss", "held-out loss"), stages),
         "",

@@ -16,7 +16,7 @@ from snapgen.data.ground_truth import CATEGORIES, Scene
 from snapgen.data.scenes import SceneSettings, SceneSource
 from snapgen.data.splits import Split, held_out, held_out_compositions
 from snapgen.data.sprites import FontMissingError, font_sha256
-from snapgen.data.vocabulary import COLORS, NOUNS
+from snapgen.data.vocabulary import COLORS, EVERYTHING, NOUNS
 
 
 @pytest.fixture(scope="module")
@@ -281,12 +281,27 @@ def test_snapped_objects_stand_on_the_grid() -> None:
     assert snapped.image(0).shape == (128, 128, 3)
 
 
+def test_a_world_of_everything() -> None:
+    settings = SceneSettings(count=400, nouns=("everything",))
+    assert settings.nouns == tuple(noun.name for noun in EVERYTHING)  # a recipe that was run says what there was
+    source = SceneSource(settings)
+    drawn = [placed for index in range(400) for placed in source.scene(index).objects]
+    assert len({placed.name for placed in drawn}) > 300
+    twins = {placed.name for index in range(400) for placed in source.twin(index).objects}
+    assert twins - {placed.name for placed in drawn}
+    assert source.image(0).shape == (128, 128, 3)
+
+
 def test_a_world_of_some_nouns() -> None:
     source = SceneSource(SceneSettings(count=300, nouns=("cat", "apple", "moon")))
     names = [{placed.name for placed in source.scene(index).objects} for index in range(300)]
     assert set().union(*names) == {"cat", "apple", "moon"}
+    assert {placed.name for index in range(300) for placed in source.twin(index).objects} == {"cat", "apple", "moon"}
     assert max(map(len, names)) == 2
-    for nouns, message in ((("cat", "unicorn"), "unicorn is not in the vocabulary"), (("cat",), "at least two")):
+    for nouns, message in (
+        (("cat", "bananna"), "bananna is not in the vocabulary: banana, "),
+        (("cat",), "at least two"),
+    ):
         with pytest.raises(ValidationError, match=message):
             SceneSettings(nouns=nouns)
     alone = SceneSource(SceneSettings(split="heldout", count=1, nouns=("cat", "dog"), mixture={"two": 1.0}))

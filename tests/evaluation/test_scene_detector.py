@@ -39,6 +39,16 @@ def blurred(picture: np.ndarray, sigma: float, noise: float) -> np.ndarray:
     return np.clip(soft + rng.normal(0, noise, picture.shape) + rng.normal(0, noise, 3), 0, 255).astype(np.uint8)
 
 
+def test_it_tells_apart_what_its_world_has(source: SceneSource) -> None:
+    world = ("unicorn", "grinning face", "trumpet", "princess", "castle", "broom")
+    detector = SceneDetector(nouns=world)
+    for name, color in (*((name, None) for name in world), ("castle", "purple"), ("cat", None)):
+        scene = scene_of(Placed(name, color, 0.4, 0.6, 0.4), background="green", category="single")
+        assert things(detector(source.render(scene))) == [(name, color)]
+    unknown = source.render(scene_of(Placed("anchor", None, 0.4, 0.6, 0.4), background="green", category="single"))
+    assert ("anchor", None) not in things(detector(unknown))
+
+
 def test_components() -> None:
     picture = ["##...#", ".#...#", "..#..#", "......", "#.#.##"]
     mask = np.array([[cell == "#" for cell in row] for row in picture])

@@ -114,8 +114,8 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
         (["--suite", "scenes", "--seeds", "-1"], "--seeds -1 is out of range"),
         (["--suite", "scenes", "--size", "100"], "--size 100 cannot be drawn"),
         (["--suite", "scenes", "--steps", "0"], "--steps 0 is out of range"),
-        (["--suite", "scenes", "--nouns", "cat,unicorn"], "--nouns: 'unicorn' is not in the vocabulary"),
-        (["--suite", "scenes", "--nouns", "cat"], "at least two different ones"),
+        (["--suite", "scenes", "--nouns", "cat,gizmo"], "--nouns cat,gizmo: gizmo is not in the vocabulary"),
+        (["--suite", "scenes", "--nouns", "cat"], "at least two different nouns"),
         ([], "Missing option '--suite'"),
     ],
 )

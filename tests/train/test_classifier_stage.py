@@ -21,7 +21,6 @@ from snapgen.train.stages import load_stage
 from snapgen.train.stages.classifier import (
     IGNORED,
     LOOKS,
-    NOTHING,
     ClassifierStage,
     count_things,
     label_cells,
@@ -30,6 +29,7 @@ from snapgen.weights import load_file, load_network, sha256
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "debug" / "classifier.yaml"
 WEIGHTS = Path("model") / "diffusion_pytorch_model.safetensors"
+NAMES = tuple(noun.name for noun in NOUNS)
 
 
 def recipe_of(*overrides: str) -> Any:
@@ -53,7 +53,7 @@ def test_a_run_measures_draws_and_resumes_exactly(tmp_path: Path) -> None:
     assert (whole / "samples" / "step_00000004.png").stat().st_size > 0
     assert {tensor.dtype for tensor in load_file(whole / WEIGHTS).values()} == {torch.float16}
     model = load_network(SceneClassifier, str(whole / "model"))
-    assert tuple(model.config.nouns) == tuple(noun.name for noun in NOUNS)
+    assert tuple(model.config.nouns) == NAMES
     assert tuple(model.config.looks) == LOOKS
 
 
@@ -81,30 +81,37 @@ def test_processes_share_one_batch() -> None:
 
 def test_cells_are_labelled_by_the_centres() -> None:
     cat, dog = Placed("cat", "red", 0.1, 0.9, 0.2), Placed("dog", None, 0.6, 0.3, 0.3)
-    nouns, looks = label_cells([Scene("two", (cat, dog), "white", False)], 4)
-    names = [noun.name for noun in NOUNS]
-    assert (nouns[0, 3, 0], looks[0, 3, 0]) == (names.index("cat"), LOOKS.index("red"))
-    assert (nouns[0, 1, 2], looks[0, 1, 2]) == (names.index("dog"), LOOKS.index(None))
-    assert (nouns == NOTHING).sum() == (looks == IGNORED).sum() == 14
+    nouns, looks = label_cells([Scene("two", (cat, dog), "white", False)], 4, NAMES)
+    assert (nouns[0, 3, 0], looks[0, 3, 0]) == (NAMES.index("cat"), LOOKS.index("red"))
+    assert (nouns[0, 1, 2], looks[0, 1, 2]) == (NAMES.index("dog"), LOOKS.index(None))
+    assert (nouns == len(NAMES)).sum() == (looks == IGNORED).sum() == 14
+
+
+def test_it_tells_apart_what_its_world_has() -> None:
+    """The nouns of the bundled world keep their places, whatever else there is."""
+    stage = stage_of(0, 1, "data.nouns=[unicorn, cat, grinning face]", "spoiling.shuffled=0.0")
+    assert tuple(stage.model.config.nouns) == (*NAMES, "unicorn", "grinning face")
+    _, nouns, _ = stage.batch(0)
+    assert set(nouns.unique().tolist()) <= {NAMES.index("cat"), 64, 65, 66} and (nouns < 66).any()
 
 
 def test_no_two_things_of_training_share_a_cell() -> None:
     stage = stage_of(0, 1, "data.resolution=128", "data.count=400")
     scenes = [stage.source.scene(index) for index in range(400)]
-    nouns, _ = label_cells(scenes, 8)
-    assert [(row != NOTHING).sum().item() for row in nouns] == [len(scene.objects) for scene in scenes]
-    assert [count_things(scene).sum().item() for scene in scenes] == [len(scene.objects) for scene in scenes]
+    nouns, _ = label_cells(scenes, 8, NAMES)
+    assert [(row != len(NAMES)).sum().item() for row in nouns] == [len(scene.objects) for scene in scenes]
+    assert [count_things(scene, NAMES).sum().item() for scene in scenes] == [len(scene.objects) for scene in scenes]
 
 
 def test_shuffled_pictures_show_nothing_and_clean_ones_are_renders() -> None:
     settings = ("encoded=0.0", "spoiling.shuffled=1.0", "spoiling.clean=0.0")
     _, nouns, looks = stage_of(0, 1, *settings).batch(0)
-    assert (nouns == NOTHING).all() and (looks == IGNORED).all()
+    assert (nouns == len(NAMES)).all() and (looks == IGNORED).all()
     stage = stage_of(0, 1, "encoded=0.0", "spoiling.shuffled=0.0", "spoiling.clean=1.0")
     pictures, nouns, _ = stage.batch(0)
     render = torch.from_numpy(stage.source.image(0)).permute(2, 0, 1) / 127.5 - 1
     assert torch.allclose(pictures[0], render)
-    assert (nouns != NOTHING).any(dim=(1, 2)).all()
+    assert (nouns != len(NAMES)).any(dim=(1, 2)).all()
 
 
 def test_a_picture_must_be_made_of_cells() -> None:

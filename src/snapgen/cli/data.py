@@ -23,8 +23,12 @@ def preview(
     split: Annotated[str, typer.Option(help="train, heldout or all.")] = "train",
     size: Annotated[int, typer.Option(min=32, help="Side of a picture, px.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
+    nouns: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these things; 'everything': the whole vocabulary.")
+    ] = None,
 ) -> None:
     """Write a contact sheet of captioned scenes."""
+    from snapgen.cli.evaluate import parse_nouns
     from snapgen.data.preview import contact_sheet, save_png
     from snapgen.data.scenes import SceneSettings, SceneSource
 
@@ -32,7 +36,8 @@ def preview(
         raise ValueError(f"--split {split}: expected train, heldout or all")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: expected a name that ends in .png")
-    source = SceneSource(SceneSettings(resolution=size, count=count, seed=seed, split=split))  # type: ignore[arg-type]
+    settings = SceneSettings(resolution=size, count=count, seed=seed, split=split, nouns=parse_nouns(nouns))  # type: ignore[arg-type]
+    source = SceneSource(settings)
     images = [source.image(i) for i in range(count)]
     save_png(contact_sheet(images, [source.caption(i, 0) for i in range(count)], columns=8), out)
     typer.echo(out)

@@ -167,16 +167,14 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
 
 def parse_nouns(text: str | None) -> tuple[str, ...] | None:
     """The nouns of "cat,ice cream"; ValueError unless there are two or more, all in the vocabulary."""
-    from snapgen.data.vocabulary import NOUN
+    from snapgen.data.vocabulary import named_nouns
 
     if text is None:
         return None
-    nouns = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    if unknown := [noun for noun in nouns if noun not in NOUN]:
-        raise ValueError(f"--nouns: '{unknown[0]}' is not in the vocabulary: {', '.join(NOUN)}")
-    if len(nouns) < 2:
-        raise ValueError(f"--nouns {text}: at least two different ones are needed")
-    return nouns
+    try:
+        return named_nouns(part.strip() for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--nouns {text}: {error}") from None
 
 
 def show_progress(message: str) -> None:

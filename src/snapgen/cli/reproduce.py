@@ -33,7 +33,8 @@ def reproduce(
     ] = None,
     recipes: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of recipes instead of NAME's.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="override a setting of a recipe")
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="override a setting of a recipe; of all stages: all.KEY"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in --out, as planned there.")] = False,

@@ -21,7 +21,6 @@ from snapgen.data.vocabulary import (
     COLOR_SYNONYMS,
     COLORS,
     NOUN,
-    NOUNS,
     NUMBERS,
     article,
     plural,
@@ -280,7 +279,7 @@ def _texts() -> Iterator[str]:
     )
     for templates in tables:
         yield from (re.sub(r"{\w+}", " ", template.text) for template in templates)
-    for noun in NOUNS:
+    for noun in NOUN.values():
         for name in (noun.name, *noun.synonyms):
             yield from (name, plural(name))
     for background in BACKGROUNDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -37,7 +38,7 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def draw_scene(rng: np.random.Generator, category: Category, split: Split, names: Sequence[str] | None = None) -> Scene:
-    """A scene of `category` that `split` may draw, of things called `names` (by default, of all nouns).
+    """A scene of `category` that `split` may draw, of things called `names` (by default, of `NOUNS`).
 
     ValueError if so few names have no such composition.
     """
@@ -77,14 +78,14 @@ def _two_different(rng: np.random.Generator, options: Sequence[T]) -> tuple[T, T
     return options[first], options[second]
 
 
-def draw_twin(rng: np.random.Generator, scene: Scene, split: Split) -> Scene:
+def draw_twin(rng: np.random.Generator, scene: Scene, split: Split, names: Sequence[str] | None = None) -> Scene:
     """`scene` with exactly one stated attribute changed: the hardest of negatives.
 
-    One of: another noun, another colour, the two colours swapped, another count, the relation
-    reversed or turned, another size word, another background. Only what captions state is
+    One of: another noun (of `names`, by default of `NOUNS`), another colour, the two colours swapped, another
+    count, the relation reversed or turned, another size word, another background. Only what captions state is
     changed, so that no caption of one is true of the other. A "train" twin holds nothing held out.
     """
-    changes: list[Callable[[np.random.Generator, Scene], Scene]] = [_other_noun]
+    changes: list[Callable[[np.random.Generator, Scene], Scene]] = [partial(_other_noun, names=names or _NAMES)]
     colored = scene.objects[0].color is not None
     if colored:
         changes.append(_other_color)
@@ -121,8 +122,8 @@ def _changed(rng: np.random.Generator, scene: Scene) -> list[int]:
     return [int(rng.random() * len(scene.objects))]
 
 
-def _other_noun(rng: np.random.Generator, scene: Scene) -> Scene:
-    name = pick(rng, [name for name in _NAMES if all(name != placed.name for placed in scene.objects)])
+def _other_noun(rng: np.random.Generator, scene: Scene, names: Sequence[str]) -> Scene:
+    name = pick(rng, [name for name in names if all(name != placed.name for placed in scene.objects)])
     changed = _changed(rng, scene)
     return _with(scene, [replace(o, name=name) if i in changed else o for i, o in enumerate(scene.objects)])
 

@@ -14,7 +14,7 @@ from snapgen.data.composition import draw_scene, draw_twin
 from snapgen.data.ground_truth import CATEGORIES, Category, Placed, Scene
 from snapgen.data.splits import Split
 from snapgen.data.sprites import SpriteSheet
-from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS, NOUN
+from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS, named_nouns
 
 # Several objects are harder to learn than one: they get most of the samples.
 DEFAULT_MIXTURE: dict[Category, float] = {
@@ -41,7 +41,8 @@ class SceneSettings(Settings):
     seed: int = Field(default=0, ge=0)
     split: Split = "train"
     mixture: dict[Category, float] = DEFAULT_MIXTURE  # weights, need not sum to 1; a category left out is not drawn
-    nouns: tuple[str, ...] | None = None  # the things that scenes show; all of the vocabulary if not given
+    # The things that scenes show: the bundled world's 64 if not given; [everything] stands for the whole vocabulary.
+    nouns: tuple[str, ...] | None = None
     snap: int = Field(default=1, ge=1)  # px: sides and corners of objects are multiples of it
     font: str | None = None  # path of NotoColorEmoji.ttf; looked up if not given
 
@@ -57,11 +58,7 @@ class SceneSettings(Settings):
     @field_validator("nouns")
     @classmethod
     def _known(cls, nouns: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if nouns is not None and (unknown := [noun for noun in nouns if noun not in NOUN]):
-            raise ValueError(f"{unknown[0]} is not in the vocabulary: {', '.join(NOUN)}")
-        if nouns is not None and len(set(nouns)) < 2:
-            raise ValueError("at least two different nouns are needed")
-        return nouns
+        return None if nouns is None else named_nouns(nouns)
 
     def validation(self, count: int) -> SceneSettings:
         """`count` scenes of held-out compositions."""
@@ -113,7 +110,7 @@ class SceneSource:
 
     def twin(self, index: int) -> Scene:
         """A hard negative: the scene of `index` with exactly one stated attribute changed."""
-        return draw_twin(self._rng(_TWIN, index), self.scene(index), self.settings.split)
+        return draw_twin(self._rng(_TWIN, index), self.scene(index), self.settings.split, self.settings.nouns)
 
     def image(self, index: int) -> np.ndarray:
         """Picture `index`, uint8 H W 3."""

@@ -2,11 +2,19 @@
 
 Names follow Unicode's CLDR short names where people would type them; synonyms follow CLDR keywords
 and common usage. A noun's synonyms are said of that noun alone.
+
+`NOUNS` is the world of the bundled models. `EVERYTHING` adds what else of the font depicts a thing that can be told
+from the others (emoji.tsv, whose last column `scripts/measure_vocabulary.py` fills and checks).
 """
 
 from __future__ import annotations
 
+import csv
+import difflib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,40 @@ NOUNS: tuple[Noun, ...] = (
     Noun("shoe", "\U0001f45f", ("sneaker",), ("blue",)),
 )
 
-NOUN: dict[str, Noun] = {noun.name: noun for noun in NOUNS}
+
+def _read_emoji() -> tuple[Noun, ...]:
+    """The nouns of emoji.tsv."""
+    lines = (files(__package__) / "emoji.tsv").read_text(encoding="utf-8").splitlines()
+    return tuple(
+        Noun(row["name"], row["glyph"], *(tuple(filter(None, row[key].split(", "))) for key in ("synonyms", "tones")))
+        for row in csv.DictReader(lines, delimiter="\t")
+    )
+
+
+EVERYTHING: tuple[Noun, ...] = (*NOUNS, *_read_emoji())
+
+NOUN: dict[str, Noun] = {noun.name: noun for noun in EVERYTHING}
+
+
+def named_nouns(names: Iterable[str]) -> tuple[str, ...]:
+    """`names`, each once, "everything" standing for all.
+
+    ValueError for one that is not in the vocabulary, and unless there are two.
+    """
+    nouns = tuple(dict.fromkeys(noun for name in names for noun in (NOUN if name == "everything" else (name,))))
+    for noun in nouns:
+        if noun not in NOUN:
+            near = difflib.get_close_matches(noun, NOUN) or [noun.name for noun in NOUNS]
+            raise ValueError(f"{noun} is not in the vocabulary: {', '.join(near)}, ... or everything")
+    if len(nouns) < 2:
+        raise ValueError("at least two different nouns are needed")
+    return nouns
+
+
+def known_nouns(names: Iterable[str] | None) -> tuple[str, ...]:
+    """What a judge of scenes of `names` (None: of `NOUNS`) must tell apart: `NOUNS`, then the others."""
+    return tuple(dict.fromkeys((*(noun.name for noun in NOUNS), *(names or ()))))
+
 
 # Tints: the sRGB colour at mid luminance of a black -> colour -> white ramp.
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -148,13 +189,36 @@ BACKGROUND: dict[str, Background] = {background.name: background for background 
 
 NUMBERS: dict[int, str] = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
-_IRREGULAR_PLURALS = {"fish": "fish", "cactus": "cacti", "slice of pizza": "slices of pizza"}
+_IRREGULAR_PLURALS = {
+    **{word: word for word in ("deer", "moose", "bison", "shrimp", "squid", "sheep", "buffalo", "moai")},
+    **{word: f"{word}es" for word in ("tomato", "potato", "volcano", "mosquito", "superhero", "tornado")},
+    **{word: f"{word[:-1]}ves" for word in ("wolf", "elf", "leaf", "scarf", "loaf", "sheaf")},
+    **{"cactus": "cacti", "child": "children", "die": "dice", "foot": "feet", "goose": "geese", "knife": "knives"},
+    **{"mouse": "mice", "ox": "oxen", "person": "people", "tooth": "teeth"},
+    **{"bow and arrow": "bows and arrows", "nut and bolt": "nuts and bolts"},
+    **{"thumbs up": "thumbs up", "thumbs down": "thumbs down"},
+}
+
+# "face with tears of joy", "person climbing": what stands before is what there are several of.
+_HEAD = re.compile(r"(.+?)( (?:of|with|without|in|on) .*)|(face|man|person|woman)( \w+ing\b.*)")
+
+_NO_VOWEL, _VOWEL = ("one", "uni", "ufo"), ("hour", "x-ray")  # by their sound, unlike their first letters
 
 
 def plural(noun: str) -> str:
     """The plural of a singular noun of the vocabulary, synonyms included."""
     if noun in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[noun]
+    if match := _HEAD.fullmatch(noun):
+        head, rest = (part for part in match.groups() if part is not None)
+        return plural(head) + rest
+    before, space, last = noun.rpartition(" ")
+    if last in _IRREGULAR_PLURALS:
+        return before + space + _IRREGULAR_PLURALS[last]
+    if last.endswith("fish"):
+        return noun
+    if last.endswith("man"):
+        return noun[:-2] + "en"
     if noun.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
@@ -164,7 +228,9 @@ def plural(noun: str) -> str:
 
 def article(phrase: str) -> str:
     """`phrase` with its indefinite article: "an apple", "a red apple"; right for this vocabulary."""
-    return ("an " if phrase[0].lower() in "aeiou" else "a ") + phrase
+    word = phrase.lower()
+    vowel = word.startswith(_VOWEL) or (word[0] in "aeiou" and not word.startswith(_NO_VOWEL))
+    return ("an " if vowel else "a ") + phrase
 
 
 def visible(name: str, color: str | None, background: str) -> bool:

@@ -11,15 +11,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from PIL import Image
 
+from snapgen.data.vocabulary import known_nouns
 from snapgen.evaluation.background import fit_background
 from snapgen.evaluation.search import SIDE, Candidate, Search
-from snapgen.evaluation.templates import KINDS, TemplateSheet
+from snapgen.evaluation.templates import Kind, TemplateSheet
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class Sighting:
 class SceneDetector:
     """Finds the objects of scene pictures of any size."""
 
-    def __init__(self, font: str | None = None) -> None:
-        """`font`: path of the emoji font, None to look it up. Raises `FontMissingError`."""
-        self._sheet = _template_sheet(font)
+    def __init__(self, font: str | None = None, nouns: Iterable[str] | None = None) -> None:
+        """`font`: path of the emoji font, None to look it up. `nouns`: of the scenes. Raises `FontMissingError`."""
+        self._sheet = _template_sheet(font, known_nouns(nouns))
 
     def __call__(self, picture: np.ndarray) -> Sighting:
         """`picture`: uint8 H W 3, sRGB, square."""
@@ -56,16 +58,16 @@ class SceneDetector:
             return Sighting((), None)
         found = Search(picture, background.name, background, self._sheet).run()
         found.sort(key=lambda candidate: -candidate.score)
-        return Sighting(tuple(_detection(candidate) for candidate in found), background.name)
+        return Sighting(tuple(_detection(candidate, self._sheet.kinds) for candidate in found), background.name)
 
 
 @cache
-def _template_sheet(font: str | None) -> TemplateSheet:
-    return TemplateSheet(font)
+def _template_sheet(font: str | None, nouns: tuple[str, ...]) -> TemplateSheet:
+    return TemplateSheet(nouns, font)
 
 
-def _detection(candidate: Candidate) -> Detection:
+def _detection(candidate: Candidate, kinds: Sequence[Kind]) -> Detection:
     box = candidate.box
-    name, color = KINDS[candidate.kind]
+    name, color = kinds[candidate.kind]
     fractions = (box.left / SIDE, box.top / SIDE, box.right / SIDE, box.bottom / SIDE)
     return Detection(name, color, fractions, round(candidate.score, 4))

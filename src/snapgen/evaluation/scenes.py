@@ -95,7 +95,7 @@ def evaluate_scenes(
 
     Raises ValueError if the detector or a canary fails, `FontMissingError` without the font.
     """
-    detector, reader = SceneDetector(), SceneReader()
+    detector, reader = SceneDetector(nouns=settings.nouns), SceneReader()
     side, count = picture_side(pipeline, settings), settings.count or COUNT
     truths = scene_prompts("heldout", max(count, MIN_RENDERS), settings.nouns)
     progress(f"detector: reading {len(truths)} ground-truth renders")

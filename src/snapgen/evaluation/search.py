@@ -37,7 +37,7 @@ class Candidate:
     mask: np.ndarray  # bool SIDE SIDE
     box: Box
     area: int  # px of the mask
-    kind: int = 0  # index into KINDS
+    kind: int = 0  # index into the sheet's kinds
     score: float = 0.0  # resemblance, at most 1
     texture: float = 0.0  # that of it which the luminances have, before it was weighed
 

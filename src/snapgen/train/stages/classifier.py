@@ -25,7 +25,7 @@ from snapgen.data.ground_truth import Scene
 from snapgen.data.pictures import to_tensor, to_uint8
 from snapgen.data.preview import contact_sheet
 from snapgen.data.scenes import SceneSettings, SceneSource
-from snapgen.data.vocabulary import COLORS, NOUNS
+from snapgen.data.vocabulary import COLORS, known_nouns
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.classifier import CELL, Reading, SceneClassifier
 from snapgen.train.spoiling import Spoiling, shuffle_tiles, spoil
@@ -35,10 +35,8 @@ from snapgen.weights import load_network
 
 VALIDATION_COUNT = 256  # scenes of held-out compositions
 LOOKS: tuple[str | None, ...] = (None, *COLORS)  # own colours, and the tints
-NOTHING = len(NOUNS)  # the class of a cell without a centre
 IGNORED = -100  # PyTorch's: no look is asked for
 
-_NOUN = {noun.name: index for index, noun in enumerate(NOUNS)}
 _LOOK = {look: index for index, look in enumerate(LOOKS)}
 
 
@@ -76,8 +74,8 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
         folder = locate("autoencoder", recipe.autoencoder, "vae")
         autoencoder = load_network(SnapGenAutoencoder, str(folder), dtype=torch.float32)
         self.autoencoder = self.place(autoencoder.eval().requires_grad_(False))
-        nouns = tuple(noun.name for noun in NOUNS)
-        network = SceneClassifier(nouns, LOOKS, recipe.model.channels, recipe.model.blocks)
+        self.nouns = known_nouns(recipe.data.nouns)
+        network = SceneClassifier(self.nouns, LOOKS, recipe.model.channels, recipe.model.blocks)
         if recipe.initial is not None:
             initial = load_network(SceneClassifier, str(locate("initial", recipe.initial)), dtype=torch.float32)
             given, asked = (
@@ -94,8 +92,8 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
         numbers = self.local_indices(step)
         scenes = [self.source.scene(number % len(self.source)) for number in numbers]
         pictures, empty = self._spoilt(to_tensor([self.source.render(scene) for scene in scenes]), numbers)
-        nouns, looks = label_cells(scenes, self.recipe.data.resolution // CELL)
-        nouns[empty], looks[empty] = NOTHING, IGNORED
+        nouns, looks = label_cells(scenes, self.recipe.data.resolution // CELL, self.nouns)
+        nouns[empty], looks[empty] = len(self.nouns), IGNORED
         device = self.context.device
         return self._placed(pictures), nouns.to(device), looks.to(device)
 
@@ -146,7 +144,7 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
     def metrics(self, model: SceneClassifier) -> dict[str, float]:
         """Share of held-out scenes whose nouns and counts, and of these whose looks, are all read right."""
         scenes, renders, spoilt = self._validation()
-        truth = torch.stack([count_things(scene) for scene in scenes]).to(self.context.device)
+        truth = torch.stack([count_things(scene, self.nouns) for scene in scenes]).to(self.context.device)
         measures = {}
         for name, pictures in (("clean", renders), ("spoilt", spoilt)):
             counts = torch.cat([model.read(part).counts for part in pictures.split(64)])
@@ -160,38 +158,41 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
     def draw(self, model: SceneClassifier) -> Image.Image:
         """Spoilt pictures over what is read in them."""
         pictures = self._validation()[2][:24]
-        return contact_sheet(to_uint8(pictures), describe(model.read(pictures)), columns=8)
+        return contact_sheet(to_uint8(pictures), describe(model.read(pictures), self.nouns), columns=8)
 
     def save(self, model: SceneClassifier, folder: Path) -> None:
         """A diffusers folder, in half precision: it is small enough to go along with a package."""
         deepcopy(model).half().save_pretrained(folder)
 
 
-def label_cells(scenes: Sequence[Scene], cells: int) -> tuple[Tensor, Tensor]:
-    """Classes of the nouns and looks whose centres lie in each of cells x cells, both int64 B cells cells."""
-    nouns = torch.full((len(scenes), cells, cells), NOTHING)
-    looks = torch.full_like(nouns, IGNORED)
+def label_cells(scenes: Sequence[Scene], cells: int, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Classes of the nouns and looks whose centres lie in each of cells x cells, both int64 B cells cells.
+
+    A noun's class is its place in `names`; the one after them is that of a cell without a centre.
+    """
+    nouns = torch.full((len(scenes), cells, cells), len(names))
+    looks, classes = torch.full_like(nouns, IGNORED), {name: index for index, name in enumerate(names)}
     for index, scene in enumerate(scenes):
         for placed in scene.objects:
             place = index, int(placed.y * cells), int(placed.x * cells)
-            nouns[place], looks[place] = _NOUN[placed.name], _LOOK[placed.color]
+            nouns[place], looks[place] = classes[placed.name], _LOOK[placed.color]
     return nouns, looks
 
 
-def count_things(scene: Scene) -> Tensor:
-    """How many things of each noun in each look `scene` has, N L."""
-    counts = torch.zeros(len(NOUNS), len(LOOKS))
+def count_things(scene: Scene, names: Sequence[str]) -> Tensor:
+    """How many things of each of the N nouns `names` in each look `scene` has, N L."""
+    counts = torch.zeros(len(names), len(LOOKS))
     for placed in scene.objects:
-        counts[_NOUN[placed.name], _LOOK[placed.color]] += 1
+        counts[names.index(placed.name), _LOOK[placed.color]] += 1
     return counts
 
 
-def describe(reading: Reading) -> list[str]:
+def describe(reading: Reading, names: Sequence[str]) -> list[str]:
     """What was read in every picture, for people: expected counts, the largest first."""
     lines = []
     for counts in reading.counts.cpu():
         best = counts.sum(dim=1).topk(min(3, len(counts)))
         looks = counts[best.indices].argmax(dim=1).tolist()
         named = zip(best.values.tolist(), looks, best.indices.tolist(), strict=True)
-        lines.append(", ".join(f"{n:.1f} {LOOKS[look] or ''} {NOUNS[i].name}" for n, look, i in named if n > 0.2))
+        lines.append(", ".join(f"{n:.1f} {LOOKS[look] or ''} {names[i]}" for n, look, i in named if n > 0.2))
     return [line or "nothing" for line in lines]

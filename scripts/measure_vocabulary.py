@@ -1,0 +1,106 @@
+"""Measure the nouns of src/snapgen/data/emoji.tsv: which backgrounds hide them, and which can be told apart.
+
+    python scripts/measure_vocabulary.py [--tries 6] [--write]
+
+1. Tones: the backgrounds that a sprite in its own colours does not stand out from. A noun that white hides is left out.
+2. Readability: pictures of each noun alone, in its own colours and tinted, as scenes have them, are read by the
+   detector among all nouns. A noun that it does not read exactly in more than one of TRIES is left out: it is too thin,
+   has several parts, or looks like another.
+
+Prints what it finds; `--write` puts the tones into the file and takes out what is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from snapgen.data.composition import pick
+from snapgen.data.ground_truth import Scene
+from snapgen.data.layout import place_one
+from snapgen.data.scenes import SceneSettings, SceneSource, background_picture
+from snapgen.data.sprites import SpriteSheet
+from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS, COLORS, EVERYTHING, NOUN, Noun
+from snapgen.evaluation.detector import SceneDetector
+from snapgen.weights import atomic_file
+
+FILE = Path(__file__).resolve().parent.parent / "src" / "snapgen" / "data" / "emoji.tsv"
+SIDE = 44  # px, of most sprites in pictures of 128
+DISTINCT = 60.0  # Euclidean levels by which a pixel stands out
+HIDDEN = 0.3  # of a sprite's pixels that may not
+WHITE = 0.5  # the same before white, which is behind two pictures in five
+BEFORE = ("white", "yellow", "green", "purple")  # where readability is measured: templates of all take minutes
+
+
+def hiding(sheet: SpriteSheet, noun: Noun) -> list[str]:
+    """The backgrounds that hide `noun` in its own colours."""
+    colors, alpha = sheet.sprite(noun.name, None, SIDE)
+    pixels = colors[alpha[..., 0] > 128].astype(np.float64)
+    found = []
+    for background in BACKGROUNDS:
+        rows = background_picture(background.name, 16)[:, 0].astype(np.float64)
+        distances = np.linalg.norm(pixels[:, None] - rows, axis=-1)
+        if (distances < DISTINCT).mean(axis=0).max() > (WHITE if background.name == "white" else HIDDEN):
+            found.append(background.name)
+    return found
+
+
+def pictures(noun: Noun, tones: list[str], tries: int) -> Iterator[Scene]:
+    """Scenes of `noun` alone, a third of them tinted."""
+    rng = np.random.default_rng(int.from_bytes(noun.name.encode(), "big") % 2**63)
+    for number in range(tries):
+        color = pick(rng, list(COLORS)) if number % 3 == 2 else None
+        seen = [
+            BACKGROUND[name]
+            for name in BEFORE
+            if not ({color} if color else {*tones}) & {*BACKGROUND[name].hides, name}
+        ]
+        yield Scene(
+            "color" if color else "single", place_one(rng, (noun.name, color), None), pick(rng, seen).name, True
+        )
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=6, help="pictures of each noun")
+    parser.add_argument("--write", action="store_true", help="bring the file in line")
+    options = parser.parse_args()
+
+    sheet, draw = SpriteSheet(), SceneSource(SceneSettings())
+    rows = list(csv.DictReader(FILE.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
+    tones = {row["name"]: hiding(sheet, NOUN[row["name"]]) for row in rows}
+    left_out = {name for name, hidden in tones.items() if "white" in hidden}
+    print(f"white hides: {', '.join(sorted(left_out))}")
+    candidates = [noun for noun in EVERYTHING if noun.name not in left_out]
+    detector = SceneDetector(nouns=[noun.name for noun in candidates])
+    for noun in track(candidates, "reading", disable=False):
+        if noun.name not in tones:
+            continue
+        seen = Counter[str]()
+        for scene in pictures(noun, tones[noun.name], options.tries):
+            found = [(one.name, one.color) for one in detector(draw.render(scene)).objects]
+            truth = [(one.name, one.color) for one in scene.objects]
+            seen["right" if found == truth else " ".join(f"{look or ''} {name}".strip() for name, look in found)] += 1
+        if seen["right"] < options.tries - 1:
+            left_out.add(noun.name)
+            print(f"{noun.name}: {dict(seen)}")
+    print(f"{len(rows) - len(left_out)} of {len(rows)} stay")
+    if options.write:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["name", "glyph", "synonyms", "tones"], delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | {"tones": ", ".join(tones[row["name"]])} for row in rows if row["name"] not in left_out)
+        with atomic_file(FILE) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
