@@ -319,7 +319,9 @@ def test_an_unknown_hub_name_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
     assert err.count("\n") == 1
 
 
-def test_adapters_change_the_picture(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapters_change_the_picture(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from peft.utils import get_peft_model_state_dict
 
     from snapgen.pipeline import SnapGenPipeline
@@ -333,6 +335,7 @@ def test_adapters_change_the_picture(tiny_model: Path, tmp_path: Path, capsys: p
             torch.nn.init.normal_(parameter)
     adapters = tmp_path / "adapters"
     SnapGenPipeline.save_lora_weights(adapters, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+    monkeypatch.setattr("snapgen.pipeline.gains_by_bfloat16", lambda device: True)
     drawn = []
     capsys.readouterr()
     for index, options in enumerate(([], ["--lora", str(adapters)], ["--optimize"])):
