@@ -81,7 +81,7 @@ def main() -> None:
     print(f"white hides: {', '.join(sorted(left_out))}")
     candidates = [noun for noun in EVERYTHING if noun.name not in left_out]
     detector = SceneDetector(nouns=[noun.name for noun in candidates])
-    for noun in track(candidates, "reading", disable=False):
+    for noun in track(candidates, "reading"):
         if noun.name not in tones:
             continue
         seen = Counter[str]()
