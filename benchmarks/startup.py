@@ -1,6 +1,6 @@
 """How long a person waits: import, help, from cold start to a file, and the sampling within it.
 
-    python benchmarks/startup.py [--repeats N] [--model NAME|PATH] [--steps N]
+    python benchmarks/startup.py [--repeats N] [--model NAME|PATH] [--steps N] [--size N]
 
 Prints the median of the repeats, with the fastest and the slowest, in seconds.
 """
@@ -32,14 +32,17 @@ def run_process(*command: str) -> Callable[[], object]:
     return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def sampling(model: str, steps: int) -> Callable[[], object]:
-    """An action that draws one picture with a pipeline that is already loaded."""
+def sampling(model: str, steps: int, size: int | None) -> Callable[[], object]:
+    """An action that draws one picture of `size` px (None: the model's own) with a pipeline that is already loaded."""
     import torch
 
     from snapgen.cli.model import load_pipeline
 
     pipeline = load_pipeline(model)
-    return lambda: pipeline([PROMPT], num_inference_steps=steps, generator=[torch.Generator().manual_seed(0)])
+    generator = torch.Generator()
+    return lambda: pipeline(
+        [PROMPT], height=size, width=size, num_inference_steps=steps, generator=[generator.manual_seed(0)]
+    )
 
 
 def main() -> None:
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--size", type=int, help="side in px of the picture that is sampled")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out, steps = str(Path(folder) / "picture.png"), str(options.steps)
@@ -59,7 +63,7 @@ def main() -> None:
             "import torch": run_process(sys.executable, "-c", "import torch"),
             "import snapgen.pipeline": run_process(sys.executable, "-c", "import snapgen.pipeline"),
             f"snapgen generate, {steps} steps, cold start to file": run_process(*generate),
-            f"sampling, {steps} steps": sampling(options.model, options.steps),
+            f"sampling, {steps} steps": sampling(options.model, options.steps, options.size),
         }
         for name, action in actions.items():
             action()  # fills the disk cache
