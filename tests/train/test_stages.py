@@ -279,7 +279,7 @@ def test_adapters_are_trained_saved_and_loaded(folder: Path, tmp_path: Path) -> 
     ]
     assert min(found) <= 3  # the sheet was drawn under autocast or not, of the same weights
     pipeline.unload_lora_weights()
-    assert np.array_equal(draw(), before)
+    assert np.abs(draw() - before).max() < 1e-5  # other layers, of the same weights: some processors round differently
 
 
 def test_a_resumed_lora_run_is_the_one_never_interrupted(folder: Path, tmp_path: Path) -> None:
