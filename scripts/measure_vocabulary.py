@@ -27,7 +27,7 @@ from snapgen.data.ground_truth import Scene
 from snapgen.data.layout import place_one
 from snapgen.data.scenes import SceneSettings, SceneSource, background_picture
 from snapgen.data.sprites import SpriteSheet
-from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS, COLORS, EVERYTHING, NOUN, Noun
+from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS, COLORS, EVERYTHING, NOUNS, Noun
 from snapgen.evaluation.detector import SceneDetector
 from snapgen.weights import atomic_file
 
@@ -75,15 +75,13 @@ def main() -> None:
     options = parser.parse_args()
 
     sheet, draw = SpriteSheet(), SceneSource(SceneSettings())
-    rows = list(csv.DictReader(FILE.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
-    tones = {row["name"]: hiding(sheet, NOUN[row["name"]]) for row in rows}
+    named = EVERYTHING[len(NOUNS) :]
+    tones = {noun.name: hiding(sheet, noun) for noun in named}
     left_out = {name for name, hidden in tones.items() if "white" in hidden}
     print(f"white hides: {', '.join(sorted(left_out))}")
-    candidates = [noun for noun in EVERYTHING if noun.name not in left_out]
+    candidates = [noun for noun in named if noun.name not in left_out]
     detector = SceneDetector(nouns=[noun.name for noun in candidates])
     for noun in track(candidates, "reading"):
-        if noun.name not in tones:
-            continue
         seen = Counter[str]()
         for scene in pictures(noun, tones[noun.name], options.tries):
             found = [(one.name, one.color) for one in detector(draw.render(scene)).objects]
@@ -92,12 +90,16 @@ def main() -> None:
         if seen["right"] < options.tries - 1:
             left_out.add(noun.name)
             print(f"{noun.name}: {dict(seen)}")
-    print(f"{len(rows) - len(left_out)} of {len(rows)} stay")
+    print(f"{len(named) - len(left_out)} of {len(named)} stay")
     if options.write:
         text = io.StringIO()
-        writer = csv.DictWriter(text, ["name", "glyph", "synonyms", "tones"], delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | {"tones": ", ".join(tones[row["name"]])} for row in rows if row["name"] not in left_out)
+        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+        writer.writerow(("name", "glyph", "synonyms", "tones"))
+        writer.writerows(
+            (noun.name, noun.glyph, ", ".join(noun.synonyms), ", ".join(tones[noun.name]))
+            for noun in named
+            if noun.name not in left_out
+        )
         with atomic_file(FILE) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 

@@ -123,7 +123,8 @@ def choose_stages(without: Iterable[str], initial: str | None = None) -> tuple[s
         raise ValueError(f"--without {wrong[0]}: only {', '.join(OPTIONAL)} can be left out")
     if ("teacher" in left_out) != ("distill" in left_out):
         raise ValueError("--without: teacher and distill are of no use without each other; leave out teacher,distill")
-    left_out |= set(KEPT) if initial is not None else set()
+    if initial is not None:
+        left_out.update(KEPT)
     return tuple(stage for stage in SHARES if stage not in left_out)
 
 

@@ -266,7 +266,7 @@ def test_adapters_are_trained_saved_and_loaded(folder: Path, tmp_path: Path) -> 
         generator = [torch.Generator().manual_seed(0)]
         return np.asarray(pipeline("a unicorn", generator=generator, output_type="np").images)
 
-    before = draw()
+    before, weights = draw(), {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
     pipeline.load_lora_weights(adapters)
     drawn = np.asarray(Image.open(tmp_path / "lora" / "samples" / "step_00000004.png").convert("RGB"))
     adapted = draw()
@@ -279,6 +279,8 @@ def test_adapters_are_trained_saved_and_loaded(folder: Path, tmp_path: Path) -> 
     ]
     assert min(found) <= 3  # the sheet was drawn under autocast or not, of the same weights
     pipeline.unload_lora_weights()
+    after = pipeline.unet.state_dict()
+    assert after.keys() == weights.keys() and all(torch.equal(after[name], weights[name]) for name in weights)
     assert np.abs(draw() - before).max() < 1e-5  # other layers, of the same weights: some processors round differently
 
 
