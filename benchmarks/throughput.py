@@ -37,10 +37,11 @@ from snapgen.profiling.measure import device_name
 from snapgen.train.distribution import distribute, make_accelerator
 from snapgen.train.guard import Guard
 from snapgen.train.loop import prepare_network, train_step
+from snapgen.train.optimizer import make_optimizer
 from snapgen.train.report import Display, Report
 from snapgen.train.stage import Context, Stage, derive_seed
 from snapgen.train.stages.flow import FlowRecipe, FlowStage
-from snapgen.train.state import TrainState, make_ema, make_optimizer
+from snapgen.train.state import TrainState, make_ema
 
 ROOT = Path(__file__).parent.parent
 WARMUP = 2  # turns that do not count; the first one compiles

@@ -17,7 +17,7 @@ import torch
 from snapgen.cli.main import run
 from snapgen.evaluation import scenes
 from snapgen.pipeline import SnapGenPipeline
-from snapgen.reproduce import PART, Plan, Reproduction, StagePlan, choose_stages, start, unpack
+from snapgen.reproduce import PART, Plan, Reproduction, StagePlan, choose_stages, stage_recipe, start, unpack
 from snapgen.train.loop import train
 from snapgen.train.report import read_metrics
 from snapgen.train.stages import load_stage
@@ -97,6 +97,8 @@ def test_a_setting_for_one_stage_or_all(tmp_path: Path) -> None:
 def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
     """The autoencoder's share of a hundred hours, at the rate that was measured."""
     start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=6000.0, stages=choose_stages(("teacher", "distill"))))
+    recipe = tmp_path / "run" / "recipes" / "autoencoder.yaml"
+    recipe.write_text(recipe.read_text().replace("steps: 4", "steps: 1000000000"))
     reproduction = Reproduction(tmp_path / "run", ignore)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "run")
@@ -109,6 +111,25 @@ def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
     assert chosen.sample_every * 4 >= chosen.steps > chosen.sample_every * 3
     # A checkpoint a minute, or as many as take a twentieth of the time.
     assert chosen.checkpoint_every * chosen.seconds_per_step <= max(60, 20 * chosen.seconds_each)
+
+
+def test_a_stage_that_is_good_early_gets_no_more_steps_than_its_recipe_says(tmp_path: Path) -> None:
+    start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=6000.0, stages=choose_stages(("teacher", "distill"))))
+    reproduction = Reproduction(tmp_path / "run", ignore)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "run")
+        chosen = reproduction._choose("autoencoder")
+    assert chosen.steps == 4 and not chosen.late
+
+
+def test_stages_that_are_given_are_not_trained(tmp_path: Path) -> None:
+    given = {"autoencoder": "/elsewhere/autoencoder/model", "text": "/elsewhere/text/model"}
+    stages = choose_stages(("teacher", "distill", "step"), given=given)
+    assert stages == ("flow",)
+    plan = Plan(name="debug", minutes=1.0, stages=stages, given=given)
+    recipe = stage_recipe(DEBUG, plan, "flow")
+    assert (str(recipe.autoencoder), recipe.text) == tuple(given.values())
+    assert "--autoencoder /elsewhere/autoencoder/model --text /elsewhere/text/model" in plan.command
 
 
 def test_a_stage_that_began_elsewhere_is_timed_anew(tmp_path: Path) -> None:

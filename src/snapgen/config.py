@@ -31,7 +31,8 @@ class TrainSettings(Settings):
 
     steps: int = Field(gt=0)  # optimiser steps
     batch_size: int = Field(gt=0)  # samples a step, over all processes and accumulation rounds
-    learning_rate: float = Field(gt=0)  # AdamW, after warm-up
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, and AdamW for the rest
+    learning_rate: float = Field(gt=0)  # after warm-up
     warmup_steps: int = Field(default=0, ge=0)  # linear, from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after warm-up; the last two end at 0
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW

@@ -56,7 +56,8 @@ SHARES = {  # of the time, relative to each other, in the order of training
 }
 EVALUATION = 2.0
 OPTIONAL = ("teacher", "distill", "step")
-KEPT = ("autoencoder", "text")  # what a model that `flow` goes on from brings along
+KEPT = ("autoencoder", "text")  # what a model that `flow` continues brings along, or another folder gives
+CAPPED = KEPT  # stages that are good early: they are trained for their recipe's steps, or as many as there is time for
 STUDENTS = {"flow": "base", "distill": "distilled", "step": "few-step"}  # what is scored, and its name in the report
 PROBE = 20  # steps that a stage is timed for, after as many that warm up and fill caches
 SAMPLINGS = 4  # sample grids and held-out losses of a stage
@@ -97,7 +98,9 @@ class Plan(Settings):
     minutes: float = Field(gt=0)
     stages: tuple[str, ...]
     initial: str | None = None  # whose UNet `flow` goes on from, on its autoencoder and text encoder
-    # Prompts a category of the scenes; fid and psnr take five times as many. None: what the time left allows.
+    given: dict[str, str] = {}  # model folders, by stage (of KEPT), that are taken instead of training it
+    # Prompts a category of the scenes; fid and psnr take five times as many. None: what the time left allows. If it is
+    # set, the scores take the time that they take, beyond the minutes.
     count: int | None = Field(default=None, ge=2)
     overrides: tuple[str, ...] = ()  # "stage.key=value", or "all.key=value" for every stage
     chosen: dict[str, StagePlan] = {}
@@ -111,18 +114,20 @@ class Plan(Settings):
         left_out = [stage for stage in OPTIONAL if stage not in self.stages]
         options = [("--minutes", f"{self.minutes:g}")]
         options += [("--initial", self.initial)] if self.initial is not None else []
+        options += [(f"--{stage}", folder) for stage, folder in self.given.items()]
         options += [("--without", ",".join(left_out))] if left_out else []
         options += [("--set", override) for override in self.overrides]
         return shlex.join(["snapgen", "reproduce", self.name, *(word for option in options for word in option)])
 
 
-def choose_stages(without: Iterable[str], initial: str | None = None) -> tuple[str, ...]:
-    """All stages but those, and but what `initial` brings along; ValueError for one that others need."""
+def choose_stages(without: Iterable[str], initial: str | None = None, given: Iterable[str] = ()) -> tuple[str, ...]:
+    """All stages but those, those `given`, and what `initial` brings along; ValueError for one that others need."""
     left_out = set(without)
     if wrong := sorted(left_out - set(OPTIONAL)):
         raise ValueError(f"--without {wrong[0]}: only {', '.join(OPTIONAL)} can be left out")
     if ("teacher" in left_out) != ("distill" in left_out):
         raise ValueError("--without: teacher and distill are of no use without each other; leave out teacher,distill")
+    left_out.update(given)
     if initial is not None:
         left_out.update(KEPT)
     return tuple(stage for stage in SHARES if stage not in left_out)
@@ -160,7 +165,7 @@ def stage_recipe(recipes: Path, plan: Plan, stage: str, **settings: Any) -> Reci
     paths: dict[str, str] = {}
     if stage not in KEPT:
         kept = {part: f"{part}/model" if plan.initial is None else plan.initial for part in KEPT}
-        paths = kept | {"cache": "latents"}
+        paths = kept | plan.given | {"cache": "latents"}
     if stage == "flow" and plan.initial is not None:
         paths["initial"] = plan.initial
     if stage == "distill":
@@ -274,7 +279,8 @@ class Reproduction:
         timed(count)  # warms up, and fills the caches of this stage and later ones, which is at the cost of all
         left = max(0.0, self._left() - (time.monotonic() - began))
         waiting = [SHARES[other] for other in self.plan.stages if other not in self.plan.finished]
-        given = left * SHARES[stage] / (sum(waiting) + EVALUATION)
+        scores = EVALUATION if self.plan.count is None else 0.0
+        given = left * SHARES[stage] / (sum(waiting) + scores)
         whole, once = timed(2 * count), timed(2 * count)  # the second time there is nothing left to train
         rates = [line["samples_per_second"] for line in read_metrics(run / "metrics.jsonl")[count:]]
         pace = recipe.train.batch_size / statistics.median(rates)
@@ -283,7 +289,7 @@ class Reproduction:
         interval = max(CHECKPOINT_SECONDS, each / CHECKPOINT_SHARE)
         free = given - whole - 2 * once - SAMPLINGS * each
         fitting = int(free / (pace * (1 + each / interval)))
-        steps = max(count, fitting)
+        steps = max(count, min(fitting, recipe.train.steps) if stage in CAPPED else fitting)
         begun, before = newest_checkpoint(Path(stage), self.progress), self.plan.chosen.get(stage)
         steps += 0 if begun is None else begun.step
         return StagePlan(

@@ -307,3 +307,11 @@ def test_a_world_of_some_nouns() -> None:
     alone = SceneSource(SceneSettings(split="heldout", count=1, nouns=("cat", "dog"), mixture={"two": 1.0}))
     with pytest.raises(ValueError, match="cat, dog have no two scene in the split heldout: name more nouns"):
         alone.scene(0)
+
+
+def test_objects_take_the_largest_of_the_sizes_that_they_may_have() -> None:
+    free, few = (SceneSource(SceneSettings(count=60, sizes=sizes)) for sizes in (None, (24, 48, 96)))
+    for index in range(60):
+        for placed in free.scene(index).objects:
+            own, chosen = (source._box(placed)[-1] for source in (free, few))
+            assert chosen == max((size for size in (24, 48, 96) if size <= own), default=24)

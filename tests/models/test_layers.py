@@ -15,6 +15,7 @@ from snapgen.models.layers import (
     Upsample,
     apply_rotary,
     rotary_embedding_2d,
+    sinusoidal_embedding_2d,
 )
 
 HEIGHT, WIDTH = 5, 7
@@ -156,3 +157,17 @@ def test_down_and_up(separable: bool) -> None:
     up = Upsample(8, 4, separable)
     assert up(x).shape == (1, 4, 10, 12)
     assert up(x, size=(9, 11)).shape == (1, 4, 9, 11)
+
+
+def test_sinusoidal_positions_are_fractions_of_the_picture() -> None:
+    """The float64 formula, and the same place in a grid three times as fine (the middle one of three) the same."""
+    dim, rows, columns = 16, 2, 3
+    found = sinusoidal_embedding_2d(rows, columns, dim, torch.device("cpu"))
+    assert found.shape == (rows * columns, dim)
+    waves = [math.pi * 2 ** (4 * k / 3) for k in range(4)]  # radians a picture
+    y, x = 1.5 / rows, 0.5 / columns  # row 1, column 0
+    expected = [function(place * wave) for place in (y, x) for function in (math.sin, math.cos) for wave in waves]
+    assert found[columns].tolist() == pytest.approx(expected, abs=1e-5)
+    fine = sinusoidal_embedding_2d(3 * rows, 3 * columns, dim, torch.device("cpu"))
+    middle = fine.unflatten(0, (3 * rows, 3 * columns))[1::3, 1::3].flatten(0, 1)
+    torch.testing.assert_close(middle, found)

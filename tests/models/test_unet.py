@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from snapgen.models.blocks import SpatialTransformer
 from snapgen.models.presets import UNETS, create_unet
 from snapgen.models.unet import SnapGenUNet, linear_velocity
 
@@ -226,3 +227,14 @@ def test_the_linear_part_is_added_to_the_output() -> None:
     factors = linear_velocity(timestep / 1000, 0.3)
     torch.testing.assert_close(difference, factors[:, None, None, None] * x)
     torch.testing.assert_close(one_for_all, linear_velocity(torch.tensor(0.7), 0.3) * x)
+
+
+def test_positions_are_added_in_every_transformer() -> None:
+    """Only with them are equal tokens told apart, by where they lie."""
+    states, flat = torch.randn(1, 3, 32), torch.zeros(1, 32, 4, 4)
+    for positions in (False, True):
+        unet = create_unet("debug", positions=positions)
+        transformers = [part for part in unet.modules() if isinstance(part, SpatialTransformer)]
+        assert len(transformers) == 7 and all(part.positions == positions for part in transformers)
+        found = transformers[0](flat, states, None, None)
+        assert (found.std(dim=(2, 3)).max() > 1e-3) == positions

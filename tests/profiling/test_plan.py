@@ -18,9 +18,10 @@ from snapgen.profiling.measure import LiveMemory
 from snapgen.profiling.plan import GPUS, duration, human, plan
 from snapgen.profiling.workload import TEXT_MODELS, activation_bytes, vgg16_features, workload
 from snapgen.train.loop import only_train
+from snapgen.train.optimizer import make_optimizer
 from snapgen.train.stage import Context, Stage
 from snapgen.train.stages import load_stage
-from snapgen.train.state import make_ema, make_optimizer
+from snapgen.train.state import make_ema
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

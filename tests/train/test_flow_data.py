@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_stages import RECIPES, recipe_of
 
 from snapgen.config import RecipeError, parse_recipe
 from snapgen.train.loop import train
@@ -120,3 +121,17 @@ def test_a_run_of_before_there_were_these_settings_goes_on(tiny_model: Path, pic
     train(FlowStage, recipe.model_copy(update={"workers": 5}), run, resume=True)
     with pytest.raises(RecipeError, match=r"changed: data.buckets \(None -> unset\), data.buckets.max_ratio"):
         train(FlowStage, make_recipe(tiny_model, pictures, cache, steps=2), run, resume=True)
+
+
+def test_a_share_of_the_samples_is_at_high_noise(tiny_model: Path, tmp_path: Path) -> None:
+    paths = [f"autoencoder={tiny_model / 'vae'}", f"text={tiny_model}", "cache=null"]
+    drawn = {}
+    for share in (0.0, 0.25, 1.0):
+        high = f"timesteps={{high_share: {share}, high_mean: 6.0, shift: 1.0}}"
+        recipe = recipe_of(RECIPES / "debug" / "flow.yaml", *paths, high)
+        stage = FlowStage(recipe, Context(torch.device("cpu"), 0, 1, tmp_path, lambda items, description, total: items))
+        drawn[share] = stage._sample_sigmas(4000, torch.Generator().manual_seed(0))
+    assert (drawn[1.0] > 0.9).float().mean() > 0.98
+    elsewhere = drawn[0.25] != drawn[0.0]
+    assert elsewhere.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (drawn[0.25][elsewhere] > 0.9).float().mean() > 0.98

@@ -19,9 +19,10 @@ from snapgen.data.pictures import to_tensor
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.pipeline import SnapGenPipeline, bundled_folder
 from snapgen.train.loop import train
+from snapgen.train.places import locate
 from snapgen.train.stage import Context
 from snapgen.train.stages import load_stage
-from snapgen.train.stages.flow import FlowStage, locate
+from snapgen.train.stages.flow import FlowStage
 from snapgen.weights import load_file, sha256
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -10,12 +10,12 @@ import torch
 from regression import make_recipe
 
 from snapgen.train.guard import Guard
+from snapgen.train.optimizer import make_optimizer
 from snapgen.train.state import (
     Checkpoint,
     TrainState,
     checkpoint_folders,
     make_ema,
-    make_optimizer,
     newest_checkpoint,
     save_checkpoint,
 )

@@ -19,9 +19,9 @@ from snapgen.flow.timesteps import sampling_sigmas
 from snapgen.models.denoiser import feature_widths, load_denoiser
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.train.loop import only_train
+from snapgen.train.optimizer import make_optimizer
 from snapgen.train.stage import DISCRIMINATOR, Context
 from snapgen.train.stages.step import StepStage
-from snapgen.train.state import make_optimizer
 from snapgen.weights import load_file
 
 __all__ = ["folder"]  # the fixture: the autoencoder, text and flow stages have run

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from snapgen.config import RecipeError
 from snapgen.pipeline import SnapGenPipeline, bundled_folder
+from snapgen.train.places import text_sources
 from snapgen.train.stage import Context
-from snapgen.train.stages.flow import FlowStage, text_sources
+from snapgen.train.stages.flow import FlowStage
 
 
 @pytest.fixture(scope="module")

@@ -24,12 +24,20 @@ def reproduce(
     initial: Annotated[
         str | None, typer.Option(metavar="MODEL", help="mini-base: train its UNet on, instead of one from nothing.")
     ] = None,
+    autoencoder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Take this autoencoder's folder instead of training one.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Take this text stage's folder instead of training it.")
+    ] = None,
     without: Annotated[
         str | None, typer.Option(metavar="A,B", help="Stages to leave out, of teacher, distill, step.")
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option(help="Prompts a category of the benchmark; by default what time is left for, 2 to 20."),
+        typer.Option(
+            help="Prompts a category of the benchmark, beyond MINUTES; by default what time is left for, 2 to 20."
+        ),
     ] = None,
     recipes: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of recipes instead of NAME's.")] = None,
     set_: Annotated[
@@ -58,6 +66,8 @@ def reproduce(
     given = {
         "--minutes": minutes,
         "--initial": initial,
+        "--autoencoder": autoencoder,
+        "--text": text,
         "--without": without,
         "--count": count,
         "--recipes": recipes,
@@ -71,6 +81,14 @@ def reproduce(
     check_range("--count", count, 2, 10_000)
     if initial not in (None, "mini-base"):
         raise ValueError(f"--initial {initial} is not known: only mini-base can be trained on")
+    kept = {"autoencoder": autoencoder, "text": text}
+    taken = {stage: str(folder.resolve()) for stage, folder in kept.items() if folder is not None}
+    if initial is not None and taken:
+        first = next(iter(taken))
+        raise ValueError(f"--initial {initial} brings its own {first} along: leave out --{first}")
+    for stage, folder in taken.items():
+        if not Path(folder).is_dir():
+            raise ValueError(f"--{stage} {folder}: no such folder")
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"--device {device} is not known: use cpu or cuda")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -94,8 +112,9 @@ def reproduce(
         plan = Plan(
             name=name,
             minutes=120.0 if minutes is None else minutes,
-            stages=choose_stages([part.strip() for part in without.split(",")] if without else [], initial),
+            stages=choose_stages([part.strip() for part in without.split(",")] if without else [], initial, taken),
             initial=initial,
+            given=taken,
             count=count,
             overrides=tuple(set_ or ()),
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,6 +48,27 @@ class Source(Protocol):
 
     def caption(self, index: int, variant: int) -> str:
         """One paraphrase of what the picture shows; `variant` (any integer >= 0) picks the wording."""
+        ...
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A picture, a caption of it, and the same caption made wrong in one point."""
+
+    kind: str  # of the point
+    picture: np.ndarray  # uint8 H W 3
+    right: str
+    wrong: str
+    like_right: list[np.ndarray]  # other pictures that the right caption describes
+    like_wrong: list[np.ndarray]  # and the wrong one: the same but for the point
+
+
+@runtime_checkable
+class ContrastingSource(Protocol):
+    """A source that knows what its captions say, and can make them wrong."""
+
+    def contrasts(self, count: int, alike: int) -> list[Contrast]:
+        """`count` of every kind, always the same, each with `alike` (at least 2) other pictures of either caption."""
         ...
 
 

@@ -50,9 +50,8 @@ def draw_scene(rng: np.random.Generator, category: Category, split: Split, names
 
 
 def _draw(rng: np.random.Generator, category: Category, names: Sequence[str]) -> Scene:
-    white = rng.random() < WHITE_SHARE
-    background = "white" if white else pick(rng, _BACKGROUNDS)
-    stated = bool(rng.random() < (WHITE_STATED if white else OTHER_STATED))
+    background = _background(rng)
+    stated = bool(rng.random() < (WHITE_STATED if background == "white" else OTHER_STATED))
     if category in ("single", "color"):
         thing = (pick(rng, names), pick(rng, _COLORS) if category == "color" else None)
         size_word: SizeWord | None = pick(rng, ("small", "big")) if rng.random() < SIZE_STATED else None
@@ -67,9 +66,16 @@ def _draw(rng: np.random.Generator, category: Category, names: Sequence[str]) ->
     if category == "position":
         relation: Relation = pick(rng, RELATIONS)
         return Scene(category, place_pair(rng, *things, relation), background, stated, relation)
-    # Nothing is said of where: side by side mostly.
-    hidden_relation: Relation = pick(rng, ("left", "right") if rng.random() < 0.75 else ("above", "below"))
-    return Scene(category, place_pair(rng, *things, hidden_relation), background, stated)
+    return Scene(category, place_pair(rng, *things, _hidden_relation(rng)), background, stated)
+
+
+def _background(rng: np.random.Generator) -> str:
+    return "white" if rng.random() < WHITE_SHARE else pick(rng, _BACKGROUNDS)
+
+
+def _hidden_relation(rng: np.random.Generator) -> Relation:
+    """Where nothing is said of where: side by side mostly."""
+    return pick(rng, ("left", "right") if rng.random() < 0.75 else ("above", "below"))
 
 
 def _two_different(rng: np.random.Generator, options: Sequence[T]) -> tuple[T, T]:
@@ -107,6 +113,46 @@ def draw_twin(rng: np.random.Generator, scene: Scene, split: Split, names: Seque
             return twin
 
 
+def draw_mistake(rng: np.random.Generator, scene: Scene, names: Sequence[str] | None = None) -> Scene:
+    """`scene` with what its category is about changed in one point, whatever the split.
+
+    single: another noun (of `names`, by default of `NOUNS`). color: another colour. counting: one more or less. two:
+    one of the nouns is another. position: the relation reversed, which is the nouns swapped. attribution: the colours
+    swapped.
+    """
+    changes: dict[Category, Callable[[np.random.Generator, Scene], Scene]] = {
+        "single": partial(_other_noun, names=names or _NAMES),
+        "color": _other_color,
+        "counting": _next_count,
+        "two": partial(_other_noun, names=names or _NAMES),
+        "position": _reversed_relation,
+        "attribution": _swapped_colors,
+    }
+    while True:
+        mistake = changes[scene.category](rng, scene)
+        if all(visible(o.name, o.color, mistake.background) for o in mistake.objects):
+            return mistake
+
+
+def draw_alike(rng: np.random.Generator, scene: Scene, other: Scene) -> Scene:
+    """Another scene that the captions of `scene` are true of: another layout, and a background where none is stated.
+
+    On that the things of `other` stand out too: it may get the same.
+    """
+    things, background = _things(scene), scene.background
+    while not scene.background_stated:
+        background = _background(rng)
+        if all(visible(*thing, background) for thing in (*things, *_things(other))):
+            break
+    if scene.category == "counting":
+        objects = place_many(rng, things[0], len(things))
+    elif len(things) == 1:
+        objects = place_one(rng, things[0], scene.size_word)
+    else:
+        objects = place_pair(rng, things[0], things[1], scene.relation or _hidden_relation(rng))
+    return replace(scene, objects=objects, background=background)
+
+
 def _things(scene: Scene) -> list[Thing]:
     return [(placed.name, placed.color) for placed in scene.objects]
 
@@ -142,6 +188,13 @@ def _swapped_colors(rng: np.random.Generator, scene: Scene) -> Scene:
 def _other_count(rng: np.random.Generator, scene: Scene) -> Scene:
     count = len(scene.objects)
     return _with(scene, place_many(rng, _things(scene)[0], pick(rng, [n for n in (2, 3, 4, 5) if n != count])))
+
+
+def _next_count(rng: np.random.Generator, scene: Scene) -> Scene:
+    count = len(scene.objects)
+    return _with(
+        scene, place_many(rng, _things(scene)[0], pick(rng, [n for n in (count - 1, count + 1) if 2 <= n <= 5]))
+    )
 
 
 def _reversed_relation(rng: np.random.Generator, scene: Scene) -> Scene:

@@ -8,9 +8,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from snapgen.config import Settings
-from snapgen.data import Progress, silent
+from snapgen.data import Contrast, Progress, silent
 from snapgen.data.captions import write_caption
-from snapgen.data.composition import draw_scene, draw_twin
+from snapgen.data.composition import draw_alike, draw_mistake, draw_scene, draw_twin
 from snapgen.data.ground_truth import CATEGORIES, Category, Placed, Scene
 from snapgen.data.splits import Split
 from snapgen.data.sprites import SpriteSheet
@@ -26,8 +26,8 @@ DEFAULT_MIXTURE: dict[Category, float] = {
     "attribution": 0.18,
 }
 
-# Streams of randomness: a picture, its captions and its twin never share draws.
-_SCENE, _CAPTION, _TWIN = 0, 1, 2
+# Streams of randomness: a picture, its captions, its twin and its contrast never share draws.
+_SCENE, _CAPTION, _TWIN, _CONTRAST = 0, 1, 2, 3
 
 KEPT = 65_536  # scenes, about 1 kB each: drawing one takes four times as long as writing a caption of it
 
@@ -44,6 +44,9 @@ class SceneSettings(Settings):
     # The things that scenes show: the bundled world's 64 if not given; [everything] stands for the whole vocabulary.
     nouns: tuple[str, ...] | None = None
     snap: int = Field(default=1, ge=1)  # px: sides and corners of objects are multiples of it
+    # px: objects have one of these longer sides, the largest that is not larger than their own would be (none larger
+    # than the smallest: that one). Fewer sizes are fewer pictures of a thing to learn.
+    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
     font: str | None = None  # path of NotoColorEmoji.ttf; looked up if not given
 
     @field_validator("mixture")
@@ -112,6 +115,27 @@ class SceneSource:
         """A hard negative: the scene of `index` with exactly one stated attribute changed."""
         return draw_twin(self._rng(_TWIN, index), self.scene(index), self.settings.split, self.settings.nouns)
 
+    def contrasts(self, count: int, alike: int) -> list[Contrast]:
+        """`count` of each of the six categories, whatever the mixture; those of captions made wrong in one point.
+
+        `alike` pictures each show what captions say, right and wrong ones.
+        """
+        names, split, found = self.settings.nouns, self.settings.split, []
+        for number, category in enumerate(CATEGORIES):
+            for index in range(count):
+                rng = np.random.default_rng((self.settings.seed, _CONTRAST, number, index))
+                right = draw_scene(rng, category, split, names)
+                wrong = draw_mistake(rng, right, names)
+                wording = int(rng.integers(2**31))
+                captions = [write_caption(np.random.default_rng(wording), scene, split) for scene in (right, wrong)]
+                seeds = rng.integers(2**31, size=alike).tolist()  # the same chance on both sides
+                others = [
+                    [self.render(draw_alike(np.random.default_rng(seed), scene, other)) for seed in seeds]
+                    for scene, other in ((right, wrong), (wrong, right))
+                ]
+                found.append(Contrast(category, self.render(right), captions[0], captions[1], *others))
+        return found
+
     def image(self, index: int) -> np.ndarray:
         """Picture `index`, uint8 H W 3."""
         return self.render(self.scene(index))
@@ -132,6 +156,8 @@ class SceneSource:
         """The box, and the longer side in px."""
         resolution, snap = self.settings.resolution, self.settings.snap
         side = max(snap, int(placed.size * resolution) // snap * snap)
+        if self.settings.sizes is not None:
+            side = max((size for size in self.settings.sizes if size <= side), default=min(self.settings.sizes))
         width, height = self._sheet().box(placed.name, side)
         left, top = (
             min(int((centre * resolution - length / 2) / snap + 0.5), (resolution - length) // snap) * snap

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from snapgen.models.layers import RESIDUAL_GAIN, Attention, GatedFeedForward, KeyValue, conv3x3
+from snapgen.models.layers import (
+    RESIDUAL_GAIN,
+    Attention,
+    GatedFeedForward,
+    KeyValue,
+    conv3x3,
+    sinusoidal_embedding_2d,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -87,9 +94,12 @@ class SpatialTransformer(nn.Module):
     output (a concatenated skip): then the residual starts after a 1x1 channel projection.
     """
 
-    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, **layer: Any):
-        """`layer`: the arguments of `TransformerLayer` but its width."""
+    def __init__(
+        self, in_channels: int, channels: int, layers: int, groups: int, positions: bool = False, **layer: Any
+    ):
+        """`positions`: add sinusoidal ones to the tokens. `layer`: what `TransformerLayer` takes but its width."""
         super().__init__()
+        self.positions = positions
         self.channel_proj = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
@@ -112,6 +122,8 @@ class SpatialTransformer(nn.Module):
         batch, channels, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # B HW C
         tokens = self.proj_in(tokens)
+        if self.positions:
+            tokens = tokens + sinusoidal_embedding_2d(height, width, channels, x.device).to(tokens.dtype)
         for index, layer in enumerate(self.layers):
             tokens = layer(tokens, context[index] if isinstance(context, list) else context, mask, rotary)
         tokens = self.proj_out(tokens)

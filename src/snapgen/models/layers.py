@@ -93,6 +93,25 @@ def rotary_embedding_2d(
     return angles.cos(), angles.sin()
 
 
+def sinusoidal_embedding_2d(height: int, width: int, dim: int, device: torch.device) -> torch.Tensor:
+    """Sines and cosines that say where in the picture each position of a `height` x `width` grid lies.
+
+    The first half of the features tells the row, the second half the column, both as fractions of the picture, in
+    waves from two pictures long to an eighth of one: a larger grid has the same layout.
+
+    Returns fp32, `height * width, dim` in row order. `dim` must be divisible by 4.
+    """
+    waves = torch.pi * 2 ** torch.linspace(0, 4, dim // 4, device=device)  # radians a picture
+
+    def phases(count: int) -> torch.Tensor:
+        places = (torch.arange(count, device=device, dtype=torch.float32) + 0.5) / count
+        return torch.cat([(places[:, None] * waves).sin(), (places[:, None] * waves).cos()], dim=-1)  # count dim/2
+
+    rows = phases(height)[:, None, :].expand(height, width, -1)
+    columns = phases(width)[None, :, :].expand(height, width, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(height * width, dim)
+
+
 def apply_rotary(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotate `x` (B N heads head_dim) by `rotary` of `rotary_embedding_2d`; computed in fp32, returned in x's dtype."""
     cos, sin = (part[:, None] for part in rotary)  # N 1 head_dim/2

@@ -144,7 +144,7 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
     "mini": {
         "encoder_channels": (16, 32, 64, 128),
         "encoder_layers_per_block": 1,
-        "decoder_channels": (128, 96, 64, 48),
+        "decoder_channels": (192, 160, 96, 48),
         "decoder_blocks": (2, 3, 4, 2),
         "norm_num_groups": 8,
         # The encoder is trained here, so the latents' scale is measured after training.

@@ -107,6 +107,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         multi_query: bool = True,  # one key and value head for all query heads (e')
         qk_norm: bool = True,  # RMS-normalised queries and keys (f)
         rotary: bool = True,  # 2D RoPE in self-attention (f)
+        positions: bool = False,  # sinusoidal ones in every transformer: not in the paper, for the preset `mini`
         skip_spread: float | None = None,  # see `linear_velocity`: not in the paper, for the preset `mini`
         time_embedding_dim: int = 512,
         norm_num_groups: int = 32,
@@ -131,6 +132,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 "ffn_ratio": ffn_ratio,
                 "multi_query": multi_query,
                 "qk_norm": qk_norm,
+                "positions": positions,
             }
             return UNetLayer(
                 in_width,

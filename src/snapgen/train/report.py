@@ -157,9 +157,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
     """Curves over the steps: the loss (raw and smoothed), learning rate and gradient norm, evaluations if any."""
-    evaluated = sorted({key for line in lines for key in line if key.startswith("eval/")})
-    figure = Figure(figsize=(8, 4 * (2 + bool(evaluated))), layout="constrained")
-    axes = figure.subplots(2 + bool(evaluated), 1, sharex=True)
+    panels: dict[str, list[str]] = {}  # by what stands before the last "/"
+    for key in sorted({key for line in lines for key in line if key.startswith("eval/")}):
+        panels.setdefault(key.rpartition("/")[0].replace("/ideal", "/rise"), []).append(key)
+    figure = Figure(figsize=(8, 4 * (2 + len(panels))), layout="constrained")
+    axes = figure.subplots(2 + len(panels), 1, sharex=True)
     steps = [line["step"] for line in lines]
 
     losses = _finite(lines, "loss")
@@ -177,9 +179,13 @@ def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
     rate.set_ylim(bottom=0)
     rate.legend(loc="upper right")
 
-    for key in evaluated:
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        axes[2].plot([step for step, _ in points], [value for _, value in points], "o-", markersize=3, label=key)
+    for axis, keys in zip(axes[2:], panels.values(), strict=True):
+        colors: dict[str, str] = {}  # by what stands after it: an ideal has the colour of what is measured by it
+        for key in keys:
+            color = colors.setdefault(key.rpartition("/")[2], f"C{len(colors)}")
+            style = "--" if "/ideal/" in key else "o-"
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            axis.plot([step for step, _ in points], [value for _, value in points], style, c=color, ms=3, label=key)
     for axis in axes:
         axis.legend(loc="upper left")
         axis.grid(alpha=0.3)

@@ -77,7 +77,7 @@ class TrainState:
             name, _, kind = key.rpartition("/")
             if name not in parameters:
                 raise ValueError(f"{checkpoint.folder / 'optimizer.safetensors'} holds unknown tensor {key}")
-            # AdamW counts its steps on the CPU; the moments share their parameter's device and memory format.
+            # AdamW counts its steps on the CPU; moments share their parameter's device, shape and memory format.
             like = torch.zeros((), dtype=torch.float32) if kind == "step" else torch.zeros_like(parameters[name])
             self.optimizer.state[parameters[name]][kind] = like
         for file, targets in self.tensors().items():
@@ -110,16 +110,6 @@ class TrainState:
         finally:
             self.ema.restore(self.model.parameters())
             self.model.train()
-
-
-def make_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; only matrices and kernels (two dimensions or more) decay."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas)
 
 
 def make_ema(model: torch.nn.Module, settings: TrainSettings) -> EMAModel:

@@ -31,11 +31,12 @@ from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.presets import create_autoencoder
+from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
-from snapgen.train.stages.flow import folder_or_hub_name
 from snapgen.weights import load_file, load_network
 
 VALIDATION_COUNT = 64  # pictures, from the far end of the source
+NARROW = -6.0  # log-variance of a fresh encoder's posterior
 ENCODER = "encoder."  # where its weights stand in an autoencoder's
 STATISTICS_COUNT = 1024  # pictures over which the latents' mean and spread are measured
 
@@ -63,6 +64,10 @@ class AutoencoderRecipe(Recipe):
     train_encoder: bool = True  # False: the encoder of `initial` stays frozen and the KL term is left out
     data: DataSettings
     crop: int = Field(gt=0, multiple_of=32)  # side of the training patches in pixels
+    # The most noise that latents carry while the decoder learns, in their standard deviations (l-DeTok, Yang et al.
+    # 2025, arXiv 2507.15856): a decoder that copes with imprecise latents, and an encoder that puts what matters out of
+    # the noise's reach. The amount is random for each picture, small ones more often.
+    latent_noise: float = Field(default=0.0, ge=0)
     weights: LossWeights = LossWeights()
 
     @model_validator(mode="after")
@@ -84,16 +89,20 @@ class TrainableAutoencoder(nn.Module):
         self.autoencoder = autoencoder
         self.discriminator = discriminator
 
-    def forward(self, pictures: Tensor, noise: Tensor, turn: str = "") -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    def forward(
+        self, pictures: Tensor, noise: Tensor, disturbance: Tensor, turn: str = ""
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Reconstruction (as `pictures`), posterior mean and log-variance (as `noise`: B C h w), and logits.
 
+        `noise` is the posterior's; `disturbance` (B C h w) is added on top, in standard deviations of all latents.
         These are of the reconstruction, and in the discriminator's turn, which keeps no other gradients, of the
         pictures too. Without a discriminator there are none.
         """
         judging = turn == DISCRIMINATOR
         with torch.set_grad_enabled(torch.is_grad_enabled() and not judging):
             posterior = self.autoencoder.encode(pictures, return_dict=False)[0]
-            latent = posterior.mean + posterior.std * noise
+            spread = posterior.mean.detach().std()  # relative, so that larger latents are no way out
+            latent = posterior.mean + posterior.std * noise + spread * disturbance
             reconstruction = self.autoencoder.decode(latent, return_dict=False)[0]
         judged = [reconstruction, pictures] if judging else [reconstruction]
         logits = [] if self.discriminator is None else [self.discriminator(picture) for picture in judged]
@@ -109,6 +118,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         super().__init__(recipe, context)
         self.source = self.open_source(recipe.data)
         autoencoder = create_autoencoder(recipe.model)
+        start_narrow(autoencoder)
         if recipe.initial is not None:
             if not recipe.initial.is_dir():
                 raise RecipeError(f"initial: folder {recipe.initial} does not exist")
@@ -134,18 +144,22 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
             return self.model.discriminator.parameters()
         return self.model.autoencoder.parameters()
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Patches B 3 crop crop in [-1, 1] and the posterior's noise B C crop/f crop/f."""
-        patches, noise = [], []
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches B 3 crop crop in [-1, 1], the posterior's noise and the disturbance, both B C crop/f crop/f."""
+        patches, noise, disturbance = [], [], []
         for number in self.local_indices(step):
             seed = (self.recipe.seed, number)
             patches.append(random_crop(self._picture(number), self.recipe.crop, seed))
             side = self.recipe.crop // self.factor
             shape = (self.latent_channels, side, side)
             noise.append(np.random.default_rng((*seed, 1)).standard_normal(shape, np.float32))
+            rng = np.random.default_rng((*seed, 2))
+            amount = np.float32(self.recipe.latent_noise * rng.random() ** 2)
+            disturbance.append(amount * rng.standard_normal(shape, np.float32))
         device = self.context.device
         pictures = to_tensor(patches).to(device).contiguous(memory_format=torch.channels_last)
-        return pictures, torch.from_numpy(np.stack(noise)).to(device)
+        noises = [torch.from_numpy(np.stack(part)).to(device) for part in (noise, disturbance)]
+        return pictures, noises[0], noises[1]
 
     def _picture(self, number: int) -> np.ndarray:
         """The picture of index `number`, counted round and round, or the next that can be read."""
@@ -156,17 +170,17 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
                 self.context.warn(f"{error}; the next one stands in for it")
         raise ValueError(f"none of {len(self.source)} pictures can be read")
 
-    def turn_loss(self, turn: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def turn_loss(self, turn: str, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """The discriminator's hinge loss, or `loss`."""
         if turn != DISCRIMINATOR:
             return self.loss(model, batch)
         fake, real = model(*batch, turn)[-1]
         return {"loss": hinge(real, fake), "gap": real.mean() - fake.mean()}
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """Weighted sum of MSE, L1, multi-scale gradient, KL, LPIPS and adversarial terms."""
-        pictures, noise = batch
-        reconstruction, mean, log_variance, logits = model(pictures, noise)
+        pictures = batch[0]
+        reconstruction, mean, log_variance, logits = model(*batch)
         reconstruction = reconstruction.float()
         parts = {
             "mse": F.mse_loss(reconstruction, pictures),
@@ -223,6 +237,13 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         model.autoencoder.register_to_config(
             scaling_factor=1.0 / values.std().item(), shift_factor=values.mean().item()
         )
+
+
+@torch.no_grad()
+def start_narrow(autoencoder: SnapGenAutoencoder) -> None:
+    """Gives a fresh encoder a narrow posterior: one of variance 1 drowns its first latents, whose spread is 0.4."""
+    bias = autoencoder.encoder.conv_out.bias
+    bias[len(bias) // 2 :] = NARROW
 
 
 def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:

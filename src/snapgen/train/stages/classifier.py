@@ -28,9 +28,9 @@ from snapgen.data.scenes import SceneSettings, SceneSource
 from snapgen.data.vocabulary import COLORS, known_nouns
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.classifier import CELL, Reading, SceneClassifier
+from snapgen.train.places import locate
 from snapgen.train.spoiling import Spoiling, shuffle_tiles, spoil
 from snapgen.train.stage import Context, Stage
-from snapgen.train.stages.flow import locate
 from snapgen.weights import load_network
 
 VALIDATION_COUNT = 256  # scenes of held-out compositions

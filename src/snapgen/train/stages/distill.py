@@ -25,14 +25,13 @@ from snapgen.losses.distillation import (
 from snapgen.models.denoiser import Denoiser
 from snapgen.models.distiller import DistilledStudent
 from snapgen.models.unet import SnapGenUNet
+from snapgen.train.places import folder_or_hub_name, text_sources
 from snapgen.train.stage import Context, derive_seed
 from snapgen.train.stages.flow import (
     TIMESTEP_BINS,
     VALIDATION_COUNT,
     FlowRecipe,
     FlowStage,
-    folder_or_hub_name,
-    text_sources,
 )
 from snapgen.train.targets import (
     FEATURES,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data import first_readable, open_source
+from snapgen.data import ContrastingSource, first_readable, open_source
 from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, encode_in_parts, fingerprint
 from snapgen.data.preview import contact_sheet
 from snapgen.data.settings import DataSettings
@@ -26,10 +26,12 @@ from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights, sam
 from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
-from snapgen.pipeline import BUNDLED, SnapGenPipeline, bundled_folder
+from snapgen.pipeline import BUNDLED, SnapGenPipeline
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
 from snapgen.text.join import JointTextEncoder
 from snapgen.text.load import load_text_encoders
+from snapgen.train.binding import ALIKE, BindingTest, make_binding_test, measure_binding
+from snapgen.train.places import locate, text_sources
 from snapgen.train.stage import Context, Stage, derive_seed
 from snapgen.weights import load_network
 
@@ -42,6 +44,10 @@ class TimestepSettings(Settings):
 
     mean: float = 0.0  # of the logit-normal
     std: float = Field(default=1.0, gt=0)
+    # This share of the samples has another mean instead: it is at high noise, where few of the usual levels lie, that
+    # it is decided what stands where.
+    high_share: float = Field(default=0.0, ge=0, le=1)
+    high_mean: float = 2.0
     shift: float = Field(default=3.0, gt=0)
 
 
@@ -83,6 +89,9 @@ class FlowRecipe(Recipe):
     guidance_scale: float = Field(default=4.0, ge=0)  # default of the pipeline, used for the sample grids
     num_inference_steps: int = Field(default=28, gt=0)
     prompts: tuple[str, ...] = ()  # of the sample grids; by default captions of the validation scenes
+    # Captions made wrong in one point, for each kind of point, under which the loss is measured beside samples
+    # (`snapgen.train.binding`); only sources that know what their captions say have them.
+    contrasts: int = Field(default=32, ge=0)
 
     @model_validator(mode="after")
     def _adapters_adapt_something(self) -> FlowRecipe:
@@ -211,11 +220,18 @@ class FlowStage(Stage[Any, Any]):
         Shapes: B C h w, B, B, and B E for E text encoders; a caption that is kept from all of them is dropped.
         """
         noise = torch.randn(count, *shape, generator=generator)
-        timesteps = self.recipe.timesteps
-        sigmas = sample_sigmas(count, generator, timesteps.shift, timesteps.mean, timesteps.std)
+        sigmas = self._sample_sigmas(count, generator)
         dropped = torch.rand(count, generator=generator) < self.recipe.caption_dropout
         encoders = torch.rand(count, len(self.text.encoders), generator=generator) < self.recipe.encoder_dropout
         return noise, sigmas, dropped | encoders.all(dim=1), encoders
+
+    def _sample_sigmas(self, count: int, generator: torch.Generator) -> Tensor:
+        timesteps = self.recipe.timesteps
+        sigmas = sample_sigmas(count, generator, timesteps.shift, timesteps.mean, timesteps.std)
+        if not timesteps.high_share:
+            return sigmas
+        high = sample_sigmas(count, generator, timesteps.shift, timesteps.high_mean, timesteps.std)
+        return torch.where(torch.rand(count, generator=generator) < timesteps.high_share, high, sigmas)
 
     def _captions(self, pictures: list[int], variants: list[int], dropped: Tensor) -> list[str]:
         return [
@@ -280,6 +296,28 @@ class FlowStage(Stage[Any, Any]):
         means = found["loss"].reshape(TIMESTEP_BINS, -1).mean(dim=1)
         return {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)], "loss": means.tolist()}
 
+    @cached_property
+    def _binding(self) -> BindingTest | None:
+        """Held-out compositions under right and wrong captions; None if the source has none."""
+        source = open_source(self.recipe.data.validation(VALIDATION_COUNT))
+        if not self.recipe.contrasts or not isinstance(source, ContrastingSource):
+            return None
+        contrasts = source.contrasts(self.recipe.contrasts, ALIKE)
+        return make_binding_test(contrasts, lambda pictures: encode_in_parts(self._encode, pictures), self._conditioned)
+
+    @torch.no_grad()
+    def metrics(self, model: nn.Module) -> dict[str, float]:
+        """What captions made wrong in one point do to the loss."""
+        test, network = self._binding, self.denoiser(model)
+        if test is None:
+            return {}
+
+        def losses(batch: dict[str, Tensor]) -> Tensor:
+            return self._in_parts(lambda part: {"loss": self._losses(network, part)}, batch)["loss"]
+
+        with self._autocast():
+            return measure_binding(losses, test)
+
     def _in_parts(
         self, function: Callable[[dict[str, Tensor]], dict[str, Tensor]], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -336,37 +374,6 @@ class FlowStage(Stage[Any, Any]):
             unet_lora_layers=get_peft_model_state_dict(model),
             unet_lora_adapter_metadata=settings | {"target_modules": sorted(settings["target_modules"])},
         )
-
-
-def locate(key: str, folder: Path, part: str = "") -> Path:
-    """The folder that a recipe names, or `part` of the bundled "mini-base"; RecipeError if it does not exist.
-
-    "mini" has the same autoencoder and text encoder. Its UNet knows the levels of few-step schedules only.
-    """
-    if str(folder) in BUNDLED and not folder.exists():
-        if key in ("initial", "teacher") and str(folder) != "mini-base":
-            raise RecipeError(f"{key}: '{folder}' draws in few steps and neither goes on nor teaches; name 'mini-base'")
-        return bundled_folder() / part
-    if not folder.is_dir():
-        raise RecipeError(f"{key}: folder {folder} does not exist; train that stage first, or name another")
-    return folder
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether `name` can only be one on the hub: owner/name, and no folder here."""
-    path = Path(name)
-    return len(path.parts) == 2 and not path.is_absolute() and not path.exists()
-
-
-def folder_or_hub_name(key: str, name: str) -> str:
-    """`name` if it is one on the hub, otherwise the folder of `locate`."""
-    return name if is_hub_name(name) else str(locate(key, Path(name)))
-
-
-def text_sources(text: str | tuple[str, ...]) -> list[str]:
-    """What the setting `text` names: folders that exist, or hub names."""
-    names = [text] if isinstance(text, str) else text
-    return [folder_or_hub_name("text", name) for name in names]
 
 
 def add_adapters(unet: SnapGenUNet, settings: LoraSettings) -> None:

@@ -1,24 +1,28 @@
-"""The `text` stage: the miniature's own text encoder, trained against pictures as CLIP was, then frozen.
+"""The `text` stage: the miniature's own text encoder, taught to read, then frozen.
 
-A CLIP text transformer and a small ConvNeXt learn to match captions with scenes. Every scene comes with its
-twin, which differs in one stated attribute (a colour, a count, who is on the left), so that telling objects
-apart is not enough: word order and binding must enter the states that the UNet reads later. A second wording
-of every scene is matched with the first: synonyms come together, and which noun was said stays told apart even
-where the small picture encoder still sees little more than colours.
+A small bidirectional transformer (BERT's) learns two things at once. It answers questions about the scene (what colour
+is the dog, what is on the left), each by one attention over its token states, which is how the UNet reads them: so a
+state says at a noun what is said of that noun. And it matches captions with pictures and with other wordings, as CLIP
+does, so that synonyms come together and the miniature has a CLIP score. Every scene comes with its twin, which differs
+in one stated attribute.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
-    CLIPTextConfig,
+    BertConfig,
     ConvNextConfig,
     PreTrainedTokenizerFast,
     VisionTextDualEncoderConfig,
@@ -26,17 +30,22 @@ from transformers import (
 )
 
 from snapgen.config import Recipe, RecipeError, Settings
+from snapgen.data.ground_truth import Scene
 from snapgen.data.pictures import to_tensor, to_uint8
 from snapgen.data.preview import contact_sheet
+from snapgen.data.questions import choices, encode_questions, subjects
 from snapgen.data.scenes import SceneSettings, SceneSource
+from snapgen.data.vocabulary import NOUNS
+from snapgen.models.reader import Reader, answer_loss, right_answers, unit_rms
 from snapgen.text.tokenizer import train_tokenizer
 from snapgen.train.stage import Context, Stage
 
 VALIDATION_COUNT = 128  # scenes, from the far end of the source; as many twins join them
+HELDOUT_COUNT = 1024  # scenes of held-out compositions, in held-out sentences too, about which questions are asked
 
 
 class TextModel(Settings):
-    """Shape of the text transformer and of the picture encoder that trains it."""
+    """Shape of the text transformer and of the picture encoder that trains along with it."""
 
     width: int = Field(default=256, gt=0)  # of the token states
     layers: int = Field(default=4, ge=2)
@@ -54,31 +63,54 @@ class TextRecipe(Recipe):
     data: SceneSettings  # its resolution is what the picture encoder sees
     tokenizer_captions: int = Field(default=20_000, gt=0)  # captions that the tokenizer is trained on
     vocabulary_size: int = Field(default=1000, ge=100)  # at most
+    # Standard deviation of the most noise that states (of unit RMS) carry while they are read, from none to this for
+    # each caption: answers that must survive it take up more of the states.
+    state_noise: float = Field(default=0.0, ge=0)
+    questions: float = Field(default=1.0, ge=0)  # weight of their loss, beside that of matching pictures and wordings
 
 
-class DualEncoder(nn.Module):
-    """The two encoders with a forward pass that gives the logits of all pairs.
+@dataclass(frozen=True)
+class Batch:
+    """Scenes, each with its twin after it, and two wordings of each."""
 
-    Token embeddings start at unit variance, not at CLIP's 0.02: the residual stream then still says which word
-    it began with when the UNet reads it, instead of drowning it in what the layers add.
+    scenes: list[Scene]  # B
+    pictures: Tensor  # B 3 H W
+    ids: Tensor  # 2B N, first all captions and then their second wordings
+    attention: Tensor  # 2B N
+    questions: dict[str, tuple[Tensor, Tensor, Tensor]]  # about the 2B captions; see `encode_questions`
+
+
+class TextTeacher(nn.Module):
+    """The text encoder with what teaches it: a picture encoder, and a reader that asks questions.
+
+    Embeddings of words and of positions both start at unit variance, not at BERT's 0.02: the states then still say
+    which word they began with, and learn early which word stands where.
     """
 
-    def __init__(self, encoder: VisionTextDualEncoderModel):
+    def __init__(self, encoder: VisionTextDualEncoderModel, reader: Reader):
         super().__init__()
         self.encoder = encoder
+        self.reader = reader
         embeddings = encoder.text_model.embeddings
-        nn.init.normal_(embeddings.token_embedding.weight, std=1.0)
-        nn.init.normal_(embeddings.position_embedding.weight, std=0.3)
+        nn.init.normal_(embeddings.word_embeddings.weight, std=1.0)
+        nn.init.normal_(embeddings.position_embeddings.weight, std=1.0)
 
-    def forward(self, pictures: Tensor, ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """Temperature-scaled cosine similarities, captions x pictures and captions x second wordings (both B B).
+    def forward(self, batch: Batch, noise: float = 0.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What captions match, and what they answer.
 
-        pictures: B 3 H W; ids, attention: 2B N, first all captions and then their second wordings.
+        Temperature-scaled cosine similarities of captions x pictures and captions x second wordings (both B B), and
+        the logits of the answers by kind, read from states that carry normal noise of up to that standard deviation.
         """
-        output = self.encoder(input_ids=ids, pixel_values=pictures, attention_mask=attention)
+        output = self.encoder(input_ids=batch.ids, pixel_values=batch.pictures, attention_mask=batch.attention)
         captions, wordings = output.text_embeds.chunk(2)
         scale = self.encoder.logit_scale.exp()
-        return scale * captions @ output.image_embeds.T, scale * captions @ wordings.T
+        states = unit_rms(output.text_model_output.last_hidden_state)
+        if noise:
+            amount = noise * torch.rand(len(states), 1, 1, device=states.device)  # the loop seeds every step
+            states = states + amount * torch.randn_like(states)
+        asked = {kind: question[:2] for kind, question in batch.questions.items()}
+        answers = self.reader(states, batch.attention, asked)
+        return scale * captions @ output.image_embeds.T, scale * captions @ wordings.T, answers
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
@@ -87,17 +119,20 @@ def contrastive_loss(logits: Tensor) -> Tensor:
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
-def create_dual_encoder(settings: TextModel, tokenizer: PreTrainedTokenizerFast, resolution: int) -> DualEncoder:
+def create_dual_encoder(
+    settings: TextModel, tokenizer: PreTrainedTokenizerFast, resolution: int
+) -> VisionTextDualEncoderModel:
     """Randomly initialised encoders for `tokenizer` and pictures of `resolution` px."""
-    text = CLIPTextConfig(
+    text = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.width,
         intermediate_size=4 * settings.width,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         max_position_embeddings=settings.max_length,
-        projection_dim=settings.width,
-        hidden_act="gelu",
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,  # captions never repeat: there is nothing to overfit
+        attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -110,11 +145,11 @@ def create_dual_encoder(settings: TextModel, tokenizer: PreTrainedTokenizerFast,
         hidden_size=settings.picture_widths[-1],  # the dual encoder asks for the pooled width under this name
     )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=settings.width)
-    return DualEncoder(VisionTextDualEncoderModel(config))
+    return VisionTextDualEncoderModel(config)
 
 
-class TextStage(Stage[TextRecipe, DualEncoder]):
-    """Trains the text encoder contrastively; the picture encoder is saved too, for the miniature's CLIP score."""
+class TextStage(Stage[TextRecipe, TextTeacher]):
+    """Teaches the text encoder to read; the picture encoder is saved too, for the miniature's CLIP score."""
 
     recipe_type = TextRecipe
 
@@ -123,70 +158,106 @@ class TextStage(Stage[TextRecipe, DualEncoder]):
         if recipe.train.batch_size // recipe.train.gradient_accumulation // context.world % 2:
             raise RecipeError("the text stage needs an even batch on every process: a scene and its twin go together")
         self.source = SceneSource(recipe.data)
+        self.heldout = SceneSource(recipe.data.validation(HELDOUT_COUNT))
+        self.nouns = recipe.data.nouns or tuple(noun.name for noun in NOUNS)
         captions = (self.source.caption(i, 0) for i in range(min(recipe.tokenizer_captions, len(self.source))))
         self.tokenizer = train_tokenizer(captions, recipe.vocabulary_size, recipe.model.max_length)
-        self.model = create_dual_encoder(recipe.model, self.tokenizer, recipe.data.resolution).to(context.device)
+        encoder = create_dual_encoder(recipe.model, self.tokenizer, recipe.data.resolution)
+        answers = {str(kind): len(given) for kind, given in choices(self.nouns).items()}
+        reader = Reader(recipe.model.width, len(subjects(self.nouns)), answers, recipe.model.heads)
+        self.model = TextTeacher(encoder, reader).to(context.device)
 
-    def _pairs(self, indices: list[int], variant: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures 2B 3 H W of scenes and their twins, alternating; token ids and attention mask 4B N.
-
-        The first half of the tokens are captions, the second other wordings of the same.
-        """
-        pictures, captions, wordings = [], [], []
+    def _batch(self, indices: Sequence[int], variant: int) -> Batch:
+        """The scenes of `indices` and their twins, alternating."""
+        scenes, captions, wordings = [], [], []
         for index in indices:
             for scene in (self.source.scene(index), self.source.twin(index)):
-                pictures.append(self.source.render(scene))
+                scenes.append(scene)
                 captions.append(self.source.describe(scene, 2 * variant, index))
                 wordings.append(self.source.describe(scene, 2 * variant + 1, index))
-        tokens = self.tokenizer(
-            captions + wordings,
-            padding=True,
-            truncation=True,
-            max_length=self.recipe.model.max_length,
-            return_tensors="pt",
-        )
         device = self.context.device
-        tensors = to_tensor(pictures).to(device).contiguous(memory_format=torch.channels_last)
-        return tensors, tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        pictures = to_tensor([self.source.render(scene) for scene in scenes]).to(device)
+        ids, attention = self._tokenize(captions + wordings)
+        return Batch(
+            scenes,
+            pictures.contiguous(memory_format=torch.channels_last),
+            ids,
+            attention,
+            self._questions(scenes * 2),
+        )
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, both B N."""
+        tokens = self.tokenizer(
+            captions, padding=True, truncation=True, max_length=self.recipe.model.max_length, return_tensors="pt"
+        )
+        return tokens["input_ids"].to(self.context.device), tokens["attention_mask"].to(self.context.device)
+
+    def _questions(self, scenes: Sequence[Scene]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        device = self.context.device
+        encoded = encode_questions(scenes, self.nouns)
+        return {kind: (a.to(device), b.to(device), c.to(device)) for kind, (a, b, c) in encoded.items()}
+
+    def batch(self, step: int) -> Batch:
         """Half as many scenes as the batch has pairs, and their twins."""
         numbers = self.local_indices(step)[::2]
         count = len(self.source) - VALIDATION_COUNT if len(self.source) > 2 * VALIDATION_COUNT else len(self.source)
-        return self._pairs([number // 2 % count for number in numbers], variant=1 + step)
+        return self._batch([number // 2 % count for number in numbers], variant=1 + step)
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """CLIP's symmetric cross-entropy over the pairs of this process, with pictures and with wordings, added."""
-        picture, wording = (contrastive_loss(logits.float()) for logits in model(*batch))
-        return {"loss": picture + wording, "picture": picture, "wording": wording}
+    def _attention(self) -> AbstractContextManager[Any]:
+        """On the CPU, plain attention: backwards the fused kernel is several times slower there."""
+        return sdpa_kernel(SDPBackend.MATH) if self.context.device.type == "cpu" else nullcontext()
 
-    def _validation(self) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """CLIP's symmetric cross-entropy over the pairs of this process, with pictures and with wordings; questions.
+
+        The likelihoods of all kinds of question are added, each a mean over its questions.
+        """
+        with self._attention():
+            pictures, wordings, answers = model(batch, self.recipe.state_noise)
+        picture, wording = contrastive_loss(pictures.float()), contrastive_loss(wordings.float())
+        asked = [answer_loss(logits, batch.questions[kind][2]) for kind, logits in answers.items()]
+        questions = torch.stack(asked).sum()
+        loss = picture + wording + self.recipe.questions * questions
+        return {"loss": loss, "picture": picture, "wording": wording, "questions": questions}
+
+    def _validation(self) -> Batch:
         start = max(len(self.source) - VALIDATION_COUNT, 0)
-        return self._pairs(list(range(start, len(self.source))), variant=0)
+        return self._batch(range(start, len(self.source)), variant=0)
 
     @torch.no_grad()
-    def metrics(self, model: DualEncoder) -> dict[str, float]:
-        """Share of captions that find their picture or second wording among all, or prefer it to the twin's.
+    def metrics(self, model: TextTeacher) -> dict[str, float]:
+        """What is matched, and what is answered about held-out compositions.
 
-        Chance is 1 in 256, and 0.5.
+        `<picture or wording>_retrieval` and `_twin`: the share of captions that find their picture or second wording
+        among all, or prefer it to the twin's (chance is 1 in 256, and 0.5). `answers_<kind>`: the share of questions
+        answered right.
         """
         measures = {}
-        for name, logits in zip(("picture", "wording"), model(*self._validation()), strict=True):
+        found = model(self._validation())[:2]
+        for name, logits in zip(("picture", "wording"), found, strict=True):
             targets = torch.arange(len(logits), device=logits.device)
             twin = logits.gather(1, (targets ^ 1)[:, None])[:, 0]
             measures[f"{name}_retrieval"] = (logits.argmax(dim=1) == targets).float().mean().item()
             measures[f"{name}_twin"] = (logits.diagonal() > twin).float().mean().item()
+        scenes = [self.heldout.scene(index) for index in range(len(self.heldout))]
+        ids, attention = self._tokenize([self.heldout.caption(index, 0) for index in range(len(self.heldout))])
+        questions = self._questions(scenes)
+        states = unit_rms(model.encoder.text_model(input_ids=ids, attention_mask=attention).last_hidden_state)
+        answers = model.reader(states, attention, {kind: question[:2] for kind, question in questions.items()})
+        for kind, logits in answers.items():
+            measures[f"answers_{kind}"] = right_answers(logits, questions[kind][2]).float().mean().item()
         return measures
 
     @torch.no_grad()
-    def draw(self, model: DualEncoder) -> Image.Image:
+    def draw(self, model: TextTeacher) -> Image.Image:
         """Pictures over the caption that the model finds for each among all of the validation set."""
-        pictures, ids, attention = self._validation()
-        best = model(pictures, ids, attention)[0].argmax(dim=0)[:24]
-        captions = self.tokenizer.batch_decode(ids[best], skip_special_tokens=True)
-        return contact_sheet(to_uint8(pictures[:24]), captions, columns=8)
+        batch = self._validation()
+        best = model(batch)[0].argmax(dim=0)[:24]
+        captions = self.tokenizer.batch_decode(batch.ids[best], skip_special_tokens=True)
+        return contact_sheet(to_uint8(batch.pictures[:24]), captions, columns=8)
 
-    def save(self, model: DualEncoder, folder: Path) -> None:
+    def save(self, model: TextTeacher, folder: Path) -> None:
         """The dual encoder, and beside it `text_encoder/` and `tokenizer/` as a pipeline needs them."""
         model.encoder.save_pretrained(folder)
         model.encoder.text_model.save_pretrained(folder / "text_encoder")

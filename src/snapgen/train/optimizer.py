@@ -1,0 +1,87 @@
+"""The optimisers: AdamW, or Muon for matrices and AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from snapgen.config import TrainSettings
+
+THINNEST = 32  # rows or columns; a thinner matrix leads into the network or out of it, and is AdamW's
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for hidden matrices, AdamW for everything else, as one optimiser.
+
+    1x1 convolutions are matrices too. Updates of matrices have the spread of AdamW's (Liu et al. 2025), so that both
+    share one learning rate. A matrix has one moment, `momentum_buffer`, instead of AdamW's two.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], lr: float, **settings: Any) -> None:
+        """`groups`: of AdamW, those of `matrices` among them, with `settings` as defaults."""
+        super().__init__(groups, lr=lr, **settings)
+        owner = {parameter: group for group in self.param_groups for parameter in group["params"]}
+        self._parts = [
+            (
+                parameter,
+                owner[parameter],
+                torch.optim.Muon([_matrix(parameter)], lr=lr, adjust_lr_fn="match_rms_adamw"),
+            )
+            for parameter in matrices
+        ]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update; the gradients of matrices are gone afterwards."""
+        if closure is not None:
+            raise ValueError("no closure expected")
+        for parameter, group, muon in self._parts:
+            if parameter.grad is None:
+                continue
+            (own,) = muon.param_groups
+            own["lr"], own["weight_decay"] = group["lr"], group["weight_decay"]
+            (view,) = own["params"]
+            view.data, view.grad = _matrix(parameter), _matrix(parameter.grad)
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            muon.state[view]["momentum_buffer"] = _matrix(state["momentum_buffer"])
+            muon.step()
+            view.grad = parameter.grad = None
+        super().step()
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """A linear layer's weight, or a 1x1 convolution's without its last two dimensions; a view."""
+    return tensor.detach().view(tensor.shape[:2])
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable weights of linear layers and 1x1 convolutions that lead neither in nor out."""
+    layers = [
+        part
+        for part in model.modules()
+        if isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1))
+    ]
+    weights = [cast(nn.Parameter, layer.weight) for layer in layers]
+    return [weight for weight in weights if weight.requires_grad and min(weight.shape[:2]) >= THINNEST]
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """The recipe's optimiser over the trainable parameters.
+
+    Only matrices and kernels (two dimensions or more) decay.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    rate, betas = settings.learning_rate, settings.betas
+    if settings.optimizer == "muon":
+        return MuonAdamW(groups, hidden_matrices(model), lr=rate, betas=betas)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas)
