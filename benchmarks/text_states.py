@@ -11,8 +11,8 @@ held-out sentences too.
 The rest is about single words. Over all nouns of one token, each read in "a <noun>": how many dimensions the states
 span (the exponential of the entropy of their principal variances), the share that finds itself again inside other
 sentences by nearest neighbour, and the share of one-token synonyms whose nearest noun is their own. Then, over all
-pairs in "a <noun> <relation> a <noun>", the share of states from which a linear probe (ridge regression, fitted on other
-pairs) reads the relation, for the first noun and for the second; chance is one in four.
+pairs in "a <noun> <relation> a <noun>", the share of states from which a linear probe (ridge regression, fitted on
+other pairs) reads the relation, for the first noun and for the second; chance is one in four.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def test_it_goes_on_from_the_bundled_model(
     tmp_path: Path, tiny_model: Path, few_renders: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model's autoencoder and text encoder stay, its UNet learns: first as it is, then after some steps."""
-    monkeypatch.setattr("snapgen.train.stages.flow.bundled_folder", lambda: tiny_model)
+    monkeypatch.setattr("snapgen.train.places.bundled_folder", lambda: tiny_model)
     options = ["reproduce", "debug", "--recipes", str(DEBUG), "--initial", "mini-base", "--minutes", "0.01"]
     out = tmp_path / "run"
     assert run([*options, "--count", "2", "--without", "teacher,distill", "--out", str(out)]) == 0

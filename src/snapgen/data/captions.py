@@ -85,6 +85,7 @@ POSITIONS = (
     Template("{a} is {r} {b}"),
     Template("{a} {a_place} and {b} {b_place}", 2),
     Template("{b} {b_place} and {a} {a_place}"),
+    Template("{a_place} is {a}, {b_place} is {b}", 1.5),
     Template("{b} is {s} {a}", 1, held_out=True),
     Template("{a_place} {a} and {b_place} {b}", 1, held_out=True),
 )

@@ -20,8 +20,8 @@ UNETS: dict[str, dict[str, Any]] = {
     # Two stages: a 16x16 latent is too small for three. Self-attention only in the lowest, as in the paper. At so few
     # positions the first stage's residual blocks are cheap, and they mix neighbours: they stay, before its
     # transformers. A first stage only six times as wide as the latent is slow to learn to hand the noise through to
-    # the velocity. With the best linear prediction added to the output it need not. 0.3 is the spread of the latent's
-    # components but for the three that hold colours.
+    # the velocity. With the best linear prediction added to the output it need not. 0.6 is the usual spread of the
+    # latent's components (`benchmarks/latent_spectrum.py`). Where a thing is to stand is told by sinusoidal positions.
     "mini": {
         "sample_size": 16,
         "block_out_channels": (96, 192),
@@ -29,7 +29,8 @@ UNETS: dict[str, dict[str, Any]] = {
         "self_attention": (False, True),
         "residual_blocks": (True, True),
         "layers_per_block": 1,
-        "skip_spread": 0.3,
+        "positions": True,
+        "skip_spread": 0.6,
         "cross_attention_dim": 256,
         "attention_head_dim": 48,
         "time_embedding_dim": 256,

@@ -111,7 +111,9 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
             if sampling:
                 with state.averaged() as averaged:
                     if report is not None:
-                        metrics |= evaluate(stage, averaged, report, step)
+                        # Not compiled: shapes are others here, and compiling each takes minutes
+                        with torch.compiler.set_stance("force_eager"):
+                            metrics |= evaluate(stage, averaged, report, step)
             if report is not None:
                 report.step(step, metrics, seconds)
                 if sampling:

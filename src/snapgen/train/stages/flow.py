@@ -129,7 +129,8 @@ class FlowStage(Stage[Any, Any]):
                     f"lora: {type(unet).__name__} is a teacher; adapters are for a {SnapGenUNet.__name__}"
                 )
             add_adapters(unet, recipe.lora)
-        self.masks_text = isinstance(unet, SnapGenUNet)  # a teacher attends to padding too: always the same amount
+        # A teacher attends to padding too, and a network is compiled for one number of tokens.
+        self.trims_text = isinstance(unet, SnapGenUNet) and not recipe.train.compile
         self.model = self.place(unet)
 
         self.source = self.open_source(recipe.data)
@@ -261,7 +262,7 @@ class FlowStage(Stage[Any, Any]):
         """
         with self._autocast():
             text = self.text(captions, dropped)
-        if self.masks_text:
+        if self.trims_text:
             text = text.trimmed()
         return {"states": text.states.float(), "mask": text.mask}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +64,8 @@ class TextRecipe(Recipe):
     tokenizer_captions: int = Field(default=20_000, gt=0)  # captions that the tokenizer is trained on
     vocabulary_size: int = Field(default=1000, ge=100)  # at most
     # Standard deviation of the most noise that states (of unit RMS) carry while they are read, from none to this for
-    # each caption: answers that must survive it take up more of the states.
+    # each caption: answers that must survive it take up more of the states. It falls to 0 over the training: a reader
+    # that cannot trust what it sees falls back on what usually goes together.
     state_noise: float = Field(default=0.0, ge=0)
     questions: float = Field(default=1.0, ge=0)  # weight of their loss, beside that of matching pictures and wordings
 
@@ -78,6 +79,7 @@ class Batch:
     ids: Tensor  # 2B N, first all captions and then their second wordings
     attention: Tensor  # 2B N
     questions: dict[str, tuple[Tensor, Tensor, Tensor]]  # about the 2B captions; see `encode_questions`
+    noise: float = 0.0  # the most that their states carry
 
 
 class TextTeacher(nn.Module):
@@ -95,18 +97,18 @@ class TextTeacher(nn.Module):
         nn.init.normal_(embeddings.word_embeddings.weight, std=1.0)
         nn.init.normal_(embeddings.position_embeddings.weight, std=1.0)
 
-    def forward(self, batch: Batch, noise: float = 0.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What captions match, and what they answer.
 
         Temperature-scaled cosine similarities of captions x pictures and captions x second wordings (both B B), and
-        the logits of the answers by kind, read from states that carry normal noise of up to that standard deviation.
+        the logits of the answers by kind, read from states that carry the batch's noise.
         """
         output = self.encoder(input_ids=batch.ids, pixel_values=batch.pictures, attention_mask=batch.attention)
         captions, wordings = output.text_embeds.chunk(2)
         scale = self.encoder.logit_scale.exp()
         states = unit_rms(output.text_model_output.last_hidden_state)
-        if noise:
-            amount = noise * torch.rand(len(states), 1, 1, device=states.device)  # the loop seeds every step
+        if batch.noise:
+            amount = batch.noise * torch.rand(len(states), 1, 1, device=states.device)  # the loop seeds every step
             states = states + amount * torch.randn_like(states)
         asked = {kind: question[:2] for kind, question in batch.questions.items()}
         answers = self.reader(states, batch.attention, asked)
@@ -202,7 +204,9 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
         """Half as many scenes as the batch has pairs, and their twins."""
         numbers = self.local_indices(step)[::2]
         count = len(self.source) - VALIDATION_COUNT if len(self.source) > 2 * VALIDATION_COUNT else len(self.source)
-        return self._batch([number // 2 % count for number in numbers], variant=1 + step)
+        batch = self._batch([number // 2 % count for number in numbers], variant=1 + step)
+        done = step / (self.recipe.train.steps * self.recipe.train.gradient_accumulation)
+        return replace(batch, noise=self.recipe.state_noise * (1 - done))
 
     def _attention(self) -> AbstractContextManager[Any]:
         """On the CPU, plain attention: backwards the fused kernel is several times slower there."""
@@ -214,7 +218,7 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
         The likelihoods of all kinds of question are added, each a mean over its questions.
         """
         with self._attention():
-            pictures, wordings, answers = model(batch, self.recipe.state_noise)
+            pictures, wordings, answers = model(batch)
         picture, wording = contrastive_loss(pictures.float()), contrastive_loss(wordings.float())
         asked = [answer_loss(logits, batch.questions[kind][2]) for kind, logits in answers.items()]
         questions = torch.stack(asked).sum()
