@@ -161,6 +161,7 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
             raise RecipeError("the text stage needs an even batch on every process: a scene and its twin go together")
         self.source = SceneSource(recipe.data)
         self.heldout = SceneSource(recipe.data.validation(HELDOUT_COUNT))
+        self.heldout_scenes = [self.heldout.scene(index) for index in range(HELDOUT_COUNT)]  # fails now or never
         self.nouns = recipe.data.nouns or tuple(noun.name for noun in NOUNS)
         captions = (self.source.caption(i, 0) for i in range(min(recipe.tokenizer_captions, len(self.source))))
         self.tokenizer = train_tokenizer(captions, recipe.vocabulary_size, recipe.model.max_length)
@@ -244,9 +245,8 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
             twin = logits.gather(1, (targets ^ 1)[:, None])[:, 0]
             measures[f"{name}_retrieval"] = (logits.argmax(dim=1) == targets).float().mean().item()
             measures[f"{name}_twin"] = (logits.diagonal() > twin).float().mean().item()
-        scenes = [self.heldout.scene(index) for index in range(len(self.heldout))]
-        ids, attention = self._tokenize([self.heldout.caption(index, 0) for index in range(len(self.heldout))])
-        questions = self._questions(scenes)
+        ids, attention = self._tokenize([self.heldout.caption(index, 0) for index in range(HELDOUT_COUNT)])
+        questions = self._questions(self.heldout_scenes)
         states = unit_rms(model.encoder.text_model(input_ids=ids, attention_mask=attention).last_hidden_state)
         answers = model.reader(states, attention, {kind: question[:2] for kind, question in questions.items()})
         for kind, logits in answers.items():
