@@ -26,6 +26,7 @@ def test_a_position_scene_is_asked_about_from_both_sides() -> None:
         Question("at", "right", ("dog",)),
         *(Question("color", *pair) for pair in (("cat", ("red",)), ("dog", ("blue",)))),
         *(Question("place", *pair) for pair in (("cat", ("left",)), ("dog", ("right",)))),
+        *(Question("colored", *pair) for pair in (("red", ("cat",)), ("blue", ("dog",)))),
         *(Question("count", name, ("1",)) for name in ("cat", "dog")),
         *(Question("size", name, (UNSTATED,)) for name in ("cat", "dog")),
     }

@@ -82,3 +82,11 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     errors = capfd.readouterr().err
     assert "loss 0.25" in errors
     assert "16.0 samples/s" in errors
+
+
+def test_evaluations_of_one_kind_share_a_panel_ideals_dashed_among_what_is_measured_by_them() -> None:
+    values = {"eval/heldout": 0.4, "eval/binding/two": 0.6, "eval/rise/two": 0.1, "eval/ideal/two": 0.2}
+    lines = [{"step": i, "loss": 0.5, "grad_norm": 1.0, "learning_rate": 0.1, **values} for i in range(2)]
+    panels = [{line.get_label(): line.get_linestyle() for line in axes.lines} for axes in plot_metrics(lines).axes]
+    assert {"eval/heldout": "-"} in panels and {"eval/binding/two": "-"} in panels
+    assert {"eval/rise/two": "-", "eval/ideal/two": "--"} in panels

@@ -1,7 +1,7 @@
 """Questions about a scene that every caption of it answers: what a text encoder must have understood to draw it.
 
-The colour, place, count and size of a noun; whether it is there at all; the noun at a place; the background; which
-nouns there are. What the captions leave open is an answer too ("unstated"), and the right one.
+The colour, place, count and size of a noun; whether it is there at all; the noun at a place or of a colour; the
+background; which nouns there are. What the captions leave open is an answer too ("unstated"), and the right one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from snapgen.data.ground_truth import OPPOSITE, RELATIONS, Scene
 from snapgen.data.vocabulary import BACKGROUNDS, COLORS, NUMBERS
 
-Kind = Literal["there", "color", "place", "count", "size", "at", "background", "nouns"]
+Kind = Literal["there", "color", "place", "count", "size", "at", "colored", "background", "nouns"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 UNSTATED = "unstated"
@@ -28,13 +28,13 @@ class Question:
     """One question and its answer."""
 
     kind: Kind
-    subject: str  # a noun; for "at" a relation; `WHOLE`
+    subject: str  # a noun; for "at" a relation; for "colored" a colour; `WHOLE`
     answers: tuple[str, ...]  # one, but for "nouns", which has one for each different noun
 
 
 def subjects(nouns: Sequence[str]) -> tuple[str, ...]:
     """All that questions about scenes of `nouns` can be about."""
-    return (*nouns, *RELATIONS, WHOLE)
+    return (*nouns, *RELATIONS, *COLORS, WHOLE)
 
 
 def choices(nouns: Sequence[str]) -> dict[Kind, tuple[str, ...]]:
@@ -46,13 +46,14 @@ def choices(nouns: Sequence[str]) -> dict[Kind, tuple[str, ...]]:
         "count": tuple(str(number) for number in NUMBERS),
         "size": (UNSTATED, "small", "big"),
         "at": tuple(nouns),
+        "colored": tuple(nouns),
         "background": (UNSTATED, *(background.name for background in BACKGROUNDS)),
         "nouns": tuple(nouns),
     }
 
 
 def ask(scene: Scene, others: Iterable[str] = ()) -> list[Question]:
-    """Every question about `scene`; "at" only where a relation is stated.
+    """Every question about `scene`; "at" only where a relation is stated, "colored" only of colours that are.
 
     Whether it is there is asked of its own nouns, and of `others`.
     """
@@ -66,6 +67,7 @@ def ask(scene: Scene, others: Iterable[str] = ()) -> list[Question]:
     if scene.relation:
         places = (scene.relation, OPPOSITE[scene.relation])
         questions += [Question("at", place, (name,)) for place, name in zip(places, things, strict=True)]
+    questions += [Question("colored", placed.color, (name,)) for name, placed in things.items() if placed.color]
     for (name, placed), place in zip(things.items(), places, strict=True):
         count = sum(other.name == name for other in scene.objects)
         questions += [
