@@ -39,8 +39,8 @@ def few_renders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stages_can_be_left_out() -> None:
-    assert choose_stages(()) == ("autoencoder", "text", "flow", "teacher", "distill", "step")
-    assert choose_stages(("distill", "teacher")) == ("autoencoder", "text", "flow", "step")
+    assert choose_stages(()) == ("autoencoder", "text", "nouns", "layout", "flow", "teacher", "distill", "step")
+    assert choose_stages(("distill", "teacher")) == ("autoencoder", "text", "nouns", "layout", "flow", "step")
     assert choose_stages(("step",), initial="mini-base") == ("flow", "teacher", "distill")
     with pytest.raises(ValueError, match="--without flow: only teacher, distill, step can be left out"):
         choose_stages(("flow",))
@@ -82,6 +82,12 @@ def test_a_stage_builds_on_those_before_it(tmp_path: Path) -> None:
         assert left_out or (taught.teacher, str(taught.initial)) == ("teacher/model", "flow/model")
 
 
+def test_the_opening_stages_start_from_one_another() -> None:
+    plan = Plan(name="mini", minutes=1.0, stages=choose_stages(()))
+    initial = [stage_recipe(ROOT / "recipes" / "mini", plan, stage).initial for stage in ("nouns", "layout", "flow")]
+    assert initial == [None, Path("nouns/model"), Path("layout/model")]
+
+
 def test_a_setting_for_one_stage_or_all(tmp_path: Path) -> None:
     overrides = ("all.data.nouns=[everything]", "all.data.resolution=64", "step.data.resolution=32")
     plan = Plan(name="debug", minutes=1.0, stages=choose_stages(()), overrides=overrides)
@@ -103,7 +109,9 @@ def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "run")
         chosen = reproduction._choose("autoencoder")
-    assert chosen.seconds_given == pytest.approx(360_000 * 3 / (3 + 1.5 + 8 + 2.5 + 2), rel=1e-3)  # but for the warm-up
+    assert chosen.seconds_given == pytest.approx(
+        360_000 * 3 / (3 + 1.5 + 0.5 + 0.8 + 7 + 2.5 + 2), rel=1e-3
+    )  # but for the warm-up
     checkpoints = chosen.steps / chosen.checkpoint_every
     spent = chosen.steps * chosen.seconds_per_step + chosen.seconds_once + (4 + checkpoints) * chosen.seconds_each
     assert 0.9 * chosen.seconds_given < spent <= chosen.seconds_given and not chosen.late
@@ -125,7 +133,7 @@ def test_a_stage_that_is_good_early_gets_no_more_steps_than_its_recipe_says(tmp_
 def test_stages_that_are_given_are_not_trained(tmp_path: Path) -> None:
     given = {"autoencoder": "/elsewhere/autoencoder/model", "text": "/elsewhere/text/model"}
     stages = choose_stages(("teacher", "distill", "step"), given=given)
-    assert stages == ("flow",)
+    assert stages == ("nouns", "layout", "flow")
     plan = Plan(name="debug", minutes=1.0, stages=stages, given=given)
     recipe = stage_recipe(DEBUG, plan, "flow")
     assert (str(recipe.autoencoder), recipe.text) == tuple(given.values())
@@ -267,7 +275,7 @@ def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(
         patch.setattr(FlowStage, "batch", interrupted)
         with pytest.raises(SystemExit):
             run(["reproduce", "debug", "--out", str(half), "--resume"])
-    assert Reproduction(half, ignore).plan.finished == ("autoencoder", "text", "flow")
+    assert Reproduction(half, ignore).plan.finished == ("autoencoder", "text", "nouns", "layout", "flow")
     assert [folder.name for folder in (half / "step" / "checkpoints").iterdir()] == ["step_00000003"]
 
     assert run(["reproduce", "debug", "--out", str(half), "--export", str(state)]) == 0
@@ -284,7 +292,7 @@ def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(
     for stage in reports[0]["stages"]:
         assert stage["steps"] == 4 and stage["samples"] == 4 * stage["batch_size"]
     page = (moved / "report.md").read_text()
-    assert "No time was left for autoencoder, text, flow, step: the fewest steps were trained." in page
+    assert "No time was left for autoencoder, text, nouns, layout, flow, step: the fewest steps were trained." in page
     assert "| few-step | 2 |" in page and "| base | 2, guided |" in page
     for picture in ("flow/plots/timesteps.png", "step/samples/step_00000004.png", "evaluation/step/scenes/sheet.png"):
         assert f"({picture})" in page and (moved / picture).is_file()

@@ -49,15 +49,18 @@ from snapgen.weights import atomic_folder, manifest, sha256
 SHARES = {  # of the time, relative to each other, in the order of training
     "autoencoder": 3.0,  # good early, but all that follows is bound by it
     "text": 1.5,  # small, and good early
-    "flow": 8.0,  # gains for as long as it is trained
+    "nouns": 0.5,  # what `flow` begins with: things and their colours,
+    "layout": 0.8,  # then, at high noise, what stands where
+    "flow": 7.0,  # gains for as long as it is trained
     "teacher": 8.0,  # so does this one, at six times the work a step
-    "distill": 5.0,  # goes on from `flow`
+    "distill": 5.0,  # continues `flow`
     "step": 2.5,  # most of the gain comes in the first few hundred steps
 }
 EVALUATION = 2.0
 OPTIONAL = ("teacher", "distill", "step")
 KEPT = ("autoencoder", "text")  # what a model that `flow` continues brings along, or another folder gives
-CAPPED = KEPT  # stages that are good early: they are trained for their recipe's steps, or as many as there is time for
+OPENING = ("nouns", "layout")  # each continues the one before, and `flow` the last
+CAPPED = (*KEPT, *OPENING)  # good early: they get the steps of their recipes, or as many as there is time for
 STUDENTS = {"flow": "base", "distill": "distilled", "step": "few-step"}  # what is scored, and its name in the report
 PROBE = 20  # steps that a stage is timed for, after as many that warm up and fill caches
 SAMPLINGS = 4  # sample grids and held-out losses of a stage
@@ -129,7 +132,7 @@ def choose_stages(without: Iterable[str], initial: str | None = None, given: Ite
         raise ValueError("--without: teacher and distill are of no use without each other; leave out teacher,distill")
     left_out.update(given)
     if initial is not None:
-        left_out.update(KEPT)
+        left_out.update((*KEPT, *OPENING))
     return tuple(stage for stage in SHARES if stage not in left_out)
 
 
@@ -165,9 +168,14 @@ def stage_recipe(recipes: Path, plan: Plan, stage: str, **settings: Any) -> Reci
     paths: dict[str, str] = {}
     if stage not in KEPT:
         kept = {part: f"{part}/model" if plan.initial is None else plan.initial for part in KEPT}
-        paths = kept | plan.given | {"cache": "latents"}
+        paths = kept | plan.given
+    if stage not in (*KEPT, *OPENING):
+        paths["cache"] = "latents"
     if stage == "flow" and plan.initial is not None:
         paths["initial"] = plan.initial
+    opening = [other for other in (*OPENING, "flow") if other in plan.stages]
+    if stage in opening[1:]:
+        paths["initial"] = f"{opening[opening.index(stage) - 1]}/model"
     if stage == "distill":
         paths |= {"initial": "flow/model", "teacher": "teacher/model"}
     if stage == "step":
