@@ -127,7 +127,9 @@ def test_a_stage_that_is_good_early_gets_no_more_steps_than_its_recipe_says(tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "run")
         chosen = reproduction._choose("autoencoder")
-    assert chosen.steps == 4 and not chosen.late
+        train(load_stage("autoencoder"), reproduction.recipe("autoencoder", steps=3), Path("autoencoder"), resume=False)
+        continued = reproduction._choose("autoencoder")
+    assert chosen.steps == continued.steps == 4 and not chosen.late
 
 
 def test_stages_that_are_given_are_not_trained(tmp_path: Path) -> None:

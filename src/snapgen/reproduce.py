@@ -297,9 +297,11 @@ class Reproduction:
         interval = max(CHECKPOINT_SECONDS, each / CHECKPOINT_SHARE)
         free = given - whole - 2 * once - SAMPLINGS * each
         fitting = int(free / (pace * (1 + each / interval)))
-        steps = max(count, min(fitting, recipe.train.steps) if stage in CAPPED else fitting)
         begun, before = newest_checkpoint(Path(stage), self.progress), self.plan.chosen.get(stage)
-        steps += 0 if begun is None else begun.step
+        done = 0 if begun is None else begun.step
+        steps = done + max(count, fitting)
+        if stage in CAPPED:
+            steps = max(done, min(steps, recipe.train.steps))
         return StagePlan(
             steps=steps,
             # A run that has begun keeps its warm-up.
