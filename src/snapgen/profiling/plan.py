@@ -11,6 +11,7 @@ from torch import nn
 from snapgen.config import Recipe, RecipeError
 from snapgen.profiling.workload import BF16, FP32, workload
 from snapgen.train.distribution import blocks_of
+from snapgen.train.optimizer import check_shardable, hidden_matrices
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,15 @@ def plan(
     samples = settings.steps * settings.batch_size
     every = [(parameter.numel(), parameter.requires_grad) for parameter in work.network.parameters()]
     kept, learning = sum(size for size, _ in every), sum(size for size, learns in every if learns)
+    matrices = hidden_matrices(work.network) if settings.optimizer == "muon" else []
+    moments = 2 * learning - sum(matrix.numel() for matrix in matrices)  # Muon has one of each matrix, AdamW two
+    if shard:
+        check_shardable(settings)
     parts = gpus if shard else 1
     memory = {
         "weights": FP32 * math.ceil(kept / parts),
         "gradients": FP32 * math.ceil(learning / parts),
-        "optimizer": 2 * FP32 * math.ceil(learning / parts),
+        "optimizer": FP32 * math.ceil(moments / parts),
         "moving average": FP32 * math.ceil(kept / parts),
         "gathered blocks": gathered_bytes(work.network, settings.precision) if shard else 0,
         **work.frozen,
@@ -97,8 +102,8 @@ def plan(
     if work.target_bytes and cached:
         flops["teacher"] = work.flops["teacher"] * cached * draws  # asked once, however long training is
     hours = sum(flops.values()) / (GPUS[gpu].bf16_flops * utilisation) / 3600
-    # A checkpoint: weights, average, two moments.
-    storage = {"checkpoints": settings.keep_checkpoints * FP32 * 2 * (kept + learning)}
+    # A checkpoint: weights, average, moments.
+    storage = {"checkpoints": settings.keep_checkpoints * FP32 * (2 * kept + moments)}
     for name, size in (("latents", work.latent_bytes), ("teacher's targets", work.target_bytes * draws)):
         if size:
             storage[name if cached else f"{name}, each picture"] = size * (cached or 1)

@@ -27,7 +27,7 @@ from snapgen.memory import keep_freed_memory
 from snapgen.precision import gains_by_bfloat16
 from snapgen.train.distribution import distribute, hollow_copy, is_first_process, make_accelerator, whole
 from snapgen.train.guard import Guard, save_evidence
-from snapgen.train.optimizer import make_optimizer
+from snapgen.train.optimizer import check_shardable, make_optimizer
 from snapgen.train.report import Display, Report
 from snapgen.train.stage import Context, Stage, derive_seed
 from snapgen.train.state import (
@@ -79,8 +79,8 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
             display.track,
             lambda text: print(f"snapgen: warning: {text}", file=sys.stderr, flush=True),  # of any process
         )
-        if settings.optimizer == "muon" and accelerator.is_fsdp2:
-            raise RecipeError("train.optimizer: muon needs whole matrices, FSDP2 shards them; take adamw")
+        if accelerator.is_fsdp2:
+            check_shardable(settings)
         stage = stage_type(recipe, context)
         prepare_network(stage.model, settings)
         hollow = hollow_copy(stage.model) if accelerator.is_fsdp2 else None

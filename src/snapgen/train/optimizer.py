@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from snapgen.config import TrainSettings
+from snapgen.config import RecipeError, TrainSettings
 
 THINNEST = 32  # rows or columns; a thinner matrix leads into the network or out of it, and is AdamW's
 
@@ -68,6 +68,12 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     ]
     weights = [cast(nn.Parameter, layer.weight) for layer in layers]
     return [weight for weight in weights if weight.requires_grad and min(weight.shape[:2]) >= THINNEST]
+
+
+def check_shardable(settings: TrainSettings) -> None:
+    """RecipeError if the recipe's optimiser cannot be sharded."""
+    if settings.optimizer == "muon":
+        raise RecipeError("train.optimizer: muon needs whole matrices and FSDP2 shards them; set it to adamw")
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
