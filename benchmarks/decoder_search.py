@@ -29,17 +29,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from snapgen.data.pictures import random_crop, to_tensor
-from snapgen.data.scenes import SceneSettings, SceneSource
-from snapgen.evaluation.report import write_text
+from snapgen.files import write_text
 from snapgen.losses.reconstruction import gradient_loss, psnr
-from snapgen.memory import keep_freed_memory
+from snapgen.machine.device import device_name
+from snapgen.machine.memory import keep_freed_memory
 from snapgen.models.autoencoder import SnapGenAutoencoder, SubPixelUpsample, TinyDecoder
 from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, Upsample, pointwise
 from snapgen.models.presets import create_autoencoder
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pictures import random_crop, to_tensor
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.profiling.counts import count
-from snapgen.profiling.measure import device_name
+from snapgen.world.source import SceneSettings, SceneSource
 
 
 @dataclass(frozen=True)

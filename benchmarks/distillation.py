@@ -34,10 +34,11 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from snapgen.evaluation.report import between, library_versions, table, write_text
 from snapgen.evaluation.statistics import interval_of_values
+from snapgen.files import atomic_file, write_text
+from snapgen.machine.device import library_versions
+from snapgen.messages import between, markdown_table
 from snapgen.train.report import read_metrics
-from snapgen.weights import atomic_file
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "mini"
 DISTILL = RECIPES / "distill.yaml"
@@ -165,7 +166,7 @@ def report_students(rows: list[Report], seeds: list[int], truth: float, options:
         cells.append([*line, *(f"{fmean(each[name] for each in row['by_category']):.0%}" for name in categories)])
     spread = "95 % interval"
     measures = [part for name in MEASURES for part in (name, spread)]
-    lines = table(("student", *measures, *categories), cells)
+    lines = markdown_table(("student", *measures, *categories), cells)
     origin = "from scratch" if options.initial == "none" else f"from {options.initial}"
     trained = "one seed of training" if len(seeds) == 1 else f"mean over {len(seeds)} seeds of training"
     title = (
@@ -208,7 +209,7 @@ def few_steps(options: argparse.Namespace) -> None:
                 }
             )
             print(f"{name} at {steps}: {scenes['score']:.1%}, {distance['score']:.4g}", file=sys.stderr, flush=True)
-    lines = table(
+    lines = markdown_table(
         ("model", "steps", "guidance", *MEASURES[:1], "95 % interval", *MEASURES[1:3], "95 % interval"),
         [
             (

@@ -1,4 +1,4 @@
-"""What page faults cost on a CPU: the same work with and without `snapgen.memory.keep_freed_memory`.
+"""What page faults cost on a CPU: the same work with and without `snapgen.machine.memory.keep_freed_memory`.
 
     python benchmarks/kept_memory.py [--repeats 5] [--out benchmarks/results]
 
@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from snapgen.evaluation.report import write_text
-from snapgen.memory import keep_freed_memory
+from snapgen.files import write_text
+from snapgen.machine.device import device_name
+from snapgen.machine.memory import keep_freed_memory
 from snapgen.models.presets import create_autoencoder, create_unet
-from snapgen.profiling.measure import Conditions, device_name, random_network
+from snapgen.profiling.measure import Conditions, random_network
 
 WARMUP = 3  # until the heap has its size
 

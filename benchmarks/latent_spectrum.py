@@ -12,9 +12,9 @@ import argparse
 
 import torch
 
-from snapgen.cli.model import load_pipeline
-from snapgen.data.pictures import to_tensor
-from snapgen.data.scenes import SceneSettings, SceneSource
+from snapgen.pictures import to_tensor
+from snapgen.pipeline.load import load_pipeline
+from snapgen.world.source import SceneSettings, SceneSource
 
 
 @torch.no_grad()

@@ -19,9 +19,11 @@ import torch
 from peers import PEERS, place
 from torch.profiler import ProfilerActivity, profile
 
-from snapgen.evaluation.report import library_versions, table, write_text
-from snapgen.memory import keep_freed_memory
-from snapgen.profiling.measure import Conditions, device_name, random_network
+from snapgen.files import write_text
+from snapgen.machine.device import device_name, library_versions
+from snapgen.machine.memory import keep_freed_memory
+from snapgen.messages import markdown_table
+from snapgen.profiling.measure import Conditions, random_network
 
 WARMUP = 2
 ATTENTION = ("scaled_dot_product", "flash_attention")
@@ -74,7 +76,7 @@ def page(report: dict[str, Any]) -> str:
     ]
     heading = f"{report['device']}, {report['threads']} CPU threads, {report['dtype']}, {report['size']} px"
     rows.append(("all", *(f"{total:.2f} s" for total in totals)))
-    lines = table(("operators", *(result["name"] for result in results)), rows)
+    lines = markdown_table(("operators", *(result["name"] for result in results)), rows)
     return "\n".join(["<!-- python benchmarks/operators.py -->", heading, "", *lines])
 
 

@@ -34,11 +34,11 @@ from diffusers import (
 )
 from torch import nn
 
-from snapgen.evaluation.report import write_text
+from snapgen.files import atomic_file, write_text
+from snapgen.machine.device import device_name
 from snapgen.models.presets import create_autoencoder, create_unet
 from snapgen.profiling.counts import count
-from snapgen.profiling.measure import Conditions, device_name, measure, random_network
-from snapgen.weights import atomic_file
+from snapgen.profiling.measure import Conditions, measure, random_network
 
 STEPS = 28
 Inputs = dict[str, Any]

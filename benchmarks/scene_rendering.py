@@ -15,9 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from snapgen.data.scenes import SceneSettings, SceneSource
-from snapgen.data.splits import Split
-from snapgen.data.sprites import font_sha256
+from snapgen.world.source import SceneSettings, SceneSource
+from snapgen.world.splits import Split
+from snapgen.world.sprites import font_sha256
 
 CASES: tuple[tuple[int, Split], ...] = ((128, "train"), (256, "train"), (128, "heldout"))
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from snapgen.evaluation.report import between, table, write_text
-from snapgen.reproduce import KEPT, OPTIONAL, Plan, Reproduction, choose_stages, start
+from snapgen.files import write_text
+from snapgen.messages import between, markdown_table
+from snapgen.reproduce.run import KEPT, OPTIONAL, Plan, Reproduction, choose_stages, start
 from snapgen.train.report import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def write_page(records: list[dict[str, Any]]) -> None:
             for record in chosen
         ]
         header = ("what differs", "from", "samples", "score", "judge", "distance", "PSNR, dB", "loss", "binding")
-        lines += [*table(header, rows), "", f"On {', '.join(dict.fromkeys(r['device'] for r in chosen))}.", ""]
+        lines += [*markdown_table(header, rows), "", f"On {', '.join(dict.fromkeys(r['device'] for r in chosen))}.", ""]
     write_text("\n".join(lines), PAGE)
 
 

@@ -36,7 +36,7 @@ def sampling(model: str, steps: int, size: int | None) -> Callable[[], object]:
     """An action that draws one picture of `size` px (None: the model's own) with a pipeline that is already loaded."""
     import torch
 
-    from snapgen.cli.model import load_pipeline
+    from snapgen.pipeline.load import load_pipeline
 
     pipeline = load_pipeline(model)
     generator = torch.Generator()
@@ -61,7 +61,9 @@ def main() -> None:
             "import snapgen": run_process(sys.executable, "-c", "import snapgen"),
             "snapgen --help": run_process(*COMMAND, "--help"),
             "import torch": run_process(sys.executable, "-c", "import torch"),
-            "import snapgen.pipeline": run_process(sys.executable, "-c", "import snapgen.pipeline"),
+            "import snapgen.pipeline.text_to_image": run_process(
+                sys.executable, "-c", "import snapgen.pipeline.text_to_image"
+            ),
             f"snapgen generate, {steps} steps, cold start to file": run_process(*generate),
             f"sampling, {steps} steps": sampling(options.model, options.steps, options.size),
         }

@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from snapgen.data.questions import choices, encode_questions, subjects
-from snapgen.data.scenes import SceneSettings, SceneSource
-from snapgen.data.vocabulary import NOUNS
 from snapgen.models.reader import Reader, answer_loss, right_answers
 from snapgen.text.encoder import TransformersTextEncoder
 from snapgen.text.load import load_text_encoders
+from snapgen.world.questions import choices, encode_questions, subjects
+from snapgen.world.source import SceneSettings, SceneSource
+from snapgen.world.vocabulary import NOUNS
 
 BUNDLED = Path(__file__).parent.parent / "src" / "snapgen" / "bundled"
 SENTENCES = ("a red {}", "there is a {} on a blue background", "two green {} and a cow")

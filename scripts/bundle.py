@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from snapgen.evaluation.generation import model_hash
+from snapgen.files import atomic_folder
 from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
-from snapgen.pipeline import BUNDLED as NAMES
-from snapgen.pipeline import SnapGenPipeline
-from snapgen.reproduce import card
-from snapgen.weights import atomic_folder
+from snapgen.pipeline.bundled import BUNDLED as NAMES
+from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.reproduce.run import card
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "snapgen" / "bundled"

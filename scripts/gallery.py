@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from snapgen.cli.model import load_pipeline
-from snapgen.data.preview import contact_sheet, save_png
+from snapgen.pictures import contact_sheet, save_png
+from snapgen.pipeline.load import load_pipeline
 
 DOCS = Path(__file__).parent.parent / "docs"
 COLUMNS = 8

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from snapgen.data.scenes import background_picture
-from snapgen.data.sprites import STRIKE, find_font
+from snapgen.world.source import background_picture
+from snapgen.world.sprites import STRIKE, find_font
 
 SIDE = 128  # px
 BACKGROUNDS = ("white", "blue", "yellow", "green", "pink")

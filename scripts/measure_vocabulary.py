@@ -1,4 +1,4 @@
-"""Measure the nouns of src/snapgen/data/emoji.tsv: which backgrounds hide them, and which can be told apart.
+"""Measure the nouns of src/snapgen/world/emoji.tsv after the first 64: what hides them, and which can be told apart.
 
     python scripts/measure_vocabulary.py [--tries 6] [--write]
 
@@ -22,16 +22,16 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from snapgen.data.composition import pick
-from snapgen.data.ground_truth import Scene
-from snapgen.data.layout import place_one
-from snapgen.data.scenes import SceneSettings, SceneSource, background_picture
-from snapgen.data.sprites import SpriteSheet
-from snapgen.data.vocabulary import BACKGROUND, BACKGROUNDS, COLORS, EVERYTHING, NOUNS, Noun
-from snapgen.evaluation.detector import SceneDetector
-from snapgen.weights import atomic_file
+from snapgen.files import atomic_file
+from snapgen.world.composition import pick
+from snapgen.world.judge.detector import SceneDetector
+from snapgen.world.layout import place_one
+from snapgen.world.scene import Scene
+from snapgen.world.source import SceneSettings, SceneSource, background_picture
+from snapgen.world.sprites import SpriteSheet
+from snapgen.world.vocabulary import BACKGROUND, BACKGROUNDS, COLORS, EVERYTHING, NOUNS, Noun
 
-FILE = Path(__file__).resolve().parent.parent / "src" / "snapgen" / "data" / "emoji.tsv"
+FILE = Path(__file__).resolve().parent.parent / "src" / "snapgen" / "world" / "emoji.tsv"
 SIDE = 44  # px, of most sprites in pictures of 128
 DISTINCT = 60.0  # Euclidean levels by which a pixel stands out
 HIDDEN = 0.3  # of a sprite's pixels that may not
@@ -95,10 +95,10 @@ def main() -> None:
         text = io.StringIO()
         writer = csv.writer(text, delimiter="\t", lineterminator="\n")
         writer.writerow(("name", "glyph", "synonyms", "tones"))
+        kept = [noun for noun in named if noun.name not in left_out]
         writer.writerows(
-            (noun.name, noun.glyph, ", ".join(noun.synonyms), ", ".join(tones[noun.name]))
-            for noun in named
-            if noun.name not in left_out
+            (noun.name, noun.glyph, ", ".join(noun.synonyms), ", ".join(tones.get(noun.name, noun.tones)))
+            for noun in (*NOUNS, *kept)
         )
         with atomic_file(FILE) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")

@@ -22,7 +22,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from snapgen.models.presets import UNETS, create_autoencoder, create_unet
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
     from snapgen.text.tokenizer import train_tokenizer
 
     torch.manual_seed(0)

@@ -10,7 +10,6 @@ import pytest
 
 from snapgen.cli.main import run
 from snapgen.config import parse_recipe, read_recipe
-from snapgen.data import open_source
 from snapgen.evaluation import SUITES
 from snapgen.train.stages import load_stage
 
@@ -62,7 +61,7 @@ def test_the_recipes_of_the_data_guide_can_be_run(tmp_path: Path, monkeypatch: p
             overrides = [value for option, value in pairwise(arguments) if option == "--set"]
             mapping = read_recipe(ROOT / arguments[0], overrides)
             recipe = parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, "docs/data.md")
-            sources.append((recipe.data.source, len(open_source(recipe.data))))
+            sources.append((recipe.data.source, len(recipe.data.open())))
     assert sources == [("folder", 8), ("shards", 10), ("folder", 10), ("folder", 10), ("scenes", 64)]
 
 

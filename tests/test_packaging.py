@@ -112,7 +112,7 @@ def test_two_models_become_the_bundled_ones(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
 
     runs = {}
     for name, stage, steps in (("flow", "flow", 7), ("step", "step", 1), ("other", "step", 1)):
@@ -125,7 +125,7 @@ def test_two_models_become_the_bundled_ones(
         weights = runs[name] / part / "diffusion_pytorch_model.safetensors"
         save_file({key: tensor + 1 for key, tensor in load_file(weights).items()}, weights)
     monkeypatch.setattr(bundle, "BUNDLED", tmp_path / "bundled")
-    monkeypatch.setattr("snapgen.pipeline.files", lambda package: tmp_path)
+    monkeypatch.setattr("snapgen.pipeline.bundled.files", lambda package: tmp_path)
 
     def run(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["bundle.py", *arguments])
@@ -148,7 +148,7 @@ def test_two_models_become_the_bundled_ones(
 
 def test_a_report_names_its_models(bundle: ModuleType, tiny_model: Path, tmp_path: Path) -> None:
     from snapgen.evaluation.generation import model_hash
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
 
     stages = ("flow", "distill", "step")
     folders = [Path(shutil.copytree(tiny_model, tmp_path / stage / "model")) for stage in stages]

@@ -5,22 +5,23 @@ The public names below are imported on first use, so that `import snapgen` stays
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from snapgen.registry import load_attribute
 
 if TYPE_CHECKING:
     from snapgen.models.autoencoder import SnapGenAutoencoder
     from snapgen.models.unet import SnapGenUNet
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
 
     __version__: str
 
 __all__ = ["SnapGenAutoencoder", "SnapGenPipeline", "SnapGenUNet", "__version__"]
 
 _HOMES = {
-    "SnapGenAutoencoder": "snapgen.models.autoencoder",
-    "SnapGenPipeline": "snapgen.pipeline",
-    "SnapGenUNet": "snapgen.models.unet",
+    "SnapGenAutoencoder": "snapgen.models.autoencoder:SnapGenAutoencoder",
+    "SnapGenPipeline": "snapgen.pipeline.text_to_image:SnapGenPipeline",
+    "SnapGenUNet": "snapgen.models.unet:SnapGenUNet",
 }
 
 
@@ -31,7 +32,7 @@ def __getattr__(name: str) -> object:
 
         return version("snapgen")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return load_attribute(_HOMES[name])
     raise AttributeError(f"module 'snapgen' has no attribute '{name}'")
 
 

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from snapgen.messages import one_line
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; the message is one line for the person at the keyboard."""
@@ -79,7 +81,7 @@ def read_recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"recipe {path} is not YAML: {one_line(error)}") from None
     if not isinstance(mapping, dict):
         raise RecipeError(f"recipe {path} holds {type(mapping).__name__}, expected a mapping of settings")
     for override in overrides:

@@ -23,7 +23,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with what the bad inputs below point at."""
     monkeypatch.chdir(tmp_path)
     # A pipeline that is asked for would be an error: everything here is refused before.
-    monkeypatch.setitem(sys.modules, "snapgen.pipeline", None)
+    monkeypatch.setitem(sys.modules, "snapgen.pipeline.text_to_image", None)
     (tmp_path / FOLDER_WITHOUT_MODEL).mkdir()
     (tmp_path / "a-file").write_text("")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00cat")
@@ -125,7 +125,7 @@ def test_settings_reach_the_pipeline(tiny_model: Path, tmp_path: Path, capfd: py
 def test_some_of_the_text_encoders(
     tiny_model: Path, text_models: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
     from snapgen.text.load import load_text_encoders
 
     arguments = ["generate", "a cat", "--out", str(tmp_path / "a.png"), "--json"]
@@ -324,7 +324,7 @@ def test_adapters_change_the_picture(
 ) -> None:
     from peft.utils import get_peft_model_state_dict
 
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
     from snapgen.train.stages.flow import LoraSettings, add_adapters
 
     torch.manual_seed(0)
@@ -335,7 +335,7 @@ def test_adapters_change_the_picture(
             torch.nn.init.normal_(parameter)
     adapters = tmp_path / "adapters"
     SnapGenPipeline.save_lora_weights(adapters, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
-    monkeypatch.setattr("snapgen.pipeline.gains_by_bfloat16", lambda device: True)
+    monkeypatch.setattr("snapgen.pipeline.text_to_image.gains_by_bfloat16", lambda device: True)
     drawn = []
     capsys.readouterr()
     for index, options in enumerate(([], ["--lora", str(adapters)], ["--optimize"])):

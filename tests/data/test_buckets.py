@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from snapgen.data import open_source
 from snapgen.data.buckets import BucketSettings, bucket_sizes, nearest_buckets
 from snapgen.data.folder import FolderSettings
 
@@ -57,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 def test_pictures_are_cut_to_their_buckets(folder: Path) -> None:
     buckets = BucketSettings(step=32)
     settings = FolderSettings(source="folder", path=folder, resolution=64, buckets=buckets)
-    source = open_source(settings)
+    source = settings.open()
     # At 64 px: 32 x 128, 32 x 96, 64 x 64, 96 x 32, 128 x 32.
     assert [group.tolist() for group in source.groups()] == [[], [2, 5], [1, 6], [0, 3, 4], []]
     assert [source.image(index).shape for index in range(6)] == [
@@ -66,13 +65,13 @@ def test_pictures_are_cut_to_their_buckets(folder: Path) -> None:
     wide = source.image(0)  # nothing is cut from 3:1
     assert (wide[:, :28] == (255, 0, 0)).all() and (wide[:, 36:] == (0, 0, 255)).all()
     squares = settings.validation(4)
-    assert [group.tolist() for group in open_source(squares).groups()] == [list(range(7))]
-    assert open_source(squares).image(0).shape == (64, 64, 3)
+    assert [group.tolist() for group in squares.open().groups()] == [list(range(7))]
+    assert squares.open().image(0).shape == (64, 64, 3)
 
 
 def test_the_signature_knows_the_buckets(folder: Path) -> None:
     signatures = [
-        open_source(FolderSettings(source="folder", path=folder, resolution=64, buckets=buckets)).signature()
+        FolderSettings(source="folder", path=folder, resolution=64, buckets=buckets).open().signature()
         for buckets in (None, BucketSettings(step=32), BucketSettings(step=32, max_ratio=2.0))
     ]
     assert "buckets" not in signatures[0]  # caches that were made before there were buckets stay valid

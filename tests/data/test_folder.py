@@ -10,8 +10,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from snapgen.config import RecipeError
-from snapgen.data import BadSampleError, open_source
 from snapgen.data.folder import FolderSettings, FolderSource
+from snapgen.data.source import BadSampleError
 
 
 def picture(path: Path, color: str = "red", size: tuple[int, int] = (64, 32)) -> Path:
@@ -21,7 +21,7 @@ def picture(path: Path, color: str = "red", size: tuple[int, int] = (64, 32)) ->
 
 
 def open_folder(path: Path, **settings: Any) -> FolderSource:
-    source = open_source(FolderSettings(source="folder", path=path, resolution=32, **settings))
+    source = FolderSettings(source="folder", path=path, resolution=32, **settings).open()
     assert isinstance(source, FolderSource)
     return source
 
@@ -67,10 +67,10 @@ def test_held_out_pictures_are_not_trained_on(tmp_path: Path) -> None:
         picture(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(str(index))
     settings = FolderSettings(source="folder", path=tmp_path, resolution=32, held_out=2)
-    kept, apart = open_source(settings), open_source(settings.validation(128))
+    kept, apart = settings.open(), settings.validation(128).open()
     assert [kept.caption(i, 0) for i in range(len(kept))] == ["0", "1", "2"]
     assert [apart.caption(i, 0) for i in range(len(apart))] == ["3", "4"]
-    assert len(open_source(settings.model_copy(update={"held_out": 0}).validation(128))) == 5
+    assert len(settings.model_copy(update={"held_out": 0}).validation(128).open()) == 5
 
 
 def test_the_signature_changes_with_the_files(tmp_path: Path) -> None:

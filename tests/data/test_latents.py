@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from snapgen.data import BadSampleError, silent
 from snapgen.data.latents import (
     AHEAD,
     BATCH,
@@ -20,10 +19,12 @@ from snapgen.data.latents import (
     EncodedBatches,
     LatentCache,
     encode_in_parts,
-    fingerprint,
     read_ahead,
 )
-from snapgen.data.pictures import random_crop, to_tensor, to_uint8
+from snapgen.data.source import BadSampleError
+from snapgen.files import fingerprint
+from snapgen.messages import silent
+from snapgen.pictures import random_crop, to_tensor, to_uint8
 from snapgen.weights import save_file_atomic
 
 COUNT, SHARD = 100, 40  # three shards, the last one short

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from snapgen.cli.data import app
 from snapgen.config import RecipeError
-from snapgen.data import BadSampleError, open_source
 from snapgen.data.buckets import BucketSettings
 from snapgen.data.folder import FolderSettings
 from snapgen.data.shards import INDEX, ShardSettings, ShardSource, write_shards
+from snapgen.data.source import BadSampleError
 
 
 def encoded(color: str = "red", size: tuple[int, int] = (48, 32), kind: str = "JPEG") -> bytes:
@@ -38,7 +38,7 @@ def write_tar(path: Path, members: dict[str, bytes | str]) -> Path:
 
 
 def open_shards(path: Path, **settings: Any) -> ShardSource:
-    source = open_source(ShardSettings(source="shards", path=path, resolution=32, **settings))
+    source = ShardSettings(source="shards", path=path, resolution=32, **settings).open()
     assert isinstance(source, ShardSource)
     return source
 
@@ -69,7 +69,7 @@ def test_packed_pictures_are_those_of_the_folder(folder: Path, tmp_path: Path, b
     plain = FolderSettings(source="folder", path=folder, **options)
     packed = ShardSettings(source="shards", path=tmp_path / "tars", **options)
     for one, other in ((plain, packed), (plain.validation(1), packed.validation(1))):
-        here, there = open_source(one), open_source(other)
+        here, there = one.open(), other.open()
         assert len(here) == len(there)
         assert [group.tolist() for group in here.groups()] == [group.tolist() for group in there.groups()]
         for index in range(len(here)):
@@ -78,7 +78,7 @@ def test_packed_pictures_are_those_of_the_folder(folder: Path, tmp_path: Path, b
 
 
 def test_packing_needs_a_new_folder(folder: Path, tmp_path: Path) -> None:
-    source = open_source(FolderSettings(source="folder", path=folder, resolution=32))
+    source = FolderSettings(source="folder", path=folder, resolution=32).open()
     with pytest.raises(ValueError, match="pictures exists already"):
         write_shards(source, folder, 3)  # type: ignore[arg-type]
     (folder / "5.png").unlink()

@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Mode
 from snapgen.cli.main import run
 from snapgen.config import RecipeError, parse_recipe, read_recipe
 from snapgen.models.presets import create_denoiser, create_unet
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.profiling.counts import count_unet
 from snapgen.profiling.measure import LiveMemory
 from snapgen.profiling.plan import GPUS, duration, human, plan

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, T5Config, T5ForConditionalGeneration
 
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.text.join import JointTextEncoder
 from snapgen.text.load import load_text_encoders
 

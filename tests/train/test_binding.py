@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_stages import RECIPES, recipe_of
+from support.recipes import RECIPES, recipe_of
 from torch import Tensor
 
-from snapgen.data import Contrast, ContrastingSource
 from snapgen.data.folder import FolderSource
-from snapgen.data.ground_truth import CATEGORIES
-from snapgen.data.scenes import SceneSettings, SceneSource
+from snapgen.data.source import Contrast, ContrastingSource
 from snapgen.train.binding import SIGMAS, make_binding_test, measure_binding
 from snapgen.train.stage import Context
 from snapgen.train.stages.flow import FlowStage
+from snapgen.world.scene import CATEGORIES
+from snapgen.world.source import SceneSettings, SceneSource
 
 SHAPE = (2, 3, 3)  # of latents here
 

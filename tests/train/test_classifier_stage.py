@@ -11,21 +11,21 @@ import pytest
 import torch
 
 from snapgen.config import RecipeError, parse_recipe, read_recipe
-from snapgen.data.ground_truth import Placed, Scene
-from snapgen.data.vocabulary import NOUNS
+from snapgen.files import sha256
 from snapgen.models.classifier import SceneClassifier
 from snapgen.train.loop import train
-from snapgen.train.spoiling import Spoiling, bend, coarsen, shuffle_tiles, spoil
 from snapgen.train.stage import Context
 from snapgen.train.stages import load_stage
 from snapgen.train.stages.classifier import (
     IGNORED,
-    LOOKS,
     ClassifierStage,
     count_things,
     label_cells,
 )
-from snapgen.weights import load_file, load_network, sha256
+from snapgen.weights import load_file, load_network
+from snapgen.world.scene import Placed, Scene
+from snapgen.world.spoiling import Spoiling, bend, coarsen, shuffle_tiles, spoil
+from snapgen.world.vocabulary import LOOKS, NOUNS
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "debug" / "classifier.yaml"
 WEIGHTS = Path("model") / "diffusion_pytorch_model.safetensors"

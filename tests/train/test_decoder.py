@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from test_stages import RECIPES, metrics_of, recipe_of, run_recipe
+from support.recipes import RECIPES, metrics_of, recipe_of, run_recipe
 
 from snapgen.config import RecipeError
 from snapgen.models.autoencoder import SnapGenAutoencoder

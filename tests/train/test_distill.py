@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_stages import RECIPES, folder, metrics_of, paths_below, recipe_of, run_recipe
+from support.recipes import RECIPES, metrics_of, paths_below, recipe_of, run_recipe
 
 from snapgen.config import RecipeError
+from snapgen.files import sha256
 from snapgen.models.teacher import TeacherTransformer
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.train.stage import Context
 from snapgen.train.stages.distill import DistillStage
 from snapgen.train.stages.flow import FlowStage
-from snapgen.weights import sha256
-
-__all__ = ["folder"]  # the fixture: the autoencoder, text and flow stages have run
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 import torch
-from processes import start
-from sharded import VelocityStage, make_recipe
-from test_stages import RECIPES, recipe_of
+from support.processes import start
+from support.recipes import RECIPES, recipe_of
+from support.sharded import VelocityStage, make_recipe
 
 from snapgen.config import Recipe
+from snapgen.files import sha256
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.train.loop import train
 from snapgen.train.stage import Stage
 from snapgen.train.stages import load_stage
-from snapgen.weights import load_file, sha256
+from snapgen.weights import load_file
 
 RECIPE = make_recipe(spoilt=22)  # of the second process, in the third step
 

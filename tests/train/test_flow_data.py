@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_stages import RECIPES, recipe_of
+from support.recipes import RECIPES, recipe_of
 
 from snapgen.config import RecipeError, parse_recipe
+from snapgen.files import sha256
 from snapgen.train.loop import train
 from snapgen.train.stage import Context
 from snapgen.train.stages.flow import FlowRecipe, FlowStage
-from snapgen.weights import sha256
 
 SHAPES = [(90, 30), (64, 64), (40, 70), (64, 66), (100, 40)]  # px
 

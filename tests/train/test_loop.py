@@ -19,13 +19,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from processes import start
-from regression import RegressionRecipe, RegressionStage, make_recipe
+from support.processes import start
+from support.regression import RegressionRecipe, RegressionStage, make_recipe
 
 from snapgen.config import RecipeError, TrainSettings
+from snapgen.files import sha256
 from snapgen.train.loop import learning_rate, train
 from snapgen.train.stage import Context, derive_seed
-from snapgen.weights import load_file, sha256
+from snapgen.weights import load_file
 
 WORKER = str(Path(__file__).with_name("regression.py"))
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_stages import RECIPES, metrics_of, recipe_of
-from test_teaching import published
+from support.recipes import RECIPES, metrics_of, recipe_of
 from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model
 
 from snapgen.data.folder import FolderSettings, FolderSource
@@ -27,15 +26,13 @@ from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.distiller import Discriminator, DistilledStudent
 from snapgen.models.presets import UNETS, create_autoencoder, create_denoiser, create_unet
 from snapgen.models.unet import SnapGenUNet
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.text.encoder import TransformersTextEncoder
 from snapgen.text.join import JointTextEncoder
 from snapgen.train.loop import train
 from snapgen.train.stage import DISCRIMINATOR
 from snapgen.train.stages import load_stage
 from snapgen.train.stages.step import FewStepStudent
-
-__all__ = ["published"]  # the fixture: a tiny Stable Diffusion 3
 
 # The tiny tokenizer makes many tokens of a prompt.
 pytestmark = pytest.mark.filterwarnings("ignore:prompt")

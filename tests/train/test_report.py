@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from regression import make_recipe
+from support.regression import make_recipe
 
 from snapgen.train.report import Display, Report, plot_metrics, read_metrics, smooth
 

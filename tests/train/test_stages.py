@@ -11,52 +11,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.recipes import RECIPES, metrics_of, paths_below, recipe_of, run_recipe
 from transformers import AutoModel, AutoTokenizer
 
-from snapgen.config import RecipeError, parse_recipe, read_recipe
-from snapgen.data import open_source
-from snapgen.data.pictures import to_tensor
+from snapgen.config import RecipeError, read_recipe
+from snapgen.files import sha256
 from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.pipeline import SnapGenPipeline, bundled_folder
-from snapgen.train.loop import train
+from snapgen.pictures import to_tensor
+from snapgen.pipeline.bundled import bundled_folder
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.train.places import locate
 from snapgen.train.stage import Context
-from snapgen.train.stages import load_stage
 from snapgen.train.stages.flow import FlowStage
-from snapgen.weights import load_file, sha256
-
-RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-def recipe_of(path: Path, *overrides: str) -> Any:
-    mapping = read_recipe(path, list(overrides))
-    return parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, str(path))
-
-
-def run_recipe(name: str, run: Path, *overrides: str, resume: bool = False) -> Path:
-    recipe = recipe_of(RECIPES / "debug" / f"{name}.yaml", *overrides)
-    return train(load_stage(recipe.stage), recipe, run, resume)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the autoencoder, text and flow stages have run, in `<stage>/`."""
-    folder = tmp_path_factory.mktemp("debug")
-    run_recipe("autoencoder", folder / "autoencoder")
-    run_recipe("text", folder / "text")
-    run_recipe("flow", folder / "flow", *paths_below(folder))
-    return folder
-
-
-def paths_below(folder: Path) -> list[str]:
-    """The overrides that make the flow recipe read and write in `folder`."""
-    paths = {"autoencoder": "autoencoder/model", "text": "text/model", "cache": "latents"}
-    return [f"{key}={folder / path}" for key, path in paths.items()]
-
-
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+from snapgen.weights import load_file
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -316,7 +283,7 @@ def test_an_autoencoder_can_end_with_white_latents(tmp_path: Path) -> None:
     model = run_recipe("autoencoder", tmp_path / "run", "model=debug-white", "whiten=true")
     autoencoder = SnapGenAutoencoder.from_pretrained(model)
     assert autoencoder.config.scaling_factor == 1.0 and autoencoder.config.shift_factor == 0.0
-    source = open_source(recipe_of(RECIPES / "debug" / "autoencoder.yaml").data)
+    source = recipe_of(RECIPES / "debug" / "autoencoder.yaml").data.open()
     pictures = to_tensor([source.image(index) for index in range(64)])
     with torch.no_grad():
         latents = autoencoder.encode(pictures).latent_dist.mode().transpose(0, 1).flatten(1)

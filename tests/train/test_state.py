@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from regression import make_recipe
+from support.regression import make_recipe
 
 from snapgen.train.guard import Guard
 from snapgen.train.optimizer import make_optimizer

@@ -12,19 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_stages import RECIPES, folder, metrics_of, paths_below, recipe_of, run_recipe
+from support.recipes import RECIPES, metrics_of, paths_below, recipe_of, run_recipe
 
 from snapgen.config import RecipeError
 from snapgen.flow.timesteps import sampling_sigmas
 from snapgen.models.denoiser import feature_widths, load_denoiser
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.train.loop import only_train
 from snapgen.train.optimizer import make_optimizer
 from snapgen.train.stage import DISCRIMINATOR, Context
 from snapgen.train.stages.step import StepStage
 from snapgen.weights import load_file
-
-__all__ = ["folder"]  # the fixture: the autoencoder, text and flow stages have run
 
 
 @pytest.fixture(scope="module")

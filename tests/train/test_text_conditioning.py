@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_stages import RECIPES, metrics_of, recipe_of, run_recipe
+from support.recipes import RECIPES, metrics_of, recipe_of, run_recipe
 from torch import Tensor
 
 from snapgen.config import RecipeError
-from snapgen.pipeline import SnapGenPipeline, bundled_folder
+from snapgen.pipeline.bundled import bundled_folder
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.train.places import text_sources
 from snapgen.train.stage import Context
 from snapgen.train.stages.flow import FlowStage

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_stages import RECIPES, metrics_of, recipe_of, run_recipe
+from support.recipes import RECIPES, metrics_of, recipe_of, run_recipe
 
 from snapgen.models.reader import unit_rms
 from snapgen.text.join import JointTextEncoder

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from regression import RegressionStage, make_recipe
+from support.regression import RegressionStage, make_recipe
 
 from snapgen.cli.train import train
 from snapgen.config import RecipeError

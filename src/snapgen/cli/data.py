@@ -29,8 +29,8 @@ def preview(
 ) -> None:
     """Write a contact sheet of captioned scenes."""
     from snapgen.cli.evaluate import parse_nouns
-    from snapgen.data.preview import contact_sheet, save_png
-    from snapgen.data.scenes import SceneSettings, SceneSource
+    from snapgen.pictures import contact_sheet, save_png
+    from snapgen.world.source import SceneSettings, SceneSource
 
     if split not in ("train", "heldout", "all"):
         raise ValueError(f"--split {split}: expected train, heldout or all")

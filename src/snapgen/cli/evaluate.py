@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from snapgen.cli.generate import LARGEST_SEED, SIZES, check_range
-from snapgen.cli.model import INDEX, check_model_name, load_autoencoder, load_pipeline
 from snapgen.evaluation import (
     SUITES,
     EvaluationSettings,
@@ -21,6 +20,7 @@ from snapgen.evaluation import (
     load_suite,
     required_prompts,
 )
+from snapgen.pipeline.load import INDEX, check_model_name, load_autoencoder, load_pipeline
 
 
 def evaluate(
@@ -167,7 +167,7 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
 
 def parse_nouns(text: str | None) -> tuple[str, ...] | None:
     """The nouns of "cat,ice cream"; ValueError unless there are two or more, all in the vocabulary."""
-    from snapgen.data.vocabulary import named_nouns
+    from snapgen.world.vocabulary import named_nouns
 
     if text is None:
         return None

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen.cli.model import BUNDLED, check_model_name, load_adapters, load_pipeline
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 from snapgen.evaluation.prompts import read_prompts
+from snapgen.pipeline.bundled import BUNDLED
+from snapgen.pipeline.load import check_model_name, load_adapters, load_pipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
 
 BATCH = 8  # pictures drawn at once: bounds memory, however many are asked for
 LARGEST_SEED = 2**63 - 1
@@ -41,7 +42,7 @@ def generate(
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="NAME|PATH", help="'mini', 'mini-base', a model folder, or a hub name.")
-    ] = BUNDLED[0],
+    ] = next(iter(BUNDLED)),
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to picture; the model's own if not given.")
     ] = None,

@@ -13,13 +13,15 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from importlib.metadata import requires
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
+
+from snapgen.messages import one_line
+from snapgen.registry import load_attribute
 
 VERBS = {  # name on the command line: "module:attribute", a function or a typer app
     "generate": "snapgen.cli.generate:generate",
@@ -46,8 +48,7 @@ class VerbGroup(TyperGroup):
         """The verb's command, or None if there is no such verb."""
         if cmd_name not in VERBS:
             return None
-        module, attribute = VERBS[cmd_name].split(":")
-        target = getattr(import_module(module), attribute)
+        target = load_attribute(VERBS[cmd_name])
         holder = _plain_app()
         if isinstance(target, typer.Typer):
             holder.add_typer(target, name=cmd_name)
@@ -117,7 +118,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context else ""
-        _report(f"{_one_line(error.format_message()).rstrip('.')}{hint}")
+        _report(f"{one_line(error.format_message()).rstrip('.')}{hint}")
         return error.exit_code
     except Exception as error:  # the last resort of a program for people: nobody sees a raw traceback unasked
         if verbose:
@@ -141,7 +142,7 @@ def _describe(error: Exception, verbose: bool) -> str:
         return f"{error.name} is not installed; run: pip install 'snapgen[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror.lower()}"
-    message = _one_line(str(error)) or type(error).__name__
+    message = one_line(str(error)) or type(error).__name__
     if isinstance(error, ValueError | OSError | ImportError):
         return message
     hint = "" if verbose else " (run with --verbose for the traceback)"
@@ -200,8 +201,4 @@ def _report(message: str) -> None:
 
 
 def _print_line(kind: str, message: str) -> None:
-    print(f"snapgen: {kind}: {_one_line(message)}", file=sys.stderr)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    print(f"snapgen: {kind}: {one_line(message)}", file=sys.stderr)

@@ -69,7 +69,7 @@ def save_picture(image: Image, path: Path, facts: dict[str, str]) -> None:
     """Write `image` to `path`, whole or not at all; a PNG carries `facts` as text chunks."""
     from PIL.PngImagePlugin import PngInfo
 
-    from snapgen.weights import atomic_file
+    from snapgen.files import atomic_file
 
     settings: dict[str, Any] = {"quality": 95}
     if path.suffix.lower() == ".png":

@@ -115,8 +115,8 @@ def run_progress(total: int, conditions: Conditions) -> Iterator[Conditions]:
 
 def save_plot(rungs: list[dict[str, Any]], path: Path) -> None:
     """Draw the ladder into `path`."""
+    from snapgen.files import atomic_file
     from snapgen.profiling.plots import plot_ladder
-    from snapgen.weights import atomic_file
 
     title = "counted on the meta device"
     if "latency" in rungs[0]:

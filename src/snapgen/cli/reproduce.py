@@ -14,7 +14,7 @@ from snapgen.cli.generate import check_range
 from snapgen.cli.train import check_extra
 
 if TYPE_CHECKING:
-    from snapgen.reproduce import Reproduction
+    from snapgen.reproduce.run import Reproduction
 
 
 def reproduce(
@@ -98,7 +98,7 @@ def reproduce(
 
     import torch
 
-    from snapgen.reproduce import Plan, choose_stages, start, unpack
+    from snapgen.reproduce.run import Plan, choose_stages, start, unpack
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here")
@@ -125,7 +125,7 @@ def reproduce(
 
 def opened(folder: Path, name: str) -> Reproduction:
     """The reproduction in `folder`; ValueError if it is one of other recipes."""
-    from snapgen.reproduce import Reproduction
+    from snapgen.reproduce.run import Reproduction
 
     reproduction = Reproduction(folder, show)
     if reproduction.plan.name != name:

@@ -11,8 +11,8 @@ import typer
 
 from snapgen.cli.evaluate import show_progress
 from snapgen.cli.generate import LARGEST_SEED, check_range
-from snapgen.cli.model import check_model_name, load_pipeline
 from snapgen.evaluation.prompts import read_prompts
+from snapgen.pipeline.load import check_model_name, load_pipeline
 
 app = typer.Typer(help="Let people compare two models blindly.", no_args_is_help=True)
 
@@ -47,9 +47,9 @@ def make(
     ] = None,
 ) -> None:
     """Draw pictures with two models and write a page to vote on; prints the page's and the key's files."""
-    from snapgen.evaluation.study import KEY, PAGE, choose_prompts, prompt_column
+    from snapgen.study.votes import KEY, PAGE, choose_prompts, prompt_column
 
-    shipped = Path(str(files("snapgen.evaluation").joinpath("study_prompts.txt")))
+    shipped = Path(str(files("snapgen.study").joinpath("study_prompts.txt")))
     texts = prompt_column(read_prompts(prompts or shipped))
     if not texts:
         raise ValueError(f"{prompts} holds no prompts")
@@ -64,7 +64,7 @@ def make(
     if count is not None:
         texts = choose_prompts(texts, count, seed)
 
-    from snapgen.evaluation.study_page import make_study
+    from snapgen.study.page import make_study
 
     make_study((model_a, model_b), load_pipeline, texts, asked, seed, steps, out, show_progress)
     typer.echo(out / PAGE)
@@ -78,16 +78,17 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Merge the votes of all raters; prints wins, ties and win rates with 95 % intervals."""
-    from snapgen.evaluation import study
+    from snapgen.study.votes import KEY, Key, read_json, read_votes, table
+    from snapgen.study.votes import score as score_votes
 
-    key = study.read_json(study.Key, folder / study.KEY)
-    result = study.score(key, study.read_votes(key, votes))
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else study.table(result))
+    key = read_json(Key, folder / KEY)
+    result = score_votes(key, read_votes(key, votes))
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else table(result))
 
 
 def parse_questions(text: str) -> list[str]:
     """The questions of "alignment,realism"; ValueError unless all are different ones of the study's."""
-    from snapgen.evaluation.study import QUESTIONS
+    from snapgen.study.votes import QUESTIONS
 
     questions = [part.strip() for part in text.split(",")]
     for question in questions:

@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 from pydantic import Field, model_validator
 
 from snapgen.config import RecipeError, Settings
-from snapgen.data import BadSampleError
 from snapgen.data.buckets import BucketSettings, bucket_sizes, nearest_buckets
+from snapgen.data.source import BadSampleError
+from snapgen.messages import one_line
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
@@ -77,7 +78,7 @@ class FileSource(ABC):
             with self.open(index) as file:
                 picture = decode(file)
         except UNREADABLE as error:
-            raise BadSampleError(f"{self.name(index)} cannot be read: {' '.join(str(error).split())}") from error
+            raise BadSampleError(f"{self.name(index)} cannot be read: {one_line(error)}") from error
         return np.asarray(ImageOps.fit(picture, self.shape(index), Image.Resampling.LANCZOS))
 
     def shape(self, index: int) -> tuple[int, int]:

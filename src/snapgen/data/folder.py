@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import field_validator
 
 from snapgen.config import RecipeError
-from snapgen.data import Progress, silent
 from snapgen.data.files import PICTURES, FileSettings, FileSource, header_size
+from snapgen.messages import Progress, silent
 
 READERS = 16  # threads: headers are little work and much waiting
 METADATA = "metadata.jsonl"
@@ -36,6 +36,10 @@ class FolderSettings(FileSettings):
         if template is not None and template.count("{}") != 1:
             raise ValueError("'{}' must stand once where the name of the class belongs")
         return template
+
+    def open(self, progress: Progress = silent) -> FolderSource:
+        """The source; `progress` shows what takes long."""
+        return FolderSource(self, progress)
 
 
 class FolderSource(FileSource):

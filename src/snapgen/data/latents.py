@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from snapgen.data import BadSampleError, Progress, Source
 from snapgen.data.order import Order
-from snapgen.data.pictures import to_tensor
 from snapgen.data.rows import CacheFiles, Rows
+from snapgen.data.source import BadSampleError, Source
+from snapgen.messages import Progress
+from snapgen.pictures import to_tensor
 
 SHARD = 1024  # pictures
 BATCH = 32  # pictures read, and encoded at once if they are small
@@ -29,14 +28,6 @@ AHEAD = 2  # batches whose pictures are read while one is encoded and trained on
 Encode = Callable[[Tensor], Tensor]  # pictures B 3 H W in [-1, 1] -> latents B C h w
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def fingerprint(*parts: Any) -> str:
-    """Twelve hexadecimal digits that change with any of `parts` (JSON values, or bytes)."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
-    return digest.hexdigest()[:12]
 
 
 def pictures_at_once(height: int, width: int) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from snapgen.weights import load_file, remove_leftovers, save_file_atomic
+from snapgen.files import remove_leftovers
+from snapgen.weights import load_file, save_file_atomic
 
 LEFT = 3600.0  # seconds after which a half-written file is nobody's: other processes write beside this one
 

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from snapgen.config import RecipeError
-from snapgen.data import Progress, silent
 from snapgen.data.files import PICTURES, FileSettings, FileSource, header_size
 from snapgen.data.folder import FolderSource
-from snapgen.data.latents import fingerprint
 from snapgen.data.rows import Rows
-from snapgen.weights import atomic_folder, load_file, save_file_atomic
+from snapgen.files import atomic_folder, short_fingerprint
+from snapgen.messages import Progress, silent
+from snapgen.weights import load_file, save_file_atomic
 
 SCANNERS = 16  # threads: a scan waits more than it works
 INDEX = ".snapgen-index"  # folder beside the tars
@@ -49,6 +49,10 @@ class ShardSettings(FileSettings):
     source: Literal["shards"]
     caption_key: str | None = None  # of the caption in a sample's .json; null: its .txt, else "caption" in its .json
     index: Path | None = None  # folder for the index; null: `.snapgen-index` beside the tars
+
+    def open(self, progress: Progress = silent) -> ShardSource:
+        """The source; `progress` shows what takes long."""
+        return ShardSource(self, progress)
 
 
 class ShardSource(FileSource):
@@ -71,7 +75,7 @@ class ShardSource(FileSource):
     def _index(self, tar: Path) -> Tensor:
         """The index of one tar, from its file if the tar was scanned before."""
         state = tar.stat()
-        key = fingerprint([tar.name, state.st_size, state.st_mtime_ns, self.settings.caption_key])
+        key = short_fingerprint([tar.name, state.st_size, state.st_mtime_ns, self.settings.caption_key])
         path = (self.settings.index or tar.parent / INDEX) / f"{tar.stem}-{key}.safetensors"
         if not path.exists():
             samples = scan(tar, self.settings.caption_key)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from snapgen.registry import load_attribute
 
 DRAWING = ("seeds", "steps", "guidance")  # options of suites that draw
 
@@ -22,33 +23,35 @@ class SuiteEntry:
 
 
 SUITES = {  # by the name on the command line
-    "scenes": SuiteEntry("snapgen.evaluation.scenes:evaluate_scenes"),
+    "scenes": SuiteEntry("snapgen.evaluation.suites.scenes:evaluate_scenes"),
     "clip": SuiteEntry(
-        "snapgen.evaluation.clip:evaluate_clip",
+        "snapgen.evaluation.suites.clip:evaluate_clip",
         ("prompts", "weights", *DRAWING),
         needs="FILE, a text file with a prompt a line",
     ),
     "imagereward": SuiteEntry(
-        "snapgen.evaluation.imagereward:evaluate_imagereward",
+        "snapgen.evaluation.suites.imagereward:evaluate_imagereward",
         ("prompts", "weights", *DRAWING),
         needs="FILE, a text file with a prompt a line",
     ),
     "geneval": SuiteEntry(
-        "snapgen.evaluation.geneval:evaluate_geneval",
+        "snapgen.evaluation.suites.geneval:evaluate_geneval",
         ("prompts", "weights", *DRAWING),
         needs="evaluation_metadata.jsonl, from github.com/djghosh13/geneval/prompts",
     ),
     "dpg": SuiteEntry(
-        "snapgen.evaluation.dpg:evaluate_dpg",
+        "snapgen.evaluation.suites.dpg:evaluate_dpg",
         ("prompts", "weights", *DRAWING),
         needs="FOLDER with prompts/ and dpg_bench.csv: dpg_bench of github.com/TencentQQGYLab/ELLA",
     ),
     "fid": SuiteEntry(
-        "snapgen.evaluation.fid:evaluate_fid",
+        "snapgen.evaluation.suites.fid:evaluate_fid",
         ("count", "nouns", "prompts", "reference", "weights", "features", *DRAWING),
         ("model", "pictures"),
     ),
-    "psnr": SuiteEntry("snapgen.evaluation.psnr:evaluate_psnr", ("count", "reference"), ("model", "autoencoder")),
+    "psnr": SuiteEntry(
+        "snapgen.evaluation.suites.psnr:evaluate_psnr", ("count", "reference"), ("model", "autoencoder")
+    ),
 }
 SUBJECTS = {"model": "a model", "autoencoder": "the folder of an autoencoder", "pictures": "a folder of pictures"}
 
@@ -104,6 +107,5 @@ def required_prompts(name: str, settings: EvaluationSettings) -> Path:
 
 def load_suite(name: str) -> Suite:
     """The suite called `name`."""
-    module, _, function = SUITES[name].function.partition(":")
-    suite: Suite = getattr(import_module(module), function)
+    suite: Suite = load_attribute(SUITES[name].function)
     return suite

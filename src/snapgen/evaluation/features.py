@@ -22,19 +22,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from snapgen.data.pictures import to_tensor
-from snapgen.evaluation.generation import network_hash
 from snapgen.evaluation.networks import Clip
-from snapgen.evaluation.opinion import FOLDER as CLASSIFIER
-from snapgen.evaluation.opinion import scaled
+from snapgen.files import sha256
 from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.models.classifier import SceneClassifier
-from snapgen.pipeline import bundled_folder
-from snapgen.weights import load_network, sha256
+from snapgen.pictures import resize_square, to_tensor
+from snapgen.pipeline.bundled import bundled_folder
+from snapgen.registry import load_attribute
+from snapgen.weights import load_network, network_hash
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # its first digits, which torch.hub's file names carry
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+NETWORKS = {  # by name: module:function of a device, which gives their hash and what they make of a picture
+    "scene-classifier": "snapgen.world.judge.reader:picture_features",
+    "mini-encoder": "snapgen.evaluation.features:encoder_features",
+}
+SIDE = 128  # px at which the bundled autoencoder was trained
 OTHERS = "or choose --features scene-classifier or a CLIP"
 
 
@@ -53,30 +56,18 @@ def load_features(name: str, weights: str | None, device: torch.device) -> Featu
         return _inception(weights, device)
     if weights is not None:
         raise ValueError(f"--weights {weights} is for --features inception; {name} has its own")
-    if name == "scene-classifier":
-        return _scene_classifier(device)
-    if name == "mini-encoder":
-        return _mini_encoder(device)
+    if name in NETWORKS:
+        return FeatureNetwork(name, *load_attribute(NETWORKS[name])(device))
     if "/" not in name and not Path(name).exists():
         raise ValueError(
-            f"--features {name} is not known: expected inception, scene-classifier, mini-encoder, or the folder or hub "
-            "name of a CLIP"
+            f"--features {name} is not known: expected inception, {', '.join(NETWORKS)}, or the folder or hub name of "
+            "a CLIP"
         )
     return _clip(name, device)
 
 
-def _scene_classifier(device: torch.device) -> FeatureNetwork:
-    network = load_network(SceneClassifier, str(CLASSIFIER), dtype=torch.float32).to(device).eval()
-
-    @torch.no_grad()
-    def extract(picture: np.ndarray) -> np.ndarray:
-        features = network.features(to_tensor([scaled(picture)]).to(device))
-        return np.asarray(features.mean(dim=(2, 3))[0].double().cpu())
-
-    return FeatureNetwork("scene-classifier", network_hash({"classifier": network}), extract)
-
-
-def _mini_encoder(device: torch.device) -> FeatureNetwork:
+def encoder_features(device: torch.device) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+    """The bundled encoder's hash, and its last block's output averaged over a picture: uint8 H W 3 -> float64 D."""
     network = load_network(SnapGenAutoencoder, str(bundled_folder() / "vae"), dtype=torch.float32)
     network = network.to(device).eval()
     seen: list[torch.Tensor] = []
@@ -84,10 +75,10 @@ def _mini_encoder(device: torch.device) -> FeatureNetwork:
 
     @torch.no_grad()
     def extract(picture: np.ndarray) -> np.ndarray:
-        network.encoder(to_tensor([scaled(picture)]).to(device))
+        network.encoder(to_tensor([resize_square(picture, SIDE)]).to(device))
         return np.asarray(seen.pop().mean(dim=(2, 3))[0].double().cpu())
 
-    return FeatureNetwork("mini-encoder", network_hash({"encoder": network.encoder}), extract)
+    return network_hash({"encoder": network.encoder}), extract
 
 
 def _clip(name: str, device: torch.device) -> FeatureNetwork:

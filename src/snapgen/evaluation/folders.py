@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from snapgen.data.files import PICTURES
+from snapgen.files import fingerprint, sha256
 
 
 def picture_files(folder: Path, count: int | None = None) -> list[Path]:
@@ -19,3 +23,17 @@ def picture_files(folder: Path, count: int | None = None) -> list[Path]:
         wanted = "at least one picture" if count is None else f"{count} pictures"
         raise ValueError(f"{folder} holds {len(files)} pictures ({', '.join(sorted(PICTURES))}), expected {wanted}")
     return files[:count]
+
+
+def read_picture(file: Path) -> np.ndarray:
+    """uint8 H W 3; ValueError if it is no picture."""
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as a picture: {error}") from None
+
+
+def files_hash(files: list[Path]) -> str:
+    """SHA-256 of names and contents."""
+    return fingerprint([[file.name, sha256(file)] for file in files])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from snapgen.pictures import data_url, encode_picture
 
 THUMBNAIL = 192  # px, the longer side
 LIMIT = 2400  # pictures on a page, of about 5 kB each
@@ -43,7 +43,7 @@ def gallery_page(title: str, table: str, plot: bytes, pictures: Sequence[dict[st
     judged = any("verdict" in picture for picture in shown)
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
-        f'<h1>{escape(title)}</h1><img class=plot alt="plot" src="{_data_url(plot, "png")}">',
+        f'<h1>{escape(title)}</h1><img class=plot alt="plot" src="{data_url(plot, "png")}">',
         f"<pre>{escape(table)}</pre>",
     ]
     if len(shown) < len(pictures):
@@ -81,17 +81,11 @@ def _figure(picture: dict[str, Any], folder: Path) -> str:
     with Image.open(folder / picture["file"]) as image:
         thumbnail = image.convert("RGB")
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = BytesIO()
-    thumbnail.save(file, format="WEBP", quality=80)
     caption = escape(", ".join(notes))
     alt = escape(str(picture["prompt"]), quote=True)
-    url = _data_url(file.getvalue(), "webp")
+    url = data_url(encode_picture(thumbnail, "webp", quality=80), "webp")
     return f'<figure class="{style}"><img alt="{alt}" src="{url}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _verdict(verdict: dict[str, Any]) -> str:
     return "right" if verdict["correct"] else f"wrong: {verdict['reason']}"
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,12 @@ import torch
 from PIL import Image
 
 from snapgen.evaluation import EvaluationSettings
-from snapgen.evaluation.report import library_versions
-from snapgen.pipeline import SnapGenPipeline
-from snapgen.weights import atomic_file
+from snapgen.files import atomic_file, fingerprint
+from snapgen.machine.device import library_versions
+from snapgen.messages import one_line
+from snapgen.pictures import save_png, to_tensor, to_uint8
+from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.weights import network_hash
 
 BATCH = 16  # pictures drawn at once: bounds memory, changes no picture
 NAMED = 5  # failed pictures that an error message names; failed.json has all
@@ -39,22 +41,6 @@ def model_hash(pipeline: SnapGenPipeline) -> str:
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     kept = {key: value for key, value in pipeline.config.items() if key.startswith("default_") or key == "shift"}
     return network_hash(parts, kept)
-
-
-def network_hash(parts: dict[str, torch.nn.Module], settings: dict[str, Any] | None = None) -> str:
-    """SHA-256 of the names, shapes, types and values of all tensors of `parts`, and of plain `settings`."""
-    digest = hashlib.sha256()
-    for name, part in sorted(parts.items()):
-        for tensor_name, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{name}.{tensor_name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
-def fingerprint(values: Any) -> str:
-    """SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def make_manifest(
@@ -78,11 +64,6 @@ def make_manifest(
 def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """What of a `manifest` decides how the picture of a prompt and seed looks."""
     return {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side")}
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def picture_side(pipeline: SnapGenPipeline, settings: EvaluationSettings) -> int:
@@ -166,11 +147,12 @@ def _draw_batch(
     except RuntimeError as error:  # PyTorch's, out of memory among them
         if len(batch) > 1:
             return [failure for request in batch for failure in _draw_batch(pipeline, [request], folder, manifest)]
-        return [{"prompt": batch[0].prompt, "seed": batch[0].seed, "reason": " ".join(str(error).split())[:200]}]
+        return [{"prompt": batch[0].prompt, "seed": batch[0].seed, "reason": one_line(error, 200)}]
     failures = []
     for request, picture in zip(batch, drawn.images, strict=True):
         if np.isfinite(picture).all():
-            _save(pipeline.image_processor.numpy_to_pil(picture)[0], _path(folder, request), request)
+            image = pipeline.image_processor.numpy_to_pil(picture)[0]
+            save_png(image, _path(folder, request), {"prompt": request.prompt, "seed": str(request.seed)})
         else:
             failures.append({"prompt": request.prompt, "seed": request.seed, "reason": "the picture is not finite"})
     return failures
@@ -194,11 +176,11 @@ def _holds(folder: Path, request: Request) -> bool:
         return (image.info.get("prompt"), image.info.get("seed")) == (request.prompt, str(request.seed))
 
 
-def _save(image: Image.Image, path: Path, request: Request) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    facts = PngInfo()
-    facts.add_text("prompt", request.prompt)
-    facts.add_text("seed", str(request.seed))
-    with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=facts)
+@torch.no_grad()
+def reconstruct(autoencoder: Any, pictures: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
+    """`pictures` (uint8 H W 3, of one size) through the autoencoder."""
+    result: list[np.ndarray] = []
+    for start in range(0, len(pictures), batch):
+        inputs = to_tensor(list(pictures[start : start + batch])).to(autoencoder.device, autoencoder.dtype)
+        result += to_uint8(autoencoder(inputs, return_dict=False)[0])
+    return result

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from snapgen.evaluation.detector import Detection
-from snapgen.evaluation.verdicts import Verdict, relations
+from snapgen.detection import Detection, Verdict, relations
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # scores that detections must exceed
 MAX_OBJECTS = 16  # a class

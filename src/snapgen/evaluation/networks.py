@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
+from snapgen.messages import one_line
 from snapgen.weights import load_network, load_pretrained
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -26,7 +27,7 @@ def find_judge(name: str | Path, source: str, folder: str = "FOLDER") -> str:
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"'{name}' is no folder here, and the hub does not hand it out: `hf download {source} --local-dir "
-                f"{folder}`, then --weights FOLDER ({' '.join(str(error).split())[:200]})"
+                f"{folder}`, then --weights FOLDER ({one_line(error, 200)})"
             ) from None
     return str(name)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from snapgen.evaluation import EvaluationSettings
-    from snapgen.pipeline import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
 
 
 def read_prompts(path: Path) -> list[str]:

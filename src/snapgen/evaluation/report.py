@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapgen.evaluation.gallery import gallery_page
-from snapgen.weights import VERSIONED, atomic_file
+from snapgen.files import atomic_file, write_text
+from snapgen.messages import between, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def library_versions() -> dict[str, str]:
-    """Python's and the libraries' versions that pictures and scores depend on."""
-    versions = {"python": platform.python_version()}
-    for package in (*VERSIONED, "pillow", "torchmetrics"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue  # an optional one
-    return versions
 
 
 def write_report(
@@ -46,23 +34,6 @@ def write_report(
     write_text(gallery_page(title, markdown, plot.read_bytes(), pictures, folder), folder / "gallery.html")
     # Last, so that a folder with a report.json is complete.
     write_text(json.dumps(report | {"pictures": list(pictures)}, indent=1, ensure_ascii=False), folder / "report.json")
-
-
-def write_text(text: str, path: Path) -> None:
-    """Writes `text` to `path`, whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return head + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def between(interval: Sequence[float] | None, form: str) -> str:
-    """An interval for people, its ends in the format `form`."""
-    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
 
 
 def origin(manifest: dict[str, Any]) -> str:
@@ -91,8 +62,8 @@ def score_summary(title: str, report: dict[str, Any], form: str, notes: Sequence
             (name, f"{score:{form}}", between(intervals.get(name), form))
             for name, score in report["categories"].items()
         ]
-        lines += ["", *table(("category", "score", "95 % interval"), rows)]
+        lines += ["", *markdown_table(("category", "score", "95 % interval"), rows)]
     if len(report.get("by_seed", ())) > 1:
         by_seed = [(seed, f"{score:{form}}") for seed, score in report["by_seed"].items()]
-        lines += ["", *table(("seed", "score"), by_seed)]
+        lines += ["", *markdown_table(("seed", "score"), by_seed)]
     return "\n".join([*lines, "", *notes, "", origin(report["manifest"])])

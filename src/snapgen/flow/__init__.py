@@ -1,0 +1,1 @@
+"""Flow matching: the path (Eq. 1-2), noise levels, guidance, sampling."""

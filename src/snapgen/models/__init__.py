@@ -1,0 +1,1 @@
+"""Networks; each knows its configuration and nothing else."""

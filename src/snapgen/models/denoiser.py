@@ -10,6 +10,7 @@ import torch
 
 from snapgen.models.teacher import TeacherTransformer
 from snapgen.models.unet import SnapGenUNet
+from snapgen.weights import load_network
 
 Denoiser = SnapGenUNet | TeacherTransformer
 
@@ -18,7 +19,7 @@ def load_denoiser(folder: Path) -> Denoiser:
     """The UNet or the transformer in `folder`, as its configuration says, in fp32."""
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     network = TeacherTransformer if kind in (TeacherTransformer.__name__, "SD3Transformer2DModel") else SnapGenUNet
-    return cast(Denoiser, network.from_pretrained(folder, dtype=torch.float32))
+    return cast(Denoiser, load_network(network, str(folder), dtype=torch.float32))
 
 
 def text_width(network: Denoiser) -> int:

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from snapgen.memory import keep_freed_memory
+from snapgen.machine.device import device_name
+from snapgen.machine.memory import keep_freed_memory
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.unet import SnapGenUNet
 from snapgen.profiling.counts import TEXT_TOKENS
@@ -178,14 +179,3 @@ def _activation_bytes(run: Callable[[], object], device: torch.device) -> int:
     run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "cpu"

@@ -21,7 +21,7 @@ from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.distiller import Discriminator, DistilledStudent
 from snapgen.models.presets import create_autoencoder, create_denoiser
 from snapgen.models.teacher import TeacherTransformer
-from snapgen.pipeline import BUNDLED
+from snapgen.pipeline.bundled import BUNDLED
 from snapgen.profiling.counts import count
 from snapgen.profiling.measure import LiveMemory
 from snapgen.train.stages.autoencoder import AutoencoderRecipe

@@ -1,0 +1,1 @@
+"""Frozen text encoders, joined as Stable Diffusion 3 joins them."""

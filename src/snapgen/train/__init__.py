@@ -1,0 +1,1 @@
+"""Training: the one loop, its state, and the stages that it runs."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snapgen.data import Contrast
+from snapgen.data.source import Contrast
 
 SIGMAS = (0.85, 0.93, 0.98)
 ALIKE = 4  # other pictures of either caption, for the ideal

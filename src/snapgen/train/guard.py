@@ -12,7 +12,8 @@ import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from snapgen.config import TrainSettings
-from snapgen.weights import atomic_folder, save_file_atomic
+from snapgen.files import atomic_folder
+from snapgen.weights import save_file_atomic
 
 SETTLED = 50  # accepted steps after which a loss is held against the average of those before
 KEEP = 0.98  # of the average, at every accepted step

@@ -23,8 +23,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, TrainSettings, complete_recipe
-from snapgen.memory import keep_freed_memory
-from snapgen.precision import gains_by_bfloat16
+from snapgen.files import atomic_file, atomic_folder, remove_leftovers
+from snapgen.machine.memory import keep_freed_memory
+from snapgen.machine.precision import gains_by_bfloat16
+from snapgen.messages import one_line
 from snapgen.train.distribution import distribute, hollow_copy, is_first_process, make_accelerator, whole
 from snapgen.train.guard import Guard, save_evidence
 from snapgen.train.optimizer import check_shardable, make_optimizer
@@ -39,7 +41,7 @@ from snapgen.train.state import (
     newest_checkpoint,
     save_checkpoint,
 )
-from snapgen.weights import atomic_file, atomic_folder, provenance, remove_leftovers
+from snapgen.weights import provenance
 
 STOP_SIGNALS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # signal -> exit status after the checkpoint
 
@@ -242,7 +244,7 @@ def write_checkpoint(run: Path, state: TrainState, step: int, content: dict[str,
         save_checkpoint(run, state, step, content, keep)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"checkpoint {run / 'checkpoints'}/step_{step:08d} could not be written: {' '.join(str(error).split())}; "
+            f"checkpoint {run / 'checkpoints'}/step_{step:08d} could not be written: {one_line(error)}; "
             "those before it are intact: make room, then continue with --resume"
         ) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from snapgen.config import RecipeError
-from snapgen.pipeline import BUNDLED, bundled_folder
+from snapgen.pipeline.bundled import BUNDLED, bundled_folder
 
 
 def locate(key: str, folder: Path, part: str = "") -> Path:

@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from snapgen.config import TrainSettings
-from snapgen.weights import atomic_file
+from snapgen.files import atomic_file
+from snapgen.pictures import save_png
 
 Item = TypeVar("Item")
 QUIET_SECONDS = 15.0  # between lines about a long preparation when standard error is no terminal
@@ -116,8 +117,7 @@ class Report:
         """Writes the sample grid of `step`, if the stage drew one."""
         if image is None:
             return
-        with atomic_file(self.run / "samples" / f"step_{step:08d}.png") as temporary:
-            image.save(temporary)
+        save_png(image, self.run / "samples" / f"step_{step:08d}.png")
         self.writer.add_image("samples", numpy.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def timesteps(self, step: int, losses: Mapping[str, list[float]]) -> None:

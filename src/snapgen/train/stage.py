@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, RecipeType
-from snapgen.data import Source, open_source
+from snapgen.data.source import Source
+from snapgen.data.sources import DataSettings
 
 DISCRIMINATOR = "discriminator"  # the name of its turn in adversarial stages
 
@@ -60,12 +61,12 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         self.recipe = recipe
         self.context = context
 
-    def open_source(self, settings: Any) -> Source:
+    def open_source(self, settings: DataSettings) -> Source:
         """The recipe's pictures. The first process opens them before the others: what it indexes, they find."""
         distributed = self.context.world > 1
         if distributed and self.context.rank > 0:
             torch.distributed.barrier()
-        source = open_source(settings, self.context.progress)
+        source = settings.open(self.context.progress)
         if distributed and self.context.rank == 0:
             torch.distributed.barrier()
         return source

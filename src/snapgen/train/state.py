@@ -19,9 +19,10 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from snapgen.config import RecipeError, TrainSettings
+from snapgen.files import atomic_folder, manifest
 from snapgen.train.distribution import copy_whole, filled, gather, is_first_process, local, sharded_like
 from snapgen.train.guard import Guard
-from snapgen.weights import atomic_folder, load_file, manifest, save_file_atomic
+from snapgen.weights import load_file, save_file_atomic
 
 # What a resume may change without becoming another training.
 FREE_KEYS = frozenset(

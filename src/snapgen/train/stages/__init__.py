@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 from snapgen.config import RecipeError
+from snapgen.registry import load_attribute
 from snapgen.train.stage import Stage
 
 STAGES = {
@@ -22,6 +22,5 @@ def load_stage(name: str) -> type[Stage[Any, Any]]:
     """The class of the stage `name`, imported only now; an unknown name is a RecipeError listing the known ones."""
     if name not in STAGES:
         raise RecipeError(f"stage '{name}' is unknown; known stages: {', '.join(STAGES)}")
-    module, _, attribute = STAGES[name].partition(":")
-    stage: type[Stage[Any, Any]] = getattr(import_module(module), attribute)
+    stage: type[Stage[Any, Any]] = load_attribute(STAGES[name])
     return stage

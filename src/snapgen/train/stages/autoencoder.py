@@ -22,15 +22,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data import BadSampleError
-from snapgen.data.pictures import random_crop, to_tensor, to_uint8
-from snapgen.data.preview import contact_sheet
-from snapgen.data.settings import DataSettings
+from snapgen.data.source import BadSampleError
+from snapgen.data.sources import DataSettings
 from snapgen.losses.adversarial import hinge, hinge_generator
 from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
+from snapgen.messages import one_line
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.presets import create_autoencoder
+from snapgen.pictures import contact_sheet, random_crop, to_tensor, to_uint8
 from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
 from snapgen.weights import load_file, load_network
@@ -265,7 +265,7 @@ def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
             encoder, config = source.encoder.state_dict(), source.config
         autoencoder.encoder.load_state_dict(encoder)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise RecipeError(f"encoder: {name} does not give the encoder of this preset: {reason}") from None
     scale = {name: config[name] for name in ("scaling_factor", "shift_factor")}
     autoencoder.register_to_config(**{name: value or 0.0 for name, value in scale.items()})
@@ -278,7 +278,7 @@ def make_lpips() -> nn.Module:
 
         metric: nn.Module = LearnedPerceptualImagePatchSimilarity(net_type="vgg")
     except (ImportError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise RecipeError(
             "weights.lpips needs torchmetrics, torchvision and VGG's weights: pip install torchmetrics torchvision, or "
             f"set it to 0 ({reason})"

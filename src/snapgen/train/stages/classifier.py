@@ -1,7 +1,7 @@
 """The `classifier` stage: the network that gives a second opinion on pictures of scenes, trained on renders.
 
 What it will judge is drawn by diffusion models, softer and less regular than renders: most pictures are spoilt
-(`snapgen.train.spoiling`), some by an autoencoder whose latents are disturbed, while their labels stay. Of what
+(`snapgen.world.spoiling`), some by an autoencoder whose latents are disturbed, while their labels stay. Of what
 nobody could tell, the likelihood asks for doubt. Some pictures are cut into tiles and shuffled: they have the right
 colours and textures, and show nothing.
 """
@@ -21,20 +21,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data.ground_truth import Scene
-from snapgen.data.pictures import to_tensor, to_uint8
-from snapgen.data.preview import contact_sheet
-from snapgen.data.scenes import SceneSettings, SceneSource
-from snapgen.data.vocabulary import COLORS, known_nouns
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.classifier import CELL, Reading, SceneClassifier
+from snapgen.pictures import contact_sheet, to_tensor, to_uint8
 from snapgen.train.places import locate
-from snapgen.train.spoiling import Spoiling, shuffle_tiles, spoil
 from snapgen.train.stage import Context, Stage
 from snapgen.weights import load_network
+from snapgen.world.scene import Scene
+from snapgen.world.source import SceneSettings, SceneSource
+from snapgen.world.spoiling import Spoiling, shuffle_tiles, spoil
+from snapgen.world.vocabulary import LOOKS, known_nouns
 
 VALIDATION_COUNT = 256  # scenes of held-out compositions
-LOOKS: tuple[str | None, ...] = (None, *COLORS)  # own colours, and the tints
 IGNORED = -100  # PyTorch's: no look is asked for
 
 _LOOK = {look: index for index, look in enumerate(LOOKS)}

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data.latents import CachedBatches, fingerprint
+from snapgen.data.latents import CachedBatches
+from snapgen.files import short_fingerprint
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE
 from snapgen.losses.distillation import (
@@ -33,7 +34,7 @@ from snapgen.train.stages.flow import (
     FlowRecipe,
     FlowStage,
 )
-from snapgen.train.targets import (
+from snapgen.train.teachers.targets import (
     FEATURES,
     SAMPLES,
     VELOCITY,
@@ -43,7 +44,7 @@ from snapgen.train.targets import (
     sample_keys,
     weights_fingerprint,
 )
-from snapgen.train.teaching import NetworkTeacher, SharedTextTeacher, Teacher, load_teacher
+from snapgen.train.teachers.teacher import NetworkTeacher, SharedTextTeacher, Teacher, load_teacher
 
 LAST = -1  # the teacher's block whose features are matched (Eq. 5)
 
@@ -165,8 +166,8 @@ class DistillStage(FlowStage):
             "guidance_scale": recipe.distillation.guidance_scale,
             "features": recipe.distillation.features,
             "latents": cast(CachedBatches, self.batches).stored.name,
-            "held-out pictures": fingerprint(held_out.signature(), captions),
-            "text": fingerprint(texts, recipe.language.model_dump()),
+            "held-out pictures": short_fingerprint(held_out.signature(), captions),
+            "text": short_fingerprint(texts, recipe.language.model_dump()),
             "timesteps": recipe.timesteps.model_dump(),
             "caption_dropout": recipe.caption_dropout,
             "encoder_dropout": recipe.encoder_dropout,

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data import ContrastingSource, first_readable, open_source
-from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, encode_in_parts, fingerprint
-from snapgen.data.preview import contact_sheet
-from snapgen.data.settings import DataSettings
+from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, encode_in_parts
+from snapgen.data.source import ContrastingSource, first_readable
+from snapgen.data.sources import DataSettings
+from snapgen.files import short_fingerprint
 from snapgen.flow.path import interpolate, velocity_target
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
+from snapgen.messages import one_line
 from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights, same_latents
 from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
-from snapgen.pipeline import BUNDLED, SnapGenPipeline
+from snapgen.pictures import contact_sheet
+from snapgen.pipeline.bundled import BUNDLED
+from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
 from snapgen.text.join import JointTextEncoder
 from snapgen.text.load import load_text_encoders
@@ -172,7 +175,7 @@ class FlowStage(Stage[Any, Any]):
         micro_batch = recipe.train.batch_size // recipe.train.gradient_accumulation
         if recipe.cache is None:
             return EncodedBatches(self.source, self._encode, micro_batch, recipe.seed, recipe.workers, context.warn)
-        cache = LatentCache(self.source, recipe.cache / fingerprint(self.source.signature(), *self._latents_of()))
+        cache = LatentCache(self.source, recipe.cache / short_fingerprint(self.source.signature(), *self._latents_of()))
         cache.build(self._encode, context.rank, context.world, context.progress, context.warn, recipe.workers)
         self.wait_for_everyone()
         return CachedBatches(cache.load(), micro_batch, recipe.seed)
@@ -281,7 +284,7 @@ class FlowStage(Stage[Any, Any]):
     @cached_property
     def _heldout(self) -> dict[str, Tensor]:
         """A batch of held-out compositions, all squares, at evenly spread noise levels."""
-        source = open_source(self.recipe.data.validation(VALIDATION_COUNT))
+        source = self.recipe.data.validation(VALIDATION_COUNT).open()
         indices, pictures = first_readable(source, VALIDATION_COUNT)
         latents = encode_in_parts(self._encode, pictures)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))  # whatever the recipe's seed
@@ -300,7 +303,7 @@ class FlowStage(Stage[Any, Any]):
     @cached_property
     def _binding(self) -> BindingTest | None:
         """Held-out compositions under right and wrong captions; None if the source has none."""
-        source = open_source(self.recipe.data.validation(VALIDATION_COUNT))
+        source = self.recipe.data.validation(VALIDATION_COUNT).open()
         if not self.recipe.contrasts or not isinstance(source, ContrastingSource):
             return None
         contrasts = source.contrasts(self.recipe.contrasts, ALIKE)
@@ -388,4 +391,4 @@ def add_adapters(unet: SnapGenUNet, settings: LoraSettings) -> None:
     try:
         unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets))
     except ValueError as error:
-        raise RecipeError(f"lora.targets {targets}: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"lora.targets {targets}: {one_line(error)}") from None

@@ -30,15 +30,14 @@ from transformers import (
 )
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data.ground_truth import Scene
-from snapgen.data.pictures import to_tensor, to_uint8
-from snapgen.data.preview import contact_sheet
-from snapgen.data.questions import choices, encode_questions, subjects
-from snapgen.data.scenes import SceneSettings, SceneSource
-from snapgen.data.vocabulary import NOUNS
 from snapgen.models.reader import Reader, answer_loss, right_answers, unit_rms
+from snapgen.pictures import contact_sheet, to_tensor, to_uint8
 from snapgen.text.tokenizer import train_tokenizer
 from snapgen.train.stage import Context, Stage
+from snapgen.world.questions import choices, encode_questions, subjects
+from snapgen.world.scene import Scene
+from snapgen.world.source import SceneSettings, SceneSource
+from snapgen.world.vocabulary import NOUNS
 
 VALIDATION_COUNT = 128  # scenes, from the far end of the source; as many twins join them
 HELDOUT_COUNT = 1024  # scenes of held-out compositions, in held-out sentences too, about which questions are asked

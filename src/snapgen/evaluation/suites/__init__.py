@@ -1,0 +1,1 @@
+"""The benchmarks, one file each; the protocol of each is its docstring."""

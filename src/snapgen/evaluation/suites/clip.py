@@ -1,0 +1,36 @@
+"""The suite "clip": CLIP score, how well pictures agree with their prompts (Hessel et al. 2021).
+
+Protocol. A picture a prompt (of `--prompts`, a text file) and seed; the cosine of its CLIP embedding and the prompt's,
+negative ones as 0, on the scale 0 to 1 that the paper uses (0.332 is what others call 33.2). CLIP is
+OpenAI's ViT-L/14 unless `--weights` names another folder or hub name; scores of different CLIPs do not compare.
+Prompts of more than CLIP's 77 tokens are cut, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from snapgen.evaluation import EvaluationSettings, required_prompts
+from snapgen.evaluation.networks import CLIP, Clip
+from snapgen.evaluation.prompts import score_prompts, some_prompts
+from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.weights import network_hash
+
+
+def evaluate_clip(
+    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
+    some_prompts(required_prompts("clip", settings))  # before anything is loaded
+    name = settings.weights or CLIP
+    clip = Clip(name, pipeline.device)
+
+    def judge(prompt: str, picture: Image) -> float:
+        return max(0.0, float(clip.picture(picture) @ clip.texts([prompt])[0]))
+
+    facts = {"judge": Path(name).name, "judge_sha256": network_hash({"clip": clip.network})}
+    return score_prompts("clip", pipeline, settings, folder, progress, judge, facts, "CLIP score")

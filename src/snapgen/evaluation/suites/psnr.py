@@ -1,0 +1,135 @@
+"""The suite "psnr": how well an autoencoder gives pictures back (Tab. 2).
+
+Protocol. Every picture is resized (Lanczos) so that its shorter side is `--size`, and cut to the middle square; without
+`--size` it is only cut, to sides that are multiples of 8. It goes through the autoencoder (the mode of the posterior,
+no noise), comes back as 8-bit levels, and is compared with the input: PSNR over all its levels, SSIM as torchmetrics
+has it (Gaussian window of 11, sigma 1.5), LPIPS (AlexNet) where torchvision is installed and its backbone's weights can
+be had; else it is null, and the report says why.
+Scores are means over pictures of the value of each. Table 2's is COCO val2017: `--reference val2017`.
+
+Without `--reference` the pictures are ground-truth renders of the embedded world's held-out scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from snapgen.evaluation import EvaluationSettings
+from snapgen.evaluation.folders import files_hash, picture_files, read_picture
+from snapgen.evaluation.generation import picture_side, reconstruct
+from snapgen.evaluation.plots import plot_spread
+from snapgen.evaluation.report import score_summary, write_report
+from snapgen.evaluation.statistics import interval_of_values
+from snapgen.machine.device import library_versions
+from snapgen.messages import one_line
+from snapgen.pictures import save_png
+from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.weights import network_hash
+from snapgen.world.prompts import renderer, scene_prompts
+
+SCENES = 17  # a category, if there is no reference
+FACTOR = 8  # px that sides are multiples of
+
+
+def evaluate_psnr(
+    subject: SnapGenPipeline | torch.nn.Module,
+    settings: EvaluationSettings,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Scores an autoencoder, or that of a model; writes the report to `folder`, returns it."""
+    autoencoder: Any = subject.vae if isinstance(subject, SnapGenPipeline) else subject
+    side = picture_side(subject, settings) if isinstance(subject, SnapGenPipeline) else settings.size or 128
+    lpips, reason = load_lpips()
+    lines: list[dict[str, Any]] = []
+    measured: list[dict[str, float]] = []
+    for name, picture in pictures(settings, side):
+        (output,) = reconstruct(autoencoder, [picture])
+        measured.append(compare(output, picture, lpips))
+        file = folder / "pictures" / f"{len(lines):06d}.png"
+        save_png(Image.fromarray(np.hstack([picture, output])), file)
+        lines.append(
+            {"file": file.relative_to(folder).as_posix(), "prompt": name, "score": round(measured[-1]["psnr"], 4)}
+        )
+        if len(lines) % 50 == 0:
+            progress(f"pictures: {len(lines)}")
+    means = {name: float(np.mean([one[name] for one in measured])) for name in measured[0]}
+    psnrs = [one["psnr"] for one in measured]
+    report: dict[str, Any] = {
+        "score": means["psnr"],
+        "interval": interval_of_values(psnrs),
+        "psnr": means["psnr"],
+        "ssim": means["ssim"],
+        "lpips": means.get("lpips"),
+        "count": len(lines),
+        "manifest": {
+            "suite": "psnr",
+            "model_sha256": network_hash({"autoencoder": autoencoder}),
+            "size": settings.size,
+            "reference": "scenes" if settings.reference is None else files_hash(picture_files(settings.reference)),
+            "device": str(autoencoder.device),
+            "versions": library_versions(),
+        },
+    }
+    title = f"psnr: {means['psnr']:.2f} dB"
+    notes = [f"SSIM {means['ssim']:.4f}. " + (f"LPIPS {means['lpips']:.4f}." if lpips else reason)]
+    figure = plot_spread("PSNR, dB", psnrs, means["psnr"])
+    write_report(title, report, score_summary(title, report, ".2f", notes), figure, lines, folder)
+    return report
+
+
+def pictures(settings: EvaluationSettings, side: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and pictures (uint8 H W 3) to give back."""
+    if settings.reference is None:
+        prompts = scene_prompts("heldout", SCENES, None)
+        if settings.count is not None:
+            prompts = scene_prompts("heldout", -(-settings.count // 6), None)[: settings.count]
+        draw = renderer(side)
+        yield from ((prompt.prompt, draw.render(prompt.scene)) for prompt in prompts)
+        return
+    for file in picture_files(settings.reference, settings.count):
+        yield file.name, fit(read_picture(file), settings.size)
+
+
+def fit(picture: np.ndarray, size: int | None) -> np.ndarray:
+    """The middle of `picture` (uint8 H W 3): a square of `size` px, or sides that are multiples of `FACTOR`."""
+    image = Image.fromarray(picture)
+    if size is not None:
+        scale = size / min(image.size)
+        width, height = (max(size, round(scale * length)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        target = size, size
+    else:
+        target = image.width // FACTOR * FACTOR, image.height // FACTOR * FACTOR
+        if not all(target):
+            raise ValueError(f"a picture of {image.width}x{image.height} px is too small: at least {FACTOR} a side")
+    left, top = (image.width - target[0]) // 2, (image.height - target[1]) // 2
+    return np.asarray(image.crop((left, top, left + target[0], top + target[1])))
+
+
+def compare(output: np.ndarray, picture: np.ndarray, lpips: Any) -> dict[str, float]:
+    """PSNR in dB, SSIM, and LPIPS if there is such a metric, of two pictures uint8 H W 3."""
+    seen, given = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() for p in (output, picture))
+    values = {
+        "psnr": float(peak_signal_noise_ratio(seen, given, data_range=255.0)),
+        "ssim": float(cast(torch.Tensor, structural_similarity_index_measure(seen, given, data_range=255.0))),
+    }
+    return values | ({"lpips": float(lpips(seen / 127.5 - 1, given / 127.5 - 1))} if lpips else {})
+
+
+def load_lpips() -> tuple[Any, str]:
+    """torchmetrics' LPIPS of pictures in [-1, 1]; or None and the reason why it cannot be had."""
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        return LearnedPerceptualImagePatchSimilarity(net_type="alex").eval(), ""
+    except (ImportError, OSError) as error:
+        reason = one_line(error, 200)
+        return None, f"LPIPS was left out: it needs torchvision and its AlexNet's weights ({reason})."

@@ -1,0 +1,99 @@
+"""Files and folders on disk: written whole or not at all, and identified by hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to (same suffix), renamed to `path` on success, removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty temporary sibling folder of `path` to fill; it takes the place of `path` on success only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    replaced = path.with_name(f".tmp-{os.getpid()}-replaced-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():  # a folder cannot be renamed onto one that holds files
+            os.replace(path, replaced)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes `text` and a final newline to `path`, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def remove_leftovers(folder: Path, age: float = 0.0) -> None:
+    """Removes what killed writers left in `folder`, if untouched for `age` seconds."""
+    for leftover in folder.glob(".tmp-*"):
+        try:
+            young = time.time() - leftover.stat().st_mtime < age
+        except FileNotFoundError:  # another process was faster
+            continue
+        if young:
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by its relative path, sorted."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hexadecimal SHA-256 that changes with any of `parts`, each a JSON value or bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def short_fingerprint(*parts: Any) -> str:
+    """The first twelve digits of `fingerprint`: what caches are named by."""
+    return fingerprint(*parts)[:12]
+
+
+def _flush(path: Path) -> None:
+    """Forces a file's content to disk, so that a power cut after the rename cannot leave it empty."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,29 @@
+"""What people read: errors in one line, progress, intervals and Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, description, total) -> the same items, shown
+
+
+def silent(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    """The `Progress` that shows nothing."""
+    return items
+
+
+def one_line(message: object, limit: int | None = None) -> str:
+    """`message`, an exception or a text, on one line; at most `limit` characters of it."""
+    return " ".join(str(message).split())[:limit]
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return head + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def between(interval: Sequence[float] | None, form: str) -> str:
+    """An interval for people, its ends in the format `form`; empty if there is none."""
+    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"

@@ -1,0 +1,1 @@
+"""From prompts to pictures: the diffusers pipeline, the bundled models, strict loading."""

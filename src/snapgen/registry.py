@@ -1,0 +1,12 @@
+"""Registries are dictionaries from a name to "module:attribute": what stands there is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def load_attribute(place: str) -> Any:
+    """The class or function at `place`, "module:attribute"."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""The whole miniature from nothing, in one resumable command."""

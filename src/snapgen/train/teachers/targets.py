@@ -1,0 +1,190 @@
+"""A teacher's targets, computed once and read again: its answers on every picture under a few fixed draws.
+
+A draw decides a sample's noise and noise level, its caption, and what of that is dropped. Draw `k` of a picture is the
+same in every run, whatever its seed: a second student, an ablation or a second epoch over the draws pays nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snapgen.config import RecipeError
+from snapgen.data.latents import StoredLatents
+from snapgen.data.rows import CacheFiles, Rows
+from snapgen.files import atomic_file, sha256, short_fingerprint
+from snapgen.messages import Progress
+from snapgen.train.teachers.teacher import Teacher
+from snapgen.weights import load_file, save_file_atomic
+
+SHARD = 256  # samples in a file; with SD3.5-Large's features at 1024 px it has 5.2 GB
+VELOCITY, FEATURES = "teacher_velocity", "teacher_features"  # in a batch and in files: B C H W and B D h w
+SAMPLES = "samples"  # in files: what each row was computed for, B
+
+
+class StoredTeacher(Teacher):
+    """A teacher that was asked before: a batch holds its answers."""
+
+    def __init__(self, width: int) -> None:
+        self.feature_widths = [width]
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigmas: Tensor,
+        batch: Mapping[str, Tensor],
+        taps: tuple[int, ...] = (),
+        guidance_scale: float = 1.0,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What was stored for the samples of `batch`."""
+        return batch[VELOCITY].float(), [batch[FEATURES] for _ in taps]
+
+
+def sample_keys(pictures: Sequence[int], captions: Sequence[str]) -> Tensor:
+    """A number for each pair of a picture and its caption, int64, B."""
+    pairs = zip(pictures, captions, strict=True)
+    return torch.tensor([int(short_fingerprint(picture, caption), 16) for picture, caption in pairs])
+
+
+def weights_fingerprint(source: str, *patterns: str) -> str:
+    """Of the weights in the folder `source` that the first of `patterns` to find any finds; a hub name is its own.
+
+    A pipeline's autoencoder is left out: the latents have a fingerprint of their own.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    found = (sorted(file for file in folder.glob(pattern) if file.parent.name != "vae") for pattern in patterns)
+    files = next(filter(None, found), [])
+    return short_fingerprint([(file.relative_to(folder).as_posix(), sha256(file)) for file in files])
+
+
+class StoredTargets:
+    """What a finished cache holds; from disk comes what is used."""
+
+    def __init__(
+        self, folder: Path, rows: Mapping[str, Rows], heldout: Mapping[str, Tensor], indices: np.ndarray
+    ) -> None:
+        """`rows`: of all draws, one after the other; `indices`: the pictures that each draw has a row of."""
+        self.folder = folder
+        self.heldout = heldout
+        self._rows = rows
+        self._count = len(indices)
+        self._places = np.zeros(int(indices.max()) + 1, dtype=np.int64)  # of pictures in a draw
+        self._places[indices] = np.arange(self._count)
+
+    def __call__(self, pictures: list[int], draws: list[int], captions: list[str]) -> dict[str, Tensor]:
+        """`VELOCITY` and, if asked for, `FEATURES` of samples; ValueError if they are of another picture or caption."""
+        rows = (self._count * np.array(draws) + self._places[pictures]).tolist()
+        found = {name: torch.stack([tensors[row] for row in rows]) for name, tensors in self._rows.items()}
+        wrong = found.pop(SAMPLES) != sample_keys(pictures, captions)
+        if wrong.any():
+            picture = pictures[int(wrong.nonzero()[0])]
+            raise ValueError(
+                f"target_cache: the targets in {self.folder} are of another caption of picture {picture} than it has "
+                "now: name another folder"
+            )
+        return found
+
+
+class TargetCache:
+    """Targets of all stored latents under `draws` draws, as shards `targets_00000.safetensors` in a folder.
+
+    Beside them lie those of the held-out batch, `heldout.safetensors`, and `targets.json`, which says what they are of.
+    Processes build the cache together, draw after draw; what an interruption or fewer draws left out is added.
+    """
+
+    def __init__(self, folder: Path, stored: StoredLatents, draws: int) -> None:
+        self.folder = folder
+        self.stored = stored
+        self.files = CacheFiles(folder, "targets", stored.groups * draws, SHARD)
+        self._description = folder / "targets.json"
+        self._heldout = folder / "heldout.safetensors"
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """RecipeError if the folder holds the targets of something other than `asked`; it may hold none."""
+        if not self._description.exists():
+            if any(self.folder.glob("*.safetensors")):
+                raise RecipeError(f"target_cache: {self.folder} holds files of something else: name another folder")
+            return
+        accepted = self._describe()["accepted"]
+        changed = [
+            f"{key} ({', '.join(map(str, accepted[key]))} -> {value})"
+            for key, value in asked.items()
+            if accepted[key] and value not in accepted[key]
+        ]
+        if changed:
+            raise RecipeError(
+                f"target_cache: {self.folder} holds the targets of other settings: {'; '.join(changed)}; "
+                "name another folder, or go back to those settings"
+            )
+
+    def create(self, accepted: Mapping[str, Sequence[Any]], width: int) -> None:
+        """Writes what the targets are of, unless that is known.
+
+        Args:
+            accepted: for each key of `check` the values that fit, none if all do; of "features" whether they are kept.
+            width: channels of the teacher's features, kept or not.
+        """
+        if not self._description.exists():
+            with atomic_file(self._description) as temporary:
+                temporary.write_text(json.dumps({"accepted": accepted, "feature_width": width}, indent=1))
+
+    def _describe(self) -> Any:
+        try:
+            return json.loads(self._description.read_text())
+        except ValueError as error:
+            raise RecipeError(f"target_cache: {self._description} is damaged: {error}; name another folder") from None
+
+    @property
+    def width(self) -> int:
+        """Channels of the teacher's features."""
+        return int(self._describe()["feature_width"])
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether they are stored."""
+        return True in self._describe()["accepted"]["features"]
+
+    def incomplete(self, rank: int, world: int) -> bool:
+        """Whether process `rank` of `world` has something to build."""
+        return bool(self.files.missing(rank, world)) or (rank == 0 and not self._heldout.exists())
+
+    @torch.no_grad()
+    def build(
+        self,
+        teach: Callable[[list[int], Tensor, int], dict[str, Tensor]],
+        heldout: Callable[[], dict[str, Tensor]],
+        at_once: int,
+        rank: int,
+        world: int,
+        progress: Progress,
+    ) -> None:
+        """Writes this process's missing shards, `at_once` samples at a time, and the first process `heldout`.
+
+        `teach` gives the tensors of a file for pictures, their latents B C H W, and the number of a draw.
+        """
+        if rank == 0 and not self._heldout.exists():
+            save_file_atomic(heldout(), self._heldout)
+        missing = self.files.missing(rank, world)
+        for shard in progress(missing, "asking the teacher", len(missing)):
+            group, rows = self.files.shards[shard]
+            parts = []
+            for start in range(0, len(rows), at_once):
+                some = rows[start : start + at_once]
+                latents = torch.stack([self.stored.latents[row] for row in some.tolist()]).float()
+                parts.append(teach(self.stored.indices[some].tolist(), latents, group // len(self.stored.groups)))
+            self.files.save(shard, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def load(self, features: bool) -> StoredTargets:
+        """What all processes have built, with or without features; ValueError naming a damaged file."""
+        names = [SAMPLES, VELOCITY, *([FEATURES] if features else [])]
+        parts = self.files.load()
+        rows = {name: Rows([part[name] for part in parts]) for name in names}
+        return StoredTargets(self.folder, rows, load_file(self._heldout), self.stored.indices)

@@ -1,0 +1,180 @@
+"""A teacher: a frozen network and the text that it reads, from captions to velocities and features.
+
+Two kinds, which share the student's latents. One was trained here, a transformer of Stable Diffusion 3's kind or a
+UNet (the student's own, for step distillation), and reads the student's own text states. The other is a published
+Stable Diffusion 3 (Esser et al. 2024), such as SD3.5-Large, and reads captions with its own encoders. The answers of
+either can be stored (`snapgen.train.teachers.targets`).
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor
+
+from snapgen.flow.timesteps import TIMESTEP_SCALE
+from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
+from snapgen.models.denoiser import Denoiser, feature_widths, text_width
+from snapgen.models.teacher import TeacherTransformer
+from snapgen.models.unet import SnapGenUNet
+from snapgen.text.join import JointTextEncoder
+from snapgen.weights import load_network, load_pretrained
+
+NETWORKS = {  # class in a pipeline's index -> what it is loaded as
+    SD3Transformer2DModel.__name__: TeacherTransformer,
+    TeacherTransformer.__name__: TeacherTransformer,
+    SnapGenUNet.__name__: SnapGenUNet,
+}
+
+
+class Teacher(ABC):
+    """What a student asks: velocities and features at noisy latents."""
+
+    feature_widths: Sequence[int]  # channels that each of the taps gives
+
+    def conditions(self, captions: list[str]) -> dict[str, Tensor]:
+        """What the teacher needs to know of `captions`, for the batch; "" is its unconditional branch."""
+        return {}
+
+    @abstractmethod
+    def __call__(
+        self,
+        x: Tensor,
+        sigmas: Tensor,
+        batch: Mapping[str, Tensor],
+        taps: tuple[int, ...] = (),
+        guidance_scale: float = 1.0,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The velocity B C H W, fp32, and the features B D h w that the network's `taps` give.
+
+        Gradients reach `x`, but for a caller under no_grad. Features are those under the captions, guided or not.
+
+        Args:
+            x: noisy latents, B C H W.
+            sigmas: their noise levels in [0, 1], shape B.
+            batch: the student's text `states` (B N D) and `mask` (B N), and what `conditions` gave.
+            guidance_scale: of classifier-free guidance; 1 switches it off.
+        """
+
+
+class NetworkTeacher(Teacher):
+    """A frozen network and its text conditioning."""
+
+    def __init__(self, network: Denoiser):
+        self.network = network.eval().requires_grad_(False)
+        self.feature_widths = feature_widths(network)
+
+    @abstractmethod
+    def _texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The network's text arguments under the captions of `batch`, and under the empty prompt."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigmas: Tensor,
+        batch: Mapping[str, Tensor],
+        taps: tuple[int, ...] = (),
+        guidance_scale: float = 1.0,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Two evaluations when guided, one otherwise."""
+        captioned, empty = self._texts(batch)
+        velocity, features = self._evaluate(x, sigmas, captioned, taps)
+        if guidance_scale != 1.0:
+            unconditional, _ = self._evaluate(x, sigmas, empty, ())
+            velocity = unconditional + guidance_scale * (velocity - unconditional)
+        return velocity, features
+
+    def _evaluate(
+        self, x: Tensor, sigmas: Tensor, text: dict[str, Tensor], taps: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        velocity, features = self.network(x.to(self.network.dtype), TIMESTEP_SCALE * sigmas, **text, taps=taps)
+        return velocity.float(), features
+
+
+class SharedTextTeacher(NetworkTeacher):
+    """A teacher that was trained under the student's text encoders, of which it sees all of the padding."""
+
+    def __init__(self, network: Denoiser, text: JointTextEncoder):
+        super().__init__(network)
+        if text_width(network) != text.width:
+            raise ValueError(
+                f"it reads text states of width {text_width(network)}, the student's encoders give {text.width}"
+            )
+        self.empty = text([""])
+
+    def _texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        states, mask = batch["states"].to(self.network.dtype), batch["mask"]
+        padding = self.empty.mask.shape[1] - mask.shape[1]  # tokens that no caption of the batch reaches
+        states, mask = F.pad(states, (0, 0, 0, padding)), F.pad(mask, (0, padding))
+        empty = self.empty.states.to(states.dtype).expand_as(states), self.empty.mask.expand_as(mask)
+        return _arguments(states, mask), _arguments(*empty)
+
+
+def _arguments(states: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+
+class StableDiffusionTeacher(NetworkTeacher):
+    """A published Stable Diffusion 3. `encoders` is its pipeline without autoencoder and scheduler."""
+
+    def __init__(self, transformer: TeacherTransformer, encoders: StableDiffusion3Pipeline):
+        super().__init__(transformer)
+        self.encoders = encoders
+        # It warns of every caption that is cut, and training reads thousands.
+        logging.getLogger(StableDiffusion3Pipeline.__module__).setLevel(logging.ERROR)
+        self.empty = self.conditions([""])
+
+    @torch.no_grad()
+    def conditions(self, captions: list[str]) -> dict[str, Tensor]:
+        """Joined states of the CLIPs and T5 (B 333 4096), unscaled and with padding, and the CLIPs' pooled (B 2048)."""
+        states, _, pooled, _ = self.encoders.encode_prompt(
+            captions, captions, captions, device=self.network.device, do_classifier_free_guidance=False
+        )
+        return {"teacher_states": states, "teacher_pooled": pooled}
+
+    def _texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        count = len(batch["teacher_pooled"])
+
+        def arguments(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                "encoder_hidden_states": part["teacher_states"].expand(count, -1, -1),
+                "pooled_projections": part["teacher_pooled"].expand(count, -1),
+            }
+
+        return arguments(batch), arguments(self.empty)
+
+
+def load_teacher(
+    source: str, autoencoder: SnapGenAutoencoder, text: JointTextEncoder, dtype: torch.dtype, device: torch.device
+) -> NetworkTeacher:
+    """The teacher in the folder, or of the hub name, `source`, in `dtype` on `device`.
+
+    `autoencoder` and `text` are the student's. ValueError for what cannot be loaded, is no teacher, or was trained on
+    other latents than that autoencoder's.
+    """
+    index = load_pretrained(DiffusionPipeline.load_config, source)
+    published = index["_class_name"] == StableDiffusion3Pipeline.__name__
+    part, autoencoder_type = ("transformer", AutoencoderKL) if published else ("unet", SnapGenAutoencoder)
+    name = index.get(part, [None, None])[1]
+    if name not in NETWORKS:
+        raise ValueError(f"{part} of {source} is a {name}, expected one of {', '.join(NETWORKS)}")
+    check_latents(autoencoder, load_network(autoencoder_type, source, subfolder="vae", dtype=torch.float32), source)
+    network = load_network(NETWORKS[name], source, subfolder=part, dtype=dtype).to(device)
+    if not published:
+        return SharedTextTeacher(network, text)
+    parts = {"transformer": network, "vae": None, "scheduler": None}
+    encoders = load_pretrained(StableDiffusion3Pipeline.from_pretrained, source, **parts, dtype=dtype).to(device)
+    return StableDiffusionTeacher(network, encoders)
+
+
+def check_latents(student: SnapGenAutoencoder, teacher: SnapGenAutoencoder | AutoencoderKL, source: str) -> None:
+    """Refuses a teacher of another autoencoder: what it says of latents would be nonsense here."""
+    if not same_latents(student, teacher):
+        raise ValueError(
+            f"its latents are those of {source}, others than the student's: both must be trained on one autoencoder's"
+        )

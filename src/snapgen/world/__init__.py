@@ -1,0 +1,1 @@
+"""The embedded world: captioned emoji scenes with exact ground truth, in GenEval's six categories."""

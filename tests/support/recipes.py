@@ -1,0 +1,34 @@
+"""The recipes, read and run as `snapgen train` does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from snapgen.config import parse_recipe, read_recipe
+from snapgen.train.loop import train
+from snapgen.train.stages import load_stage
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def recipe_of(path: Path, *overrides: str) -> Any:
+    mapping = read_recipe(path, list(overrides))
+    return parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, str(path))
+
+
+def run_recipe(name: str, run: Path, *overrides: str, resume: bool = False) -> Path:
+    recipe = recipe_of(RECIPES / "debug" / f"{name}.yaml", *overrides)
+    return train(load_stage(recipe.stage), recipe, run, resume)
+
+
+def paths_below(folder: Path) -> list[str]:
+    """The overrides that make the flow recipe read and write in `folder`."""
+    paths = {"autoencoder": "autoencoder/model", "text": "text/model", "cache": "latents"}
+    return [f"{key}={folder / path}" for key, path in paths.items()]
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
