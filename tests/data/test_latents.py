@@ -22,7 +22,7 @@ from snapgen.data.latents import (
     read_ahead,
 )
 from snapgen.data.source import BadSampleError
-from snapgen.files import fingerprint
+from snapgen.files import short_fingerprint
 from snapgen.messages import silent
 from snapgen.pictures import random_crop, to_tensor, to_uint8
 from snapgen.weights import save_file_atomic
@@ -277,10 +277,19 @@ def test_a_damaged_shard_is_named(cache: Callable[[], LatentCache]) -> None:
 
 
 def test_fingerprints_tell_settings_and_weights_apart() -> None:
-    one = fingerprint({"count": 3, "seed": 0}, b"weights")
+    one = short_fingerprint({"count": 3, "seed": 0}, b"weights")
     assert len(one) == 12
-    assert one == fingerprint({"seed": 0, "count": 3}, b"weights")
-    assert len({one, fingerprint({"count": 4, "seed": 0}, b"weights"), fingerprint({"count": 3, "seed": 0}, b"w")}) == 3
+    assert one == short_fingerprint({"seed": 0, "count": 3}, b"weights")
+    assert (
+        len(
+            {
+                one,
+                short_fingerprint({"count": 4, "seed": 0}, b"weights"),
+                short_fingerprint({"count": 3, "seed": 0}, b"w"),
+            }
+        )
+        == 3
+    )
 
 
 def test_pictures_survive_the_way_to_tensors_and_back() -> None:

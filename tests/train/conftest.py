@@ -21,11 +21,12 @@ from snapgen.models.presets import AUTOENCODERS, TEACHERS
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the autoencoder, text and flow stages have run, in `<stage>/`."""
+    """A folder in which the autoencoder, text, flow and teacher recipes have run, in `<recipe>/`."""
     folder = tmp_path_factory.mktemp("debug")
     run_recipe("autoencoder", folder / "autoencoder")
     run_recipe("text", folder / "text")
     run_recipe("flow", folder / "flow", *paths_below(folder))
+    run_recipe("teacher", folder / "teacher", *paths_below(folder))
     return folder
 
 

@@ -9,12 +9,12 @@ from support.recipes import RECIPES, recipe_of
 from torch import Tensor
 
 from snapgen.data.folder import FolderSource
-from snapgen.data.source import Contrast, ContrastingSource
+from snapgen.data.source import ContrastingSource
 from snapgen.train.binding import SIGMAS, make_binding_test, measure_binding
 from snapgen.train.stage import Context
 from snapgen.train.stages.flow import FlowStage
 from snapgen.world.scene import CATEGORIES
-from snapgen.world.source import SceneSettings, SceneSource
+from snapgen.world.source import SceneContrast, SceneSettings, SceneSource
 
 SHAPE = (2, 3, 3)  # of latents here
 
@@ -30,7 +30,7 @@ def conditioned(latents: Tensor, noise: Tensor, sigmas: Tensor, captions: list[s
     return {"x0": latents, "noise": noise, "sigmas": sigmas, "means": means}
 
 
-def make_contrasts(count: int) -> list[Contrast]:
+def make_contrasts(count: int) -> list[SceneContrast]:
     rng = np.random.default_rng(0)
 
     def pictures(level: float, number: int) -> list[np.ndarray]:
@@ -38,7 +38,7 @@ def make_contrasts(count: int) -> list[Contrast]:
 
     wrong = {"near": ("high", 1.0), "far": ("other", 3.0)}
     return [
-        Contrast(kind, pictures(0.0, 1)[0], "low", caption, pictures(0.0, 6), pictures(level, 6))
+        SceneContrast(kind, pictures(0.0, 1)[0], "low", caption, pictures(0.0, 6), pictures(level, 6))
         for kind, (caption, level) in wrong.items()
         for _ in range(count)
     ]

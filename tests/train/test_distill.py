@@ -21,8 +21,7 @@ from snapgen.train.stages.flow import FlowStage
 
 @pytest.fixture(scope="module")
 def paths(folder: Path) -> list[str]:
-    """Overrides for recipes below `folder`, in which the teacher has been trained too."""
-    run_recipe("teacher", folder / "teacher", *paths_below(folder))
+    """Overrides for recipes below `folder`."""
     return [*paths_below(folder), f"teacher={folder / 'teacher' / 'model'}"]
 
 

@@ -28,7 +28,7 @@ from snapgen.train.loop import learning_rate, train
 from snapgen.train.stage import Context, derive_seed
 from snapgen.weights import load_file
 
-WORKER = str(Path(__file__).with_name("regression.py"))
+WORKER = str(Path(__file__).parents[1] / "support" / "regression.py")
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

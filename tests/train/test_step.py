@@ -27,8 +27,7 @@ from snapgen.weights import load_file
 
 @pytest.fixture(scope="module")
 def paths(folder: Path) -> list[str]:
-    """Overrides for recipes below `folder`, in which the teacher has been trained too."""
-    run_recipe("teacher", folder / "teacher", *paths_below(folder))
+    """Overrides for recipes below `folder`."""
     teacher, initial = folder / "teacher" / "model", folder / "flow" / "model"
     return [*paths_below(folder), f"teacher={teacher}", f"initial={initial}"]
 

@@ -17,7 +17,7 @@ from snapgen.train.stages import STAGES, load_stage
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe of the regression stage, registered for the test, in an otherwise empty working folder."""
-    monkeypatch.setitem(STAGES, "regression", "regression:RegressionStage")
+    monkeypatch.setitem(STAGES, "regression", "support.regression:RegressionStage")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "debug" / "curve.yaml"
     path.parent.mkdir()
@@ -57,5 +57,5 @@ def test_missing_extra_names_the_command(recipe: Path, monkeypatch: pytest.Monke
 
 
 def test_the_registry_loads_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STAGES, "regression", "regression:RegressionStage")
+    monkeypatch.setitem(STAGES, "regression", "support.regression:RegressionStage")
     assert load_stage("regression") is RegressionStage

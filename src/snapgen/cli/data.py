@@ -36,6 +36,8 @@ def preview(
         raise ValueError(f"--split {split}: expected train, heldout or all")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: expected a name that ends in .png")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: folder {out.parent} does not exist")
     settings = SceneSettings(resolution=size, count=count, seed=seed, split=split, nouns=parse_nouns(nouns))  # type: ignore[arg-type]
     source = SceneSource(settings)
     images = [source.image(i) for i in range(count)]

@@ -12,13 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snapgen.messages import one_line
 from snapgen.pipeline.bundled import BUNDLED
 
 if TYPE_CHECKING:
     import torch
 
-    from snapgen.messages import one_line
-from snapgen.pipeline.text_to_image import SnapGenPipeline
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
 
 INDEX = "model_index.json"
 ADAPTERS = "pytorch_lora_weights.safetensors"
