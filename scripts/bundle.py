@@ -31,6 +31,14 @@ from snapgen.reproduce.run import card
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "snapgen" / "bundled"
 README = ROOT / "README.md"
+ASKED = {  # what the benchmark's categories ask for
+    "single": "one thing",
+    "color": "a thing in a colour",
+    "counting": "several of a kind",
+    "two": "two things",
+    "position": "one beside or above another",
+    "attribution": "two things, each in its colour",
+}
 LARGEST = 64 * 10**6  # bytes, all files together
 BLOCK = ("<!-- report:begin -->", "<!-- report:end -->")  # between them stands what a report says
 
@@ -109,13 +117,15 @@ def headline(report: dict[str, Any]) -> list[str]:
     """What the README says of the two models of a report: lines of a Markdown list."""
     models = {model["stage"]: model for model in report["models"]}
     few, base = models["step"], models.get("distill", models["flow"])
+    nouns = report["data"]["nouns"]
+    things = f"the {len(nouns)} things" if nouns else "all things"
     good, bad = (
-        ", ".join(f"{name} {score:.0%}" for name, score in few["categories"].items() if (score < 0.5) == below)
+        ", ".join(f"{ASKED[name]} {score:.0%}" for name, score in few["categories"].items() if (score < 0.5) == below)
         for below in (False, True)
     )
     return [
-        f"- On our benchmark `mini` gets {few['score']:.0%} of {few['count']} unseen prompts right in {few['steps']} "
-        f"steps, `mini-base` {base['score']:.0%} in {base['steps']}.",
+        f"- On our benchmark, {few['count']} unseen prompts about {things} that it knows, `mini` gets {few['score']:.0%} "
+        f"right in {few['steps']} steps, `mini-base` {base['score']:.0%} in {base['steps']}.",
         f"- More often right than wrong: {good or 'nothing'}.",
         f"- More often wrong than right: {bad or 'nothing'}.",
     ]

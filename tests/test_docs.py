@@ -60,12 +60,12 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 
 def test_a_name_or_path_that_is_gone_would_be_found() -> None:
-    text = "`snapgen.data.scenes`, (`snapgen.flow.path.interpolate`): `src/snapgen/data/scenes.py`, recipes/mini/flow.yaml."
+    text = "`snapgen.data.scenes` and (snapgen.flow.path.interpolate), `src/snapgen/data/scenes.py`; recipes/debug."
     assert [(name, exists(name)) for name in names_in(text)] == [
         ("snapgen.data.scenes", False),
         ("snapgen.flow.path.interpolate", True),
     ]
-    assert paths_in(text) == ["recipes/mini/flow.yaml", "src/snapgen/data/scenes.py"]
+    assert paths_in(text) == ["recipes/debug", "src/snapgen/data/scenes.py"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
