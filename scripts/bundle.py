@@ -37,7 +37,7 @@ ASKED = {  # what the benchmark's categories ask for
     "counting": "several of a kind",
     "two": "two things",
     "position": "one beside or above another",
-    "attribution": "two things, each in its colour",
+    "attribution": "two things in a colour each",
 }
 LARGEST = 64 * 10**6  # bytes, all files together
 BLOCK = ("<!-- report:begin -->", "<!-- report:end -->")  # between them stands what a report says
@@ -120,12 +120,12 @@ def headline(report: dict[str, Any]) -> list[str]:
     nouns = report["data"]["nouns"]
     things = f"the {len(nouns)} things" if nouns else "all things"
     good, bad = (
-        ", ".join(f"{ASKED[name]} {score:.0%}" for name, score in few["categories"].items() if (score < 0.5) == below)
+        ", ".join(f"{ASKED[name]} ({score:.0%})" for name, score in few["categories"].items() if (score < 0.5) == below)
         for below in (False, True)
     )
     return [
-        f"- On our benchmark, {few['count']} unseen prompts about {things} that it knows, `mini` gets {few['score']:.0%} "
-        f"right in {few['steps']} steps, `mini-base` {base['score']:.0%} in {base['steps']}.",
+        f"- On our benchmark, {few['count']} unseen prompts about {things} that it knows, `mini` gets "
+        f"{few['score']:.0%} right in {few['steps']} steps, `mini-base` {base['score']:.0%} in {base['steps']}.",
         f"- More often right than wrong: {good or 'nothing'}.",
         f"- More often wrong than right: {bad or 'nothing'}.",
     ]
