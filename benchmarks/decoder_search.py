@@ -13,26 +13,23 @@ decoder_search_STEPS.json and .md; at full size the comparison would need SD3's 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from shared import machine_facts, make_parser, page, write_results
 from torch import Tensor, nn
 
-from snapgen.files import write_text
 from snapgen.losses.reconstruction import gradient_loss, psnr
-from snapgen.machine.device import device_name
 from snapgen.machine.memory import keep_freed_memory
+from snapgen.messages import markdown_table
 from snapgen.models.autoencoder import SnapGenAutoencoder, SubPixelUpsample, TinyDecoder
 from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, Upsample, pointwise
 from snapgen.models.presets import create_autoencoder
@@ -204,16 +201,12 @@ def table(report: dict[str, Any]) -> str:
     """The rows as Markdown."""
     heads = ("candidate", "widths", "blocks", "expansion", "depthwise", "activations", "upsampling", "norms")
     measured = ("parameters", "GMACs", "latency", "PSNR", "colour error")
-    lines = [
-        "<!-- python benchmarks/decoder_search.py -->",
+    heading = (
         f"{report['device']}, {report['threads']} threads, bf16; {report['steps']} steps of {report['batch']} patches; "
-        f"TAESD3's decoder takes {report['peer_latency_s']:.2f} s",
-        "",
-        "| " + " | ".join((*heads, *measured)) + " |",
-        "|" + "---|" * (len(heads) + len(measured)),
-    ]
-    for row in report["rows"]:
-        cells = [
+        f"TAESD3's decoder takes {report['peer_latency_s']:.2f} s"
+    )
+    cells = [
+        [
             row["name"],
             ", ".join(map(str, row["widths"])),
             ", ".join(map(str, row["blocks"])),
@@ -228,36 +221,34 @@ def table(report: dict[str, Any]) -> str:
             f"{row['psnr']:.2f} dB",
             f"{row['colour_error']:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for row in report["rows"]
+    ]
+    return page(__file__, heading, markdown_table((*heads, *measured), cells))
 
 
 def main() -> None:
     """Search, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", help="names of candidates, separated by commas")
     parser.add_argument("--training-threads", type=int, help="where others work beside; latency always takes all")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     names = options.only.split(",") if options.only else list(CANDIDATES)
     seconds = latencies(names, 128, options.repeats)
     print("  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()), file=sys.stderr, flush=True)
     data = Data(SnapGenPipeline.bundled().vae, options.steps, options.batch, 64)
-    machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads()}
+    machine = machine_facts()
     if options.training_threads:
         torch.set_num_threads(options.training_threads)
     rows = []
     for row in search(names, data, seconds):
         rows.append(row)
         print(f"{row['name']:34} {row['latency_s']:.2f} s  {row['psnr']:.2f} dB", file=sys.stderr, flush=True)
-    report = machine | {"torch": torch.__version__, "steps": options.steps, "batch": options.batch, "rows": rows}
+    report = machine | {"steps": options.steps, "batch": options.batch, "rows": rows}
     report["peer_latency_s"] = seconds[PEER]
-    for suffix, text in ((".json", json.dumps(report, indent=1)), (".md", table(report))):
-        write_text(text, options.out / f"decoder_search_{options.steps}{suffix}")
-    print(table(report))
+    write_results(options.out / f"decoder_search_{options.steps}", report, table(report))
 
 
 if __name__ == "__main__":

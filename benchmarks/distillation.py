@@ -33,10 +33,10 @@ from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
+from shared import RESULTS, machine_facts, write_results
 
 from snapgen.evaluation.statistics import interval_of_values
-from snapgen.files import atomic_file, write_text
-from snapgen.machine.device import library_versions
+from snapgen.machine.device import default_device
 from snapgen.messages import between, markdown_table
 from snapgen.train.report import read_metrics
 
@@ -173,7 +173,7 @@ def report_students(rows: list[Report], seeds: list[int], truth: float, options:
         f"Students ({options.model}, {origin}) after {options.steps} steps of {options.batch}, {trained} "
         f"(true renders have the distance {truth:.4g})"
     )
-    figure = Figure(figsize=(15, 3), layout="constrained")
+    figure = Figure(figsize=(15, 3), dpi=120, layout="constrained")
     for axes, key, label in zip(figure.subplots(1, len(forms), sharey=True), forms, MEASURES, strict=True):
         shown = [row for row in rows if row[key]]
         axes.barh([row["name"] for row in shown], [fmean(row[key]) for row in shown], color="tab:blue")
@@ -229,7 +229,7 @@ def few_steps(options: argparse.Namespace) -> None:
         f"Before and after step distillation: {len(options.picture_seeds)} seeds of {options.count} held-out prompts a "
         f"category, and of {options.pictures} pictures for the distance (true renders get {rows[0]['truth']:.4g})"
     )
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(8, 3.4), dpi=120, layout="constrained")
     for axes, key, label in zip(
         figure.subplots(1, 2), ("score", "distance"), ("scene score", "Frechet distance"), strict=True
     ):
@@ -249,12 +249,8 @@ def write(name: str, report: Report, title: str, lines: list[str], figure: Figur
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     del asked["run"]
     text = "\n".join([f"# {title}", "", *lines])
-    content = {"options": asked, "versions": library_versions()} | report
-    write_text(json.dumps(content, indent=1), options.out / f"{name}.json")
-    write_text(text, options.out / f"{name}.md")
-    with atomic_file(options.out / f"{name}.png") as temporary:
-        figure.savefig(temporary, dpi=120)
-    print(text)
+    content = {"options": asked} | machine_facts(default_device()) | report
+    write_results(options.out / name, content, text, figure)
 
 
 def numbers(text: str) -> list[int]:
@@ -296,7 +292,7 @@ def main() -> None:
         command.add_argument("--pictures", type=int, default=300, help="for the Frechet distance, a seed")
         command.add_argument("--picture-seeds", type=numbers, default=[0, 1, 2])
         command.add_argument("--work", type=Path)
-        command.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+        command.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.run(options)
 

@@ -8,22 +8,21 @@ in a process of its own, because the setting lasts for the process. Writes kept_
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from shared import machine_facts, make_parser, page, write_results
 
-from snapgen.files import write_text
-from snapgen.machine.device import device_name
 from snapgen.machine.memory import keep_freed_memory
+from snapgen.messages import markdown_table
 from snapgen.models.presets import create_autoencoder, create_unet
 from snapgen.profiling.measure import Conditions, random_network
 
@@ -64,16 +63,15 @@ def inside(name: str, kept: bool, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure each in a process of its own; print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)  # what this process measures, and how
+    parser.add_argument("--inside", nargs=2, help=SUPPRESS)  # what this process measures, and how
     options = parser.parse_args()
     if options.inside:
         print(json.dumps(inside(options.inside[0], options.inside[1] == "kept", options.repeats)))
         return
     rows: list[dict[str, Any]] = []
-    lines = ["| work | default | kept | gain | page faults a call |", "|---|---|---|---|---|"]
+    cells = []
     for name in ("ReLU", "decoder", "UNet step"):
         row: dict[str, Any] = {"name": name}
         for how in ("default", "kept"):
@@ -81,14 +79,13 @@ def main() -> None:
             row[how] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         slow, fast = row["default"], row["kept"]
         gain = slow["median_s"] / fast["median_s"]
-        cells = [name, f"{slow['median_s']:.3f} s", f"{fast['median_s']:.3f} s", f"{gain:.2f}x"]
-        lines.append("| " + " | ".join([*cells, f"{slow['page_faults']:,.0f} -> {fast['page_faults']:,.0f}"]) + " |")
+        times = [f"{slow['median_s']:.3f} s", f"{fast['median_s']:.3f} s", f"{gain:.2f}x"]
+        cells.append([name, *times, f"{slow['page_faults']:,.0f} -> {fast['page_faults']:,.0f}"])
         rows.append(row)
-    machine = f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    text = "\n".join(["<!-- python benchmarks/kept_memory.py -->", machine, "", *lines])
-    write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), options.out / "kept_memory.json")
-    write_text(text, options.out / "kept_memory.md")
-    print(text)
+    report = machine_facts() | {"rows": rows}
+    heading = f"{report['device']}, {report['threads']} threads, torch {report['versions']['torch']}"
+    table = markdown_table(("work", "default", "kept", "gain", "page faults a call"), cells)
+    write_results(options.out / "kept_memory", report, page(__file__, heading, table))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,14 @@ Writes operators_cpu.json and .md.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from peers import PEERS, place
+from shared import machine_facts, make_parser, page, write_results
 from torch.profiler import ProfilerActivity, profile
 
-from snapgen.files import write_text
-from snapgen.machine.device import device_name, library_versions
 from snapgen.machine.memory import keep_freed_memory
 from snapgen.messages import markdown_table
 from snapgen.profiling.measure import Conditions, random_network
@@ -64,7 +60,7 @@ def profiled(name: str, size: int, conditions: Conditions) -> dict[str, Any]:
     return {"name": name, "kinds": kinds}
 
 
-def page(report: dict[str, Any]) -> str:
+def summary(report: dict[str, Any]) -> str:
     """The report as Markdown: seconds and share of every kind, a column a network."""
     results = report["results"]
     totals = [sum(row["seconds"] for row in result["kinds"].values()) for result in results]
@@ -77,26 +73,21 @@ def page(report: dict[str, Any]) -> str:
     heading = f"{report['device']}, {report['threads']} CPU threads, {report['dtype']}, {report['size']} px"
     rows.append(("all", *(f"{total:.2f} s" for total in totals)))
     lines = markdown_table(("operators", *(result["name"] for result in results)), rows)
-    return "\n".join(["<!-- python benchmarks/operators.py -->", heading, "", *lines])
+    return page(__file__, heading, lines)
 
 
 def main() -> None:
     """Profile the networks one after the other and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("names", nargs="?", default="SnapGen,Sana-0.6B")
     parser.add_argument("--size", type=int, default=1024, help="pixels a side, a multiple of 32")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     keep_freed_memory()
     conditions = Conditions("cpu", getattr(torch, options.dtype))
     results = [profiled(name, options.size, conditions) for name in options.names.split(",")]
-    machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads()}
-    asked = {"dtype": options.dtype, "size": options.size, "versions": library_versions()}
-    report = machine | asked | {"results": results}
-    for suffix, text in (("json", json.dumps(report, indent=1)), ("md", page(report))):
-        write_text(text, options.out / f"operators_cpu.{suffix}")
-    print(page(report))
+    report = machine_facts() | {"dtype": options.dtype, "size": options.size, "results": results}
+    write_results(options.out / "operators_cpu", report, summary(report))
 
 
 if __name__ == "__main__":

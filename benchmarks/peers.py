@@ -11,15 +11,12 @@ Writes peers_<device>.json, .md and .png.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import subprocess
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,10 +29,11 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
+from matplotlib.figure import Figure
+from shared import machine_facts, make_parser, page, write_results
 from torch import nn
 
-from snapgen.files import atomic_file, write_text
-from snapgen.machine.device import device_name
+from snapgen.messages import markdown_table
 from snapgen.models.presets import create_autoencoder, create_unet
 from snapgen.profiling.counts import count
 from snapgen.profiling.measure import Conditions, measure, random_network
@@ -237,14 +235,13 @@ def throughput(name: str, size: int, conditions: Conditions, peers: dict[str, Pe
 
 def main() -> None:
     """Measure each network in a process of its own; write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--sizes", default="512,1024", help="pixels a side, multiples of 32")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--only", help="names, separated by commas")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)  # the network that this process measures
+    parser.add_argument("--inside", help=SUPPRESS)  # the network that this process measures
     options = parser.parse_args()
     conditions = Conditions(options.device, getattr(torch, options.dtype), options.repeats)
     sizes = [int(size) for size in options.sizes.split(",")]
@@ -256,16 +253,8 @@ def main() -> None:
         return
     names = options.only.split(",") if options.only else list(PEERS)
     results = [outside(name, size, sys.argv[1:]) for size in sizes for name in names]
-    libraries = {library: version(library) for library in ("torch", "diffusers", "snapgen")}
-    machine = {"device": device_name(torch.device(options.device)), "threads": torch.get_num_threads()}
-    report = (
-        machine | {"system": platform.platform(), "versions": libraries, "dtype": options.dtype} | {"results": results}
-    )
-    stem = options.out / f"peers_{options.device}"
-    write_text(json.dumps(report, indent=1), stem.with_suffix(".json"))
-    write_text(table(report), stem.with_suffix(".md"))
-    plot(report, stem.with_suffix(".png"))
-    print(table(report))
+    report = machine_facts(options.device) | {"dtype": options.dtype, "results": results}
+    write_results(options.out / f"peers_{options.device}", report, table(report), plot(report))
 
 
 def outside(name: str, size: int, arguments: list[str]) -> dict[str, Any]:
@@ -290,25 +279,22 @@ def table(report: dict[str, Any]) -> str:
     heading = (
         f"{report['device']}, {report['threads']} CPU threads, {report['dtype']}, torch {report['versions']['torch']}"
     )
-    lines = ["<!-- python benchmarks/peers.py -->", heading]
+    lines: list[str] = []
     for decoder in (False, True):
         kind = "decoder" if decoder else "denoiser, one step without guidance"
-        lines += [
-            "",
-            f"| {kind} | pixels | parameters | MACs | latency | to ours | activations | images/s (batch) |",
-            "|" + "---|" * 8,
-        ]
+        columns = (kind, "pixels", "parameters", "MACs", "latency", "to ours", "activations", "images/s (batch)")
         rows = [result for result in report["results"] if result["decoder"] == decoder]
         name = "SnapGen decoder" if decoder else "SnapGen"
         ours = {row["size"]: row.get("median_s") for row in rows if row["name"] == name}
+        cells = []
         for row in rows:
-            start = f"| {row['name']} | {row['size']} | "
+            start = [row["name"], str(row["size"])]
             if "failure" in row:
-                lines.append(f"{start}{row['failure']} | | | | | |")
+                cells.append([*start, row["failure"], *[""] * (len(columns) - 3)])
                 continue
             ratio = f"{row['median_s'] / ours[row['size']]:.2f}x" if ours.get(row["size"]) else ""
             rate = f"{row['images_per_second']:.2f} ({row['batch']})" if "batch" in row else ""
-            cells = [
+            measured = [
                 f"{row['parameters'] / 1e6:.1f} M",
                 f"{row['macs'] / 1e9:.0f} G",
                 f"{row['median_s']:.2f} s",
@@ -316,16 +302,15 @@ def table(report: dict[str, Any]) -> str:
                 f"{row['activation_bytes'] / 2**20:.0f} MiB",
                 rate,
             ]
-            lines.append(start + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells.append([*start, *measured])
+        lines += ["", *markdown_table(columns, cells)]
+    return page(__file__, heading, lines[1:])
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(report: dict[str, Any]) -> Figure:
     """Latency of every network, a panel a size and kind, ours in colour."""
-    from matplotlib.figure import Figure
-
     sizes = sorted({row["size"] for row in report["results"]})
-    figure = Figure(figsize=(10, 2.6 * len(sizes)), layout="constrained")
+    figure = Figure(figsize=(10, 2.6 * len(sizes)), dpi=130, layout="constrained")
     grid = figure.subplots(len(sizes), 2, squeeze=False)
     for axes_row, size in zip(grid, sizes, strict=True):
         for axes, decoder in zip(axes_row, (False, True), strict=True):
@@ -341,8 +326,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{report['device']}, {report['threads']} CPU threads, {report['dtype']}", fontsize=9)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    return figure
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "from snapgen.cli.main import main; main()"]
+COMMAND = [str(Path(sys.executable).with_name("snapgen"))]
 PROMPT = "two red apples"
 
 

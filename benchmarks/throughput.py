@@ -11,9 +11,6 @@ Writes throughput_<device>.json and .md.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,17 +18,16 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from shared import machine_facts, make_parser, page, write_results
 from torch import Tensor, nn
 
 from snapgen.config import RecipeError, TrainSettings, parse_recipe, read_recipe
-from snapgen.files import write_text
-from snapgen.machine.device import device_name
+from snapgen.messages import markdown_table
 from snapgen.models.presets import create_unet
 from snapgen.profiling.counts import count
 from snapgen.train.distribution import distribute, make_accelerator
@@ -209,33 +205,23 @@ def largest(case: Case, turns: int) -> dict[str, Any]:
 def main() -> None:
     """Measure the cases; write and print the results."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--cases", default=DEFAULTS[device], help=f"of {', '.join(CASES)}, separated by commas")
     parser.add_argument("--steps", type=int, default=20, help=f"turns that count, after {WARMUP} that do not")
     parser.add_argument("--batch", type=int, help="samples a step, instead of each case's own number")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     results = []
     for name in options.cases.split(","):
         case = replace(CASES[name], batch=options.batch or CASES[name].batch)
         results.append({"name": name} | largest(case, options.steps))
-        print(row(results[-1]), file=sys.stderr, flush=True)
-    report = {
-        "device": device_name(torch.device(device)),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "versions": {library: version(library) for library in ("torch", "accelerate", "diffusers", "snapgen")},
-        "results": results,
-    }
-    stem = options.out / f"throughput_{device}"
-    write_text(json.dumps(report, indent=1), stem.with_suffix(".json"))
-    write_text(table(report), stem.with_suffix(".md"))
-    print(table(report))
+        print("  ".join(row(results[-1])), file=sys.stderr, flush=True)
+    report = machine_facts(device, "accelerate") | {"results": results}
+    write_results(options.out / f"throughput_{device}", report, table(report))
 
 
-def row(result: dict[str, Any]) -> str:
-    """One case as a line of `table`."""
-    cells = [
+def row(result: dict[str, Any]) -> list[str]:
+    """The cells of one case in `table`."""
+    return [
         result["name"],
         f"{result['pixels']}",
         f"{result['batch']}",
@@ -248,21 +234,14 @@ def row(result: dict[str, Any]) -> str:
         f"{result['macs_per_sample'] / 1e9:.2f} G",
         f"{result['utilisation']:.1%} of {result['matrix_flops'] / 1e12:.2f} TFLOP/s",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def table(report: dict[str, Any]) -> str:
     """The results as Markdown."""
-    head = ("case", "pixels", "batch", "precision", "loop step", "bare step", "loop adds", "data", "samples/s", "MACs")
-    lines = [
-        "<!-- python benchmarks/throughput.py -->",
-        f"{report['device']}, {report['threads']} CPU threads, torch {report['versions']['torch']}",
-        "",
-        "| " + " | ".join(head) + " | of the measured bf16 matrix rate |",
-        "|" + "---|" * (len(head) + 1),
-        *map(row, report["results"]),
-    ]
-    return "\n".join(lines)
+    steps = ("loop step", "bare step", "loop adds", "data", "samples/s")
+    columns = ("case", "pixels", "batch", "precision", *steps, "MACs", "of the measured bf16 matrix rate")
+    heading = f"{report['device']}, {report['threads']} CPU threads, torch {report['versions']['torch']}"
+    return page(__file__, heading, markdown_table(columns, map(row, report["results"])))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from snapgen.world.font import find_font
 from snapgen.world.source import background_picture
-from snapgen.world.sprites import STRIKE, find_font
+from snapgen.world.sprites import STRIKE
 
 SIDE = 128  # px
 BACKGROUNDS = ("white", "blue", "yellow", "green", "pink")

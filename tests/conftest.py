@@ -1,10 +1,9 @@
 """What all tests share: no network, one thread, and one tiny model folder."""
 
-import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,15 +92,7 @@ def text_models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def benchmark() -> Callable[[str], ModuleType]:
     """Imports a script of benchmarks/ by its name."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return import_module
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,24 @@
-"""Contact sheets, and the command that writes one."""
+"""Pictures as arrays, tensors, contact sheets and files."""
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from snapgen.cli.data import app
-from snapgen.pictures import contact_sheet, save_png
+from snapgen.pictures import (
+    contact_sheet,
+    data_url,
+    encode_picture,
+    random_crop,
+    resize_square,
+    save_png,
+    to_tensor,
+    to_uint8,
+)
 
 
 def test_a_sheet_shows_every_picture_in_its_cell() -> None:
@@ -40,22 +50,42 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_preview_writes_a_sheet(tmp_path: Path) -> None:
-    out = tmp_path / "preview.png"
-    result = CliRunner().invoke(
-        app, ["preview", "--out", str(out), "--count", "9", "--size", "64", "--split", "heldout", "--seed", "2"]
-    )
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == str(out)
-    with Image.open(out) as sheet:
-        assert sheet.width == 8 * (64 + 12)
-    assert list(tmp_path.iterdir()) == [out]
+def test_pictures_survive_the_way_to_tensors_and_back() -> None:
+    picture = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, axis=2)
+    tensor = to_tensor([picture, picture])
+    assert tensor.shape == (2, 3, 8, 32) and tensor.dtype == torch.float32
+    assert (tensor.min().item(), tensor.max().item()) == (-1, 1)
+    assert all(np.array_equal(back, picture) for back in to_uint8(tensor))
+    assert to_uint8(torch.tensor([-3.0, 3.0, 0.0]).reshape(1, 3, 1, 1))[0].tolist() == [[[0, 255, 128]]]
 
 
-def test_preview_refuses_what_it_cannot_do(tmp_path: Path) -> None:
-    runner = CliRunner()
-    assert isinstance(runner.invoke(app, ["preview", "--split", "test"]).exception, ValueError)
-    named = runner.invoke(app, ["preview", "--out", str(tmp_path / "preview.gif")]).exception
-    assert isinstance(named, ValueError) and "expected a name that ends in .png" in str(named)
-    missing = str(tmp_path / "no" / "preview.png")
-    assert isinstance(runner.invoke(app, ["preview", "--count", "1", "--out", missing]).exception, OSError)
+def test_crops_are_decided_by_the_seed() -> None:
+    picture = np.arange(20 * 30).reshape(20, 30, 1).repeat(3, axis=2)
+    crops = [random_crop(picture, 8, (0, number)) for number in range(200)]
+    assert all(crop.shape == (8, 8, 3) for crop in crops)
+    assert np.array_equal(crops[5], random_crop(picture, 8, (0, 5)))
+    corners = {divmod(int(crop[0, 0, 0]), 30) for crop in crops}
+    assert {min(y for y, _ in corners), max(y for y, _ in corners)} == {0, 12}  # the borders are reached
+    assert {min(x for _, x in corners), max(x for _, x in corners)} == {0, 22}
+    assert random_crop(picture, 32, (0,)) is picture
+
+
+def test_a_picture_is_made_square() -> None:
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert resize_square(picture, 4) is picture
+    assert resize_square(np.full((4, 6, 3), 9, np.uint8), 8).tolist() == [[[9, 9, 9]] * 8] * 8
+
+
+def test_a_url_holds_the_whole_file() -> None:
+    content = encode_picture(Image.new("RGB", (2, 3), "red"), "webp", lossless=True)
+    url = data_url(content, "webp")
+    head, _, encoded = url.partition(",")
+    assert head == "data:image/webp;base64" and base64.b64decode(encoded) == content
+    with Image.open(io.BytesIO(content)) as picture:
+        assert (picture.format, picture.size, picture.convert("RGB").getpixel((0, 0))) == ("WEBP", (2, 3), (255, 0, 0))
+
+
+def test_facts_become_text_chunks(tmp_path: Path) -> None:
+    save_png(Image.new("RGB", (2, 2)), tmp_path / "new" / "a.png", {"prompt": "ein Löwe", "seed": "3"})
+    with Image.open(tmp_path / "new" / "a.png") as picture:
+        assert picture.text == {"prompt": "ein Löwe", "seed": "3"}

@@ -1,4 +1,4 @@
-"""The cache of latents, and the conversions between pictures and tensors that it and the stages use."""
+"""The cache of latents: written once, read again, encoded a few at a time."""
 
 import resource
 import time
@@ -22,9 +22,7 @@ from snapgen.data.latents import (
     read_ahead,
 )
 from snapgen.data.source import BadSampleError
-from snapgen.files import short_fingerprint
 from snapgen.messages import silent
-from snapgen.pictures import random_crop, to_tensor, to_uint8
 from snapgen.weights import save_file_atomic
 
 COUNT, SHARD = 100, 40  # three shards, the last one short
@@ -274,42 +272,6 @@ def test_a_damaged_shard_is_named(cache: Callable[[], LatentCache]) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="latents_00001.safetensors is damaged"):
         cache().load()
-
-
-def test_fingerprints_tell_settings_and_weights_apart() -> None:
-    one = short_fingerprint({"count": 3, "seed": 0}, b"weights")
-    assert len(one) == 12
-    assert one == short_fingerprint({"seed": 0, "count": 3}, b"weights")
-    assert (
-        len(
-            {
-                one,
-                short_fingerprint({"count": 4, "seed": 0}, b"weights"),
-                short_fingerprint({"count": 3, "seed": 0}, b"w"),
-            }
-        )
-        == 3
-    )
-
-
-def test_pictures_survive_the_way_to_tensors_and_back() -> None:
-    picture = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, axis=2)
-    tensor = to_tensor([picture, picture])
-    assert tensor.shape == (2, 3, 8, 32) and tensor.dtype == torch.float32
-    assert (tensor.min().item(), tensor.max().item()) == (-1, 1)
-    assert all(np.array_equal(back, picture) for back in to_uint8(tensor))
-    assert to_uint8(torch.tensor([-3.0, 3.0, 0.0]).reshape(1, 3, 1, 1))[0].tolist() == [[[0, 255, 128]]]
-
-
-def test_crops_are_decided_by_the_seed() -> None:
-    picture = np.arange(20 * 30).reshape(20, 30, 1).repeat(3, axis=2)
-    crops = [random_crop(picture, 8, (0, number)) for number in range(200)]
-    assert all(crop.shape == (8, 8, 3) for crop in crops)
-    assert np.array_equal(crops[5], random_crop(picture, 8, (0, 5)))
-    corners = {divmod(int(crop[0, 0, 0]), 30) for crop in crops}
-    assert {min(y for y, _ in corners), max(y for y, _ in corners)} == {0, 12}  # the borders are reached
-    assert {min(x for _, x in corners), max(x for _, x in corners)} == {0, 22}
-    assert random_crop(picture, 32, (0,)) is picture
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_peers_measure_and_report(peers: ModuleType, tmp_path: Path) -> None:
     report = {"device": "cpu", "threads": 1, "dtype": "float32", "versions": {"torch": "2"}, "results": results}
     text = peers.table(report)
     assert "| SnapGen | 32 |" in text and "1.00x" in text and "| SDXL | 32 | does not fit in memory |" in text
-    peers.plot(report, tmp_path / "peers.png")
+    peers.plot(report).savefig(tmp_path / "peers.png")
     assert (tmp_path / "peers.png").stat().st_size > 1000
 
 
@@ -179,7 +179,7 @@ def test_operators_are_told_apart(
     assert (
         operators.kind_of("aten::scaled_dot_product_attention", [[1, 2, 9, 4], [1, 2, 5, 4]]) == "attention to 5 tokens"
     )
-    text = operators.page({"device": "cpu", "threads": 1, "dtype": "float32", "size": 8, "results": [result]})
+    text = operators.summary({"device": "cpu", "threads": 1, "dtype": "float32", "size": 8, "results": [result]})
     assert "| convolutions 3x3 | 0.00 s," in text and "| all | 0.00 s |" in text
 
 

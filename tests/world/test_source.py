@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from snapgen.world import source as scenes
 from snapgen.world.composition import draw_twin
+from snapgen.world.font import FontMissingError, font_sha256
 from snapgen.world.scene import CATEGORIES, Scene
 from snapgen.world.source import SceneSettings, SceneSource
 from snapgen.world.splits import Split, held_out, held_out_compositions
-from snapgen.world.sprites import FontMissingError, font_sha256
 from snapgen.world.vocabulary import COLORS, EVERYTHING, NOUNS
 
 

@@ -5,62 +5,23 @@ The font holds one bitmap strike, 109 px; the sprites are OFL-1.1 like the font.
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
-from functools import cache, lru_cache
+from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from snapgen.world.font import FontMissingError, find_font
 from snapgen.world.vocabulary import COLORS, NOUN
 
 STRIKE = 109  # px, the font's only size
-
-_FONT_NAME = "NotoColorEmoji.ttf"
-_FONT_FOLDERS = (
-    "/usr/share/fonts",
-    "/usr/local/share/fonts",
-    "~/.local/share/fonts",
-    "~/.fonts",
-    "~/Library/Fonts",
-    "/Library/Fonts",
-)
-
 
 # Levels of the tint ramp that a sprite's low, middle and high luminance take: dark and light sprites both
 # show the tint, and their dark parts keep enough of it to be told from black.
 TINT_LEVELS = (25, 127.5, 215)
 
 _Master = tuple[Image.Image, tuple[float, float, float]]
-
-
-class FontMissingError(FileNotFoundError):
-    """The emoji font is not there, or is not the one with bitmaps; the message says how to get it."""
-
-
-@cache
-def find_font(font: str | None = None) -> Path:
-    """The path of the emoji font: `font` if given, else the first found in the system's font folders."""
-    if font is not None:
-        candidates = [Path(font)]
-    else:
-        folders = [Path(folder).expanduser() for folder in _FONT_FOLDERS]
-        candidates = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(_FONT_NAME))]
-    for path in candidates:
-        if path.is_file():
-            return path
-    given = "" if font is None else f" at {font}"
-    raise FontMissingError(
-        f"Noto Color Emoji font not found{given}; install it: apt-get install fonts-noto-color-emoji (or set data.font)"
-    )
-
-
-@cache
-def font_sha256(font: str | None = None) -> str:
-    """Hexadecimal SHA-256 of the font file, recorded with weights that were trained on its sprites."""
-    return hashlib.sha256(find_font(font).read_bytes()).hexdigest()
 
 
 def tint_ramp(color: str) -> np.ndarray:

@@ -133,8 +133,8 @@ def test_bad_input_is_one_line(arguments: list[str], fragment: str, capfd: pytes
 def test_without_the_font_it_is_one_line(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("snapgen.world.sprites._FONT_FOLDERS", (str(tmp_path),))
-    from snapgen.world.sprites import find_font
+    monkeypatch.setattr("snapgen.world.font._FONT_FOLDERS", (str(tmp_path),))
+    from snapgen.world.font import find_font
 
     find_font.cache_clear()
     try:

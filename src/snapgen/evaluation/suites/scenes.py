@@ -36,6 +36,7 @@ from snapgen.evaluation.statistics import cohen_kappa, effective_tally, interval
 from snapgen.messages import between, markdown_table
 from snapgen.pictures import contact_sheet, save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.world.font import font_sha256
 from snapgen.world.judge.canaries import (
     check_accuracy,
     check_floor,
@@ -52,7 +53,6 @@ from snapgen.world.judge.reader import SceneReader, opinion_summary
 from snapgen.world.judge.verdicts import judge
 from snapgen.world.prompts import SPLITS, ScenePrompt, renderer, scene_prompts
 from snapgen.world.scene import CATEGORIES
-from snapgen.world.sprites import font_sha256
 
 COUNT = 50  # prompts a category, unless asked otherwise
 MIN_RENDERS = 50  # a category that the detector is measured on

@@ -27,7 +27,7 @@ from snapgen.world.scene import Placed, Scene
 from snapgen.world.spoiling import Spoiling, bend, coarsen, shuffle_tiles, spoil
 from snapgen.world.vocabulary import LOOKS, NOUNS
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "debug" / "classifier.yaml"
+RECIPE = Path(__file__).parents[3] / "recipes" / "debug" / "classifier.yaml"
 WEIGHTS = Path("model") / "diffusion_pytorch_model.safetensors"
 NAMES = tuple(noun.name for noun in NOUNS)
 

@@ -1,0 +1,53 @@
+"""What the benchmarks share: the option `--out`, facts of the machine, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import platform
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from snapgen.files import atomic_file, write_text
+from snapgen.machine.device import device_name, library_versions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULTS = Path("benchmarks/results")  # from the repository's root, where scripts are called
+
+
+def make_parser(description: str | None) -> ArgumentParser:
+    """A parser with a script's docstring as its help and the option `--out`, a folder."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    return parser
+
+
+def machine_facts(device: str | torch.device = "cpu", *libraries: str) -> dict[str, Any]:
+    """The device, CPU threads, system and library versions that a measurement depends on; `libraries` names more."""
+    return {
+        "device": device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "versions": library_versions() | {library: version(library) for library in libraries},
+    }
+
+
+def page(script: str, heading: str, lines: Iterable[str]) -> str:
+    """A result as Markdown: the file name of `script` in a comment, `heading`, an empty line, `lines`."""
+    return "\n".join([f"<!-- python benchmarks/{Path(script).name} -->", heading, "", *lines])
+
+
+def write_results(stem: Path, report: Any, text: str, figure: Figure | None = None) -> None:
+    """Writes `report` as `stem`.json, `text` as .md and `figure` as .png, each whole or not at all; prints `text`."""
+    write_text(json.dumps(report, indent=1), stem.with_name(f"{stem.name}.json"))
+    write_text(text, stem.with_name(f"{stem.name}.md"))
+    if figure is not None:
+        with atomic_file(stem.with_name(f"{stem.name}.png")) as temporary:
+            figure.savefig(temporary)
+    print(text)

@@ -1,0 +1,95 @@
+"""Files and folders: written whole or not at all, leftovers removed, identified by hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from snapgen.files import (
+    atomic_file,
+    atomic_folder,
+    fingerprint,
+    manifest,
+    remove_leftovers,
+    sha256,
+    short_fingerprint,
+    write_text,
+)
+
+
+def write_half(path: Path) -> None:
+    """A write of the file `path` that fails half-way."""
+    with atomic_file(path) as temporary:
+        assert temporary.suffix == path.suffix  # image writers choose the format by it
+        temporary.write_text("half")
+        raise RuntimeError("half-way")
+
+
+def fill_half(folder: Path) -> None:
+    """A write of `folder` that fails half-way."""
+    with atomic_folder(folder) as temporary:
+        (temporary / "third").write_text("half")
+        raise RuntimeError("half-way")
+
+
+def test_text_gets_a_final_newline_and_the_folders_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "page.md"
+    for text in ("first", "zwölf"):
+        write_text(text, path)
+    assert path.read_bytes() == "zwölf\n".encode()
+    assert os.listdir(path.parent) == ["page.md"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "curve.png"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="half-way"):
+        write_half(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["curve.png"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for text in ("first", "second"):
+        with atomic_folder(folder) as temporary:
+            (temporary / text).write_text(text)
+    assert os.listdir(folder) == ["second"]
+    with pytest.raises(RuntimeError, match="half-way"):
+        fill_half(folder)
+    assert os.listdir(folder) == ["second"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-1-step_00000005").mkdir()
+    (tmp_path / ".tmp-1-recipe.yaml").write_text("half")
+    (tmp_path / "recipe.yaml").write_text("whole")
+    os.utime(tmp_path / ".tmp-1-recipe.yaml", (0, 0))
+    remove_leftovers(tmp_path, 3600)
+    assert sorted(os.listdir(tmp_path)) == [".tmp-1-step_00000005", "recipe.yaml"]
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+def test_a_manifest_lists_every_file_below(tmp_path: Path) -> None:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "b" / "c" / "deep").write_bytes(b"deep")
+    (tmp_path / "a").write_bytes(b"")
+    assert list(manifest(tmp_path).items()) == [
+        ("a", hashlib.sha256(b"").hexdigest()),
+        ("b/c/deep", hashlib.sha256(b"deep").hexdigest()),
+    ]
+    assert sha256(tmp_path / "a") == manifest(tmp_path)["a"]
+
+
+def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
+    one = fingerprint({"a": 1, "b": [2]}, b"bytes")
+    assert one == fingerprint({"b": [2], "a": 1}, b"bytes")
+    others = [({"a": 1, "b": [3]}, b"bytes"), ({"a": 1, "b": [2]}, b"byte"), ({"a": 1, "b": [2]},)]
+    assert len({one, *(fingerprint(*parts) for parts in others)}) == 4
+    assert short_fingerprint({"a": 1, "b": [2]}, b"bytes") == one[:12]
+    assert fingerprint(b"x") == hashlib.sha256(b"x").hexdigest()
