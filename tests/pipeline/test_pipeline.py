@@ -116,6 +116,38 @@ def test_the_network_reads_no_more_tokens_than_the_prompts_have(
     assert max(given) < pipeline.encode_prompt("a cat").mask.shape[1]
 
 
+def test_shapes_at_the_boundaries_of_the_loop(pipeline: SnapGenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pictures of one prompt, wider than high: B N D, B C h w, B 3 H W. On a CPU one by one, guided as a pair."""
+    text = pipeline.encode_prompt(["a cat", ""])
+    assert text.states.shape == (2, 16, 32) and text.mask.shape == (2, 16)
+    assert pipeline.prepare_latents(2, 32, 64, None, None).shape == (2, 16, 4, 8)
+    calls: list[tuple[tuple[int, ...], float]] = []
+    predict = pipeline.predict_velocity
+
+    def watch(x: torch.Tensor, sigma: float, text: Any) -> torch.Tensor:
+        calls.append((tuple(x.shape), sigma))
+        velocity = predict(x, sigma, text)
+        assert velocity.shape == x.shape and velocity.dtype == torch.float32
+        return velocity
+
+    monkeypatch.setattr(pipeline, "predict_velocity", watch)
+    pictures = draw(pipeline, "a cat", num_images_per_prompt=2, width=64, guidance_interval=(0.9, 1.0))
+    assert pictures.shape == (2, 3, 32, 64)
+    assert calls == [((2, 16, 4, 8), 1.0)] * 2 + [((1, 16, 4, 8), 0.75)] * 2
+
+
+def test_the_network_is_given_a_thousand_sigma(pipeline: SnapGenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, forward = [], pipeline.unet.forward
+
+    def watch(x: torch.Tensor, timestep: torch.Tensor, *rest: Any, **settings: Any) -> Any:
+        given.append(timestep.item())
+        return forward(x, timestep, *rest, **settings)
+
+    monkeypatch.setattr(pipeline.unet, "forward", watch)
+    draw(pipeline, "a cat", num_inference_steps=4)
+    assert given == pytest.approx([1000, 900, 750, 500])
+
+
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0}, {"height": 64}, {"negative_prompt": "a dog"}])
 def test_a_picture_is_the_same_to_the_bit_in_any_batch(pipeline: SnapGenPipeline, settings: dict[str, Any]) -> None:
     together = draw(pipeline, PROMPTS, seed=10, **settings)
