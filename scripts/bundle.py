@@ -6,8 +6,8 @@
 
 Writes src/snapgen/bundled/ in half precision: the folders of the first, `mini-base`; the UNet of the second, `mini`, in
 few_steps/, as it shares the rest; and `provenance.json` with the recipes and versions of all stages they came from.
-A report also becomes `report.json` there, fills the marked blocks of the README and of the model card, and has the
-galleries in docs/ drawn anew.
+A report also becomes `report.json` there, fills the marked blocks of the README (the scores in short) and of the model
+card (all of them), and has the galleries in docs/ sampled anew.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ from snapgen.reproduce.run import card
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "snapgen" / "bundled"
 README = ROOT / "README.md"
+ASKED = {  # what the benchmark's categories ask for
+    "single": "one thing",
+    "color": "a thing in a colour",
+    "counting": "several of a kind",
+    "two": "two things",
+    "position": "one beside or above another",
+    "attribution": "two things in a colour each",
+}
 LARGEST = 64 * 10**6  # bytes, all files together
 BLOCK = ("<!-- report:begin -->", "<!-- report:end -->")  # between them stands what a report says
 
@@ -105,6 +113,24 @@ def fill(file: Path, lines: list[str]) -> None:
     file.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after)
 
 
+def headline(report: dict[str, Any]) -> list[str]:
+    """What the README says of the two models of a report: lines of a Markdown list."""
+    models = {model["stage"]: model for model in report["models"]}
+    few, base = models["step"], models.get("distill", models["flow"])
+    nouns = report["data"]["nouns"]
+    things = f"the {len(nouns)} things" if nouns else "all things"
+    good, bad = (
+        ", ".join(f"{ASKED[name]} ({score:.0%})" for name, score in few["categories"].items() if (score < 0.5) == below)
+        for below in (False, True)
+    )
+    return [
+        f"- On our benchmark, {few['count']} unseen prompts about {things} that it knows, `mini` gets "
+        f"{few['score']:.0%} right in {few['steps']} steps, `mini-base` {base['score']:.0%} in {base['steps']}.",
+        f"- More often right than wrong: {good or 'nothing'}.",
+        f"- More often wrong than right: {bad or 'nothing'}.",
+    ]
+
+
 def scored_models(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     """The two models in the `folder` of a reproduction that ship; refuses those that its report does not score."""
     hashes = {model["stage"]: model["model_sha256"] for model in report["models"]}
@@ -161,8 +187,8 @@ def main() -> None:
             raise SystemExit(f"the weights take {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f} may ship")
     print(f"{BUNDLED}: {size / 1e6:.1f} MB")
     if report is not None:
-        for file in (README, BUNDLED / "README.md"):
-            fill(file, card(report))
+        fill(README, headline(report))
+        fill(BUNDLED / "README.md", card(report))
         for name, picture in (("mini", "gallery.png"), ("mini-base", "gallery_base.png")):
             command = [sys.executable, "scripts/gallery.py", "--model", name, "--out", f"docs/{picture}"]
             subprocess.run(command, cwd=ROOT, check=True)

@@ -15,20 +15,81 @@ from snapgen.train.stages import load_stage
 
 ROOT = Path(__file__).parents[1]
 PAPER_MAP = (ROOT / "docs" / "paper-map.md").read_text()
-NAMES = sorted(set(re.findall(r"`(snapgen(?:\.\w+)+)`", PAPER_MAP)))
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "src/snapgen/bundled/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+FOLDERS = "src|recipes|docs|benchmarks|scripts|tests|examples"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_of_the_paper_map_exists(name: str) -> None:
+def text_of(page: Path) -> str:
+    """The text of `page`; without the code that makes new files (`tests/test_extending.py` runs it)."""
+    text = page.read_text()
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL) if page.stem == "extending" else text
+
+
+def names_in(text: str) -> list[str]:
+    return sorted(set(re.findall(r"(?<![\w/.-])(snapgen(?:\.[A-Za-z_]\w*)+)", text)))
+
+
+def paths_in(text: str) -> list[str]:
+    return sorted(set(re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w)", text)))
+
+
+def exists(name: str) -> bool:
+    """Whether the dotted `name` can be imported."""
     parts = name.split(".")
     for split in range(len(parts), 0, -1):
         try:
             found = import_module(".".join(parts[:split]))
         except ModuleNotFoundError:
             continue
-        for attribute in parts[split:]:
-            found = getattr(found, attribute)
-        return
+        return all((found := getattr(found, attribute, None)) is not None for attribute in parts[split:])
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Modules and what is in them, files and folders, and the targets of links."""
+    text = text_of(page)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    missing = [name for name in names_in(text) if not exists(name)]
+    missing += [path for path in paths_in(text) if not any(ROOT.glob(path))]
+    missing += [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_a_name_or_path_that_is_gone_would_be_found() -> None:
+    text = "`snapgen.data.scenes` and (snapgen.flow.path.interpolate), `src/snapgen/data/scenes.py`; recipes/debug."
+    assert [(name, exists(name)) for name in names_in(text)] == [
+        ("snapgen.data.scenes", False),
+        ("snapgen.flow.path.interpolate", True),
+    ]
+    assert paths_in(text) == ["recipes/debug", "src/snapgen/data/scenes.py"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+
+
+def test_every_page_and_every_benchmark_is_listed() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [
+        page.name for page in (ROOT / "docs").glob("*.md") if page.name not in index and page.name != "README.md"
+    ] == []
+    listed = (ROOT / "docs" / "benchmarks.md").read_text()
+    scripts = [file.name for file in (ROOT / "benchmarks").glob("*.py") if '"__main__"' in file.read_text()]
+    results = (ROOT / "benchmarks" / "results").rglob("*.md")
+    names = [*scripts, *(file.relative_to(ROOT / "benchmarks" / "results").as_posix() for file in results)]
+    assert [name for name in names if name not in listed] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_paper_map_is_complete() -> None:
@@ -70,7 +131,7 @@ def test_the_commands_of_the_evaluation_guide_ask_for_nothing_but_their_files(
 ) -> None:
     """Suites and options are accepted: each command gets as far as the first file or model that is not there."""
     guide = (ROOT / "docs" / "evaluation.md").read_text().replace("\\\n", " ")
-    commands = [shlex.split(line) for line in re.findall(r"^snapgen .*", guide, flags=re.MULTILINE)]
+    commands = [shlex.split(line) for line in re.findall(r"^snapgen evaluate .*", guide, flags=re.MULTILINE)]
     assert {name for command in commands for name in command[command.index("--suite") + 1].split(",")} == set(SUITES)
     monkeypatch.chdir(tmp_path)
     for command in commands:

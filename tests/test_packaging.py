@@ -165,9 +165,9 @@ def test_a_report_names_its_models(bundle: ModuleType, tiny_model: Path, tmp_pat
 
 def test_what_is_said_of_the_bundled_models_stands_in_their_report(bundle: ModuleType) -> None:
     report = json.loads((bundle.BUNDLED / "report.json").read_text())
-    for file in (bundle.README, bundle.BUNDLED / "README.md"):
+    for file, said in ((bundle.README, bundle.headline), (bundle.BUNDLED / "README.md", bundle.card)):
         block = file.read_text().partition(f"{bundle.BLOCK[0]}\n")[2].partition(f"\n{bundle.BLOCK[1]}")[0]
-        assert block.splitlines() == bundle.card(report)
+        assert block.splitlines() == said(report)
 
 
 def test_a_report_fills_the_marked_blocks(bundle: ModuleType, tmp_path: Path) -> None:

@@ -210,6 +210,23 @@ def test_a_callback_may_change_the_guidance(pipeline: SnapGenPipeline) -> None:
     assert torch.equal(switched, draw(pipeline, "a cat", guidance_interval=(0.9, 1.0)))  # the first step alone
 
 
+def test_a_changed_guidance_scale_holds_from_the_next_step(pipeline: SnapGenPipeline) -> None:
+    """As a call with the new scale does whose first step is replaced by that of the old one."""
+    first: list[torch.Tensor] = []
+
+    def change(pipe: SnapGenPipeline, step: int, timestep: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        first.append(given["latents"])
+        pipe._guidance_scale = 8.0
+        return given
+
+    def replace(pipe: SnapGenPipeline, step: int, timestep: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": first[0]} if step == 0 else given
+
+    changed = draw(pipeline, "a cat", guidance_scale=2.0, callback_on_step_end=change)
+    assert torch.equal(changed, draw(pipeline, "a cat", guidance_scale=8.0, callback_on_step_end=replace))
+    assert not torch.equal(changed, draw(pipeline, "a cat", guidance_scale=2.0))
+
+
 def test_interrupting_skips_the_steps_that_are_left(pipeline: SnapGenPipeline) -> None:
     steps: list[int] = []
     kept: list[torch.Tensor] = []
