@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from snapgen.files import write_text
 from snapgen.losses.reconstruction import gradient_loss, psnr
+from snapgen.machine.counting import count
 from snapgen.machine.device import device_name
 from snapgen.machine.memory import keep_freed_memory
 from snapgen.models.autoencoder import SnapGenAutoencoder, SubPixelUpsample, TinyDecoder
@@ -38,7 +39,6 @@ from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, Upsample, poin
 from snapgen.models.presets import create_autoencoder
 from snapgen.pictures import random_crop, to_tensor
 from snapgen.pipeline.text_to_image import SnapGenPipeline
-from snapgen.profiling.counts import count
 from snapgen.world.source import SceneSettings, SceneSource
 
 

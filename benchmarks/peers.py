@@ -35,9 +35,9 @@ from diffusers import (
 from torch import nn
 
 from snapgen.files import atomic_file, write_text
+from snapgen.machine.counting import count
 from snapgen.machine.device import device_name
 from snapgen.models.presets import create_autoencoder, create_unet
-from snapgen.profiling.counts import count
 from snapgen.profiling.measure import Conditions, measure, random_network
 
 STEPS = 28

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from snapgen.config import RecipeError, TrainSettings, parse_recipe, read_recipe
 from snapgen.files import write_text
+from snapgen.machine.counting import count
 from snapgen.machine.device import device_name
 from snapgen.models.presets import create_unet
-from snapgen.profiling.counts import count
 from snapgen.train.distribution import distribute, make_accelerator
 from snapgen.train.guard import Guard
 from snapgen.train.loop import prepare_network, train_step

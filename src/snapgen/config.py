@@ -117,8 +117,9 @@ def parse_recipe(recipe_type: type[RecipeType], mapping: dict[str, Any], origin:
 
 
 def complete_recipe(recipe_type: type[Recipe], saved: dict[str, Any]) -> dict[str, Any]:
-    """`saved`, a recipe as it was run, with the defaults of settings that did not exist then."""
+    """`saved`, a recipe as it was run, with today's settings: defaults for new ones, without those that are gone."""
+    known = {name: value for name, value in saved.items() if name in recipe_type.model_fields}
     try:
-        return recipe_type.model_validate_json(json.dumps(saved)).model_dump(mode="json")
+        return recipe_type.model_validate_json(json.dumps(known)).model_dump(mode="json")
     except ValidationError:  # other settings: as they are, they can be compared
         return saved

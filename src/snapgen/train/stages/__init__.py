@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
-from snapgen.config import RecipeError
+from snapgen.config import Recipe, RecipeError
 from snapgen.registry import load_attribute
 from snapgen.train.stage import Stage
 
@@ -18,9 +18,9 @@ STAGES = {
 }
 
 
-def load_stage(name: str) -> type[Stage[Any, Any]]:
+def load_stage(name: str) -> type[Stage[Recipe, nn.Module]]:
     """The class of the stage `name`, imported only now; an unknown name is a RecipeError listing the known ones."""
     if name not in STAGES:
         raise RecipeError(f"stage '{name}' is unknown; known stages: {', '.join(STAGES)}")
-    stage: type[Stage[Any, Any]] = load_attribute(STAGES[name])
+    stage: type[Stage[Recipe, nn.Module]] = load_attribute(STAGES[name])
     return stage
