@@ -104,7 +104,7 @@ def make_recipe(case: Case, cache: Path, **overrides: Any) -> FlowRecipe:
     train |= {"precision": case.precision, "compile": case.compile}
     mapping = {"stage": "flow", "model": case.preset, "data": {"source": "scenes", "resolution": 32, "count": 64}}
     if case.recipe is not None:
-        mapping = read_recipe(ROOT / case.recipe, [f"data.count={2 * case.batch}"])
+        mapping = read_recipe(ROOT / case.recipe, [f"data.count={2 * case.batch}"]).settings
     places = {"autoencoder": "mini", "text": "mini", "cache": str(cache)}
     return parse_recipe(FlowRecipe, mapping | places | {"train": train} | overrides, "benchmark")
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model, T5Config, T5EncoderModel
 
 from snapgen.cli.main import run
-from snapgen.config import Recipe, RecipeError, parse_recipe, read_recipe
+from snapgen.config import Recipe, RecipeError
 from snapgen.machine.counting import LiveMemory
 from snapgen.models.presets import create_denoiser, create_unet
 from snapgen.models.unet import SnapGenUNet
@@ -21,7 +21,7 @@ from snapgen.train.cost import TEXT_MODELS, Cost
 from snapgen.train.loop import only_train
 from snapgen.train.optimizer import make_optimizer
 from snapgen.train.stage import Context, Stage
-from snapgen.train.stages import load_stage
+from snapgen.train.stages import load_recipe, load_stage
 from snapgen.train.stages.autoencoder import vgg16_features
 from snapgen.train.state import make_ema
 
@@ -29,8 +29,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def recipe(name: str, *overrides: str) -> Any:
-    mapping = read_recipe(RECIPES / name, list(overrides))
-    return parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, name)
+    return load_recipe(RECIPES / name, overrides)
 
 
 def cost(settings: Any, batch: int, teacher: str | None = None) -> Cost:

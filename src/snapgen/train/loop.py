@@ -17,12 +17,11 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
-from snapgen.config import Recipe, RecipeError, RecipeType, TrainSettings, complete_recipe
+from snapgen.config import Recipe, RecipeError, RecipeType, TrainSettings, complete_recipe, to_yaml
 from snapgen.files import atomic_file, atomic_folder, remove_leftovers
 from snapgen.machine.memory import keep_freed_memory
 from snapgen.machine.precision import gains_by_bfloat16
@@ -293,7 +292,7 @@ def prepare_run(run: Path, content: dict[str, Any]) -> None:
     for folder in (run, run / "checkpoints", run / "samples", run / "plots"):
         remove_leftovers(folder)
     with atomic_file(run / "recipe.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        temporary.write_text(to_yaml(content), encoding="utf-8")
 
 
 def save_model(

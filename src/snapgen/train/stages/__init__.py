@@ -1,10 +1,13 @@
-"""The registry of stages: a new stage is one new file here and one line below."""
+"""The registry of stages, and the one reader of their recipes: a new stage is one new file here and one line below."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from torch import nn
 
-from snapgen.config import Recipe, RecipeError
+from snapgen.config import Recipe, RecipeError, parse_recipe, read_recipe
 from snapgen.registry import load_attribute
 from snapgen.train.stage import Stage
 
@@ -24,3 +27,12 @@ def load_stage(name: str) -> type[Stage[Recipe, nn.Module]]:
         raise RecipeError(f"stage '{name}' is unknown; known stages: {', '.join(STAGES)}")
     stage: type[Stage[Recipe, nn.Module]] = load_attribute(STAGES[name])
     return stage
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in the file `path`, on its bases and after `overrides` (`snapgen.config`), as its stage types it."""
+    settings, files = read_recipe(path, overrides)
+    name = settings.get("stage")
+    if not isinstance(name, str):
+        raise RecipeError(f"recipe {path}: stage: expected one of {', '.join(STAGES)} (given: {name!r})")
+    return parse_recipe(load_stage(name).recipe_type, settings, f"recipe {path}", files)
