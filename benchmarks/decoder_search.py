@@ -28,6 +28,7 @@ from shared import machine_facts, make_parser, page, write_results
 from torch import Tensor, nn
 
 from snapgen.losses.reconstruction import gradient_loss, psnr
+from snapgen.machine.counting import count
 from snapgen.machine.memory import keep_freed_memory
 from snapgen.messages import markdown_table
 from snapgen.models.autoencoder import SnapGenAutoencoder, SubPixelUpsample, TinyDecoder
@@ -35,7 +36,6 @@ from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, Upsample, poin
 from snapgen.models.presets import create_autoencoder
 from snapgen.pictures import random_crop, to_tensor
 from snapgen.pipeline.text_to_image import SnapGenPipeline
-from snapgen.profiling.counts import count
 from snapgen.world.source import SceneSettings, SceneSource
 
 

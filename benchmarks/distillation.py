@@ -31,7 +31,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 from shared import RESULTS, machine_facts, write_results
 
@@ -39,6 +38,7 @@ from snapgen.evaluation.statistics import interval_of_values
 from snapgen.machine.device import default_device
 from snapgen.messages import between, markdown_table
 from snapgen.train.report import read_metrics
+from snapgen.train.stages import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "mini"
 DISTILL = RECIPES / "distill.yaml"
@@ -50,8 +50,6 @@ VARIANTS = {  # settings of `distillation`; None: the stage flow
     "output and features, timestep-aware": {"output": True, "features": True, "scaling": "timestep"},
 }
 SHARED = ("model", "initial", "autoencoder", "text", "cache", "data", "timesteps", "caption_dropout", "train")
-
-NOUNS = yaml.safe_load(DISTILL.read_text())["data"]["nouns"]
 
 MEASURES = ("scene score", "second judge", "Frechet distance", "held-out loss")
 
@@ -85,7 +83,7 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Path:
     """The student of `variant`, trained if it is not there yet."""
     run: Path = options.work / f"{variant.replace(', ', '_').replace(' ', '-')}_{seed}"
     losses = VARIANTS[variant]
-    recipe = yaml.safe_load(DISTILL.read_text())
+    recipe = load_recipe(DISTILL).model_dump(mode="json")
     initial = None if options.initial == "none" else options.initial
     settings = {key: recipe[key] for key in SHARED} | {"model": options.model, "initial": initial, "seed": seed}
     settings["data"]["nouns"] = options.nouns
@@ -103,7 +101,8 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Path:
 
 def scene_options(options: argparse.Namespace) -> list[object]:
     """Arguments of the suites on scenes: the nouns, the seeds."""
-    return ["--nouns", ",".join(options.nouns), "--seeds", ",".join(map(str, options.picture_seeds))]
+    nouns = [] if options.nouns is None else ["--nouns", ",".join(options.nouns)]
+    return [*nouns, "--seeds", ",".join(map(str, options.picture_seeds))]
 
 
 def scene_report(model: str, folder: Path, options: argparse.Namespace, *arguments: object) -> Report:
@@ -287,7 +286,7 @@ def main() -> None:
     few.add_argument("--student-at", type=numbers, default=[1, 2, 4, 8], help="of the student")
     few.set_defaults(run=few_steps, work=Path("runs/distillation/steps"))
     for command in (taught, few):
-        command.add_argument("--nouns", type=words, default=NOUNS, help="of all scenes, by default the recipe's")
+        command.add_argument("--nouns", type=words, help="of all scenes, by default the miniature's 64")
         command.add_argument("--count", type=int, default=20, help="prompts a category")
         command.add_argument("--pictures", type=int, default=300, help="for the Frechet distance, a seed")
         command.add_argument("--picture-seeds", type=numbers, default=[0, 1, 2])

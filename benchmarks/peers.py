@@ -33,9 +33,9 @@ from matplotlib.figure import Figure
 from shared import machine_facts, make_parser, page, write_results
 from torch import nn
 
+from snapgen.machine.counting import count
 from snapgen.messages import markdown_table
 from snapgen.models.presets import create_autoencoder, create_unet
-from snapgen.profiling.counts import count
 from snapgen.profiling.measure import Conditions, measure, random_network
 
 STEPS = 28

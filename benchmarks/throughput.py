@@ -27,9 +27,9 @@ from shared import machine_facts, make_parser, page, write_results
 from torch import Tensor, nn
 
 from snapgen.config import RecipeError, TrainSettings, parse_recipe, read_recipe
+from snapgen.machine.counting import count
 from snapgen.messages import markdown_table
 from snapgen.models.presets import create_unet
-from snapgen.profiling.counts import count
 from snapgen.train.distribution import distribute, make_accelerator
 from snapgen.train.guard import Guard
 from snapgen.train.loop import prepare_network, train_step
@@ -100,7 +100,7 @@ def make_recipe(case: Case, cache: Path, **overrides: Any) -> FlowRecipe:
     train |= {"precision": case.precision, "compile": case.compile}
     mapping = {"stage": "flow", "model": case.preset, "data": {"source": "scenes", "resolution": 32, "count": 64}}
     if case.recipe is not None:
-        mapping = read_recipe(ROOT / case.recipe, [f"data.count={2 * case.batch}"])
+        mapping = read_recipe(ROOT / case.recipe, [f"data.count={2 * case.batch}"]).settings
     places = {"autoencoder": "mini", "text": "mini", "cache": str(cache)}
     return parse_recipe(FlowRecipe, mapping | places | {"train": train} | overrides, "benchmark")
 

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from support.recipes import RECIPES, recipe_of
 
-from snapgen.config import Recipe, RecipeError, complete_recipe, parse_recipe, read_recipe
+from snapgen.config import Loader, Recipe, RecipeError, complete_recipe, parse_recipe, read_recipe, to_yaml
 
 GOOD = "stage: flow\nseed: 3\ntrain:\n  steps: 10\n  batch_size: 4\n  learning_rate: 1\n  betas: [0.9, 0.95]\n"
 
 
 def load(path: Path, *overrides: str) -> Recipe:
-    return parse_recipe(Recipe, read_recipe(path, list(overrides)), f"recipe {path}")
+    settings, files = read_recipe(path, overrides)
+    return parse_recipe(Recipe, settings, f"recipe {path}", files)
 
 
 @pytest.fixture
@@ -110,3 +113,168 @@ def test_an_old_recipe_is_completed_with_defaults(recipe: Path) -> None:
     assert complete_recipe(Recipe, old) == whole
     unknown = whole | {"colour": "red"}
     assert complete_recipe(Recipe, unknown) == unknown
+
+
+BASE = """
+seed: 3
+initial: somewhere
+data: {source: scenes, snap: 8, mixture: {single: 0.5, two: 0.5}}
+text: [one, two]
+"""
+
+
+def extended(folder: Path, own: str, *overrides: str) -> dict[str, Any]:
+    """What a recipe in `folder` comes to that says `own` and extends `BASE`, which stands in another folder."""
+    (folder / "bases").mkdir()
+    (folder / "bases" / "base.yaml").write_text(BASE)
+    (folder / "own.yaml").write_text(f"base: bases/base.yaml\n{own}")
+    settings = read_recipe(folder / "own.yaml", overrides).settings
+    assert yaml.load(to_yaml(settings), Loader) == settings  # plain values: nothing of bases and tags remains
+    assert "base" not in settings
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("own", "changes"),
+    [
+        ("", {}),
+        ("seed: 4\nstage: flow", {"seed": 4, "stage": "flow"}),
+        ("text: [three]", {"text": ["three"]}),
+        ("initial: null", {"initial": None}),
+        ("data: null", {"data": None}),
+        ("seed: {a: 1}", {"seed": {"a": 1}}),
+        (
+            "data: {snap: 1, mixture: {two: 0.1, color: 0.2}}",
+            {"data": {"source": "scenes", "snap": 1, "mixture": {"single": 0.5, "two": 0.1, "color": 0.2}}},
+        ),
+        ("data: !replace {source: folder, path: x}", {"data": {"source": "folder", "path": "x"}}),
+        (
+            "data: {mixture: !replace {color: 1.0}}",
+            {"data": {"source": "scenes", "snap": 8, "mixture": {"color": 1.0}}},
+        ),
+        ("data: {snap: !remove }", {"data": {"source": "scenes", "mixture": {"single": 0.5, "two": 0.5}}}),
+        (
+            "more: !replace {a: {b: !replace {c: 1}}}\nlist: [!replace {d: 2}]",
+            {"more": {"a": {"b": {"c": 1}}}, "list": [{"d": 2}]},
+        ),
+    ],
+)
+def test_a_recipe_extends_another(own: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    assert extended(tmp_path, own) == yaml.safe_load(BASE) | changes
+
+
+def test_a_removed_setting_has_its_default(tmp_path: Path) -> None:
+    assert "initial" not in extended(tmp_path, "initial: !remove")
+
+
+def test_a_removed_section_leaves_the_others(tmp_path: Path) -> None:
+    assert set(extended(tmp_path, "data: !remove")) == {"seed", "initial", "text"}
+
+
+def test_overrides_apply_to_the_merged_recipe(tmp_path: Path) -> None:
+    settings = extended(tmp_path, "data: {snap: 1}", "data.snap=2", "data.mixture={color: 1}", "text=[three]")
+    assert settings["data"] == {"source": "scenes", "snap": 2, "mixture": {"color": 1}}
+    assert settings["text"] == ["three"]
+
+
+def test_a_base_has_a_base(tmp_path: Path) -> None:
+    folder = tmp_path / "further"
+    folder.mkdir()
+    (tmp_path / "first.yaml").write_text(GOOD)
+    (folder / "second.yaml").write_text("base: ../first.yaml\ntrain: {steps: 20}\n")
+    (folder / "third.yaml").write_text("base: second.yaml\nseed: 5\ntrain: {batch_size: 8}\n")
+    recipe = load(folder / "third.yaml")
+    assert (recipe.seed, recipe.train.steps, recipe.train.batch_size) == (5, 20, 8)
+    assert recipe.train.betas == (0.9, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("base: nothing.yaml", "recipe own.yaml: its base nothing.yaml does not exist"),
+        ("base: listed.yaml", "recipe own.yaml: its base listed.yaml holds list, expected a mapping of settings"),
+        ("base: folder", "recipe own.yaml: its base folder cannot be read: "),
+        ("base: broken.yaml", "recipe own.yaml: its base broken.yaml is not YAML: "),
+        ("base: 7", "recipe own.yaml: base: expected the name of a recipe file (given: 7)"),
+        ("base: [good.yaml]", "recipe own.yaml: base: expected the name of a recipe file (given: ['good.yaml'])"),
+        ("base:", "recipe own.yaml: base: expected the name of a recipe file (given: None)"),
+        ("base: own.yaml", "base: the recipes extend one another in a circle: own.yaml -> own.yaml"),
+        (
+            "base: back.yaml",
+            "recipe back.yaml: base: the recipes extend one another in a circle: own.yaml -> back.yaml -> own.yaml",
+        ),
+        ("base: good.yaml\ntrain: {stepz: !remove }", "recipe own.yaml: train.stepz: !remove, but no base says it"),
+        ("seed: !remove", "recipe own.yaml: seed: !remove, but no base says it"),
+        ("base: good.yaml\nseed: [[!remove ]]", "recipe own.yaml: seed: !remove, but no base says it"),
+        ("base: good.yaml\ntrain: !replace 7", "recipe own.yaml is not YAML: expected a mapping"),
+        ("base: good.yaml\ntrain: !replaced {}", "recipe own.yaml is not YAML: could not determine a constructor"),
+    ],
+)
+def test_what_cannot_be_extended(own: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    files = {"own": own, "good": GOOD, "listed": "[a, list]", "broken": "stage: [flow", "back": "base: own.yaml"}
+    for name, text in files.items():
+        Path(f"{name}.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load(Path("own.yaml"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "override", "message"),
+    [
+        ("steps: 1, stepz: 5", "seed: 1", "", "recipe own.yaml: unknown key train.stepz (in its base base.yaml)"),
+        ("steps: 0", "train: {batch_size: 1}", "", "greater than 0 (given: 0) (in its base base.yaml)"),
+        ("steps: 1", "train: {stepz: 5}", "", "recipe own.yaml: unknown key train.stepz"),
+        ("steps: 1", "train: {steps: 0}", "", "greater than 0 (given: 0)"),
+        ("steps: 1", "seed: 1", "train.steps=0", "greater than 0 (given: 0)"),
+        ("batch_size: 1", "seed: 1", "", "recipe own.yaml: train.steps: field required"),
+    ],
+)
+def test_a_wrong_key_is_named_with_the_base_that_says_it(
+    base: str, own: str, override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("first.yaml").write_text("stage: flow\ntrain: {learning_rate: 1, batch_size: 4}\n")
+    Path("base.yaml").write_text(f"base: first.yaml\ntrain: {{{base}}}\n")
+    Path("own.yaml").write_text(f"base: base.yaml\n{own}\n")
+    with pytest.raises(RecipeError) as caught:
+        load(Path("own.yaml"), *filter(None, [override]))
+    assert str(caught.value).endswith(message)
+
+
+def test_prompts_are_a_list_or_a_file(tmp_path: Path) -> None:
+    lines = ["a cat", "", '  "a dog" and a bird  ', "   ", "# a hash: a sign", '""', "é"]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "some.txt").write_text("\ufeff" + "\n".join(lines) + "\n\n", encoding="utf-8")
+    (tmp_path / "texts" / "base.yaml").write_text("prompts: some.txt\n")
+    (tmp_path / "own.yaml").write_text("base: texts/base.yaml\n")
+    (tmp_path / "listed.yaml").write_text("base: texts/base.yaml\nprompts: [a tree]\n")
+    prompts = ["a cat", '"a dog" and a bird', "# a hash: a sign", "", "é"]
+    assert read_recipe(tmp_path / "own.yaml").settings == {"prompts": prompts}
+    assert read_recipe(tmp_path / "listed.yaml").settings == {"prompts": ["a tree"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist"), (b"\n \n", "holds no prompts"), (b"\xff", "cannot be read")],
+)
+def test_a_file_of_prompts_that_is_none(content: bytes | None, message: str, recipe: Path) -> None:
+    file = recipe.with_name("some.txt")
+    if content is not None:
+        file.write_bytes(content)
+    recipe.write_text(f"{GOOD}prompts: some.txt\n")
+    with pytest.raises(RecipeError) as caught:
+        load(recipe)
+    assert str(caught.value).startswith(f"recipe {recipe}: prompts: file {file} {message}")
+
+
+def test_the_miniature_has_the_same_prompts_everywhere() -> None:
+    prompts = {
+        name: recipe_of(RECIPES / "mini" / f"{name}.yaml").prompts for name in ("flow", "nouns", "distill", "step")
+    }
+    assert len(set(prompts.values())) == 1
+    assert len(prompts["flow"]) == 24
+    assert (prompts["flow"][0], prompts["flow"][-1]) == ("a cat", "")

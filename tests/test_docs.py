@@ -5,13 +5,13 @@ import shlex
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snapgen.cli.main import run
-from snapgen.config import parse_recipe, read_recipe
 from snapgen.evaluation import SUITES
-from snapgen.train.stages import load_stage
+from snapgen.train.stages import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAPER_MAP = (ROOT / "docs" / "paper-map.md").read_text()
@@ -120,8 +120,7 @@ def test_the_recipes_of_the_data_guide_can_be_run(tmp_path: Path, monkeypatch: p
             assert run([verb, *arguments]) == 0
         else:
             overrides = [value for option, value in pairwise(arguments) if option == "--set"]
-            mapping = read_recipe(ROOT / arguments[0], overrides)
-            recipe = parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, "docs/data.md")
+            recipe: Any = load_recipe(ROOT / arguments[0], overrides)
             sources.append((recipe.data.source, len(recipe.data.open())))
     assert sources == [("folder", 8), ("shards", 10), ("folder", 10), ("folder", 10), ("scenes", 64)]
 

@@ -1,16 +1,29 @@
-"""Recipes: one strict YAML file a stage, read into typed settings, overridden by dotted keys.
+"""Recipes: one strict YAML file per stage, read into typed settings, overridden by dotted keys.
 
 A stage defines its own recipe class beside its code by extending `Recipe`; this file knows only
 what every stage shares. Anything unknown, mistyped or impossible is a `RecipeError` of one line
 that names the key and the file.
+
+A recipe may extend another one and then says only what is its own:
+
+    base: flow.yaml                 # relative to this file; it may have a base itself
+    seed: 1                         # a value, a list or null replaces what the base says
+    train: {steps: 600}             # a section is merged with the base's, key by key, at any depth,
+    data: !replace {source: folder} # unless it is tagged: then nothing of the base's remains
+    contrasts: !remove              # as if the base did not say it: the default applies (in braces: `!remove }`)
+    prompts: prompts.txt            # a list, or a text file relative to this file
+
+The text file has one prompt per line. Blank lines are skipped and spaces around a prompt removed; a
+line `""` is the empty prompt. Overrides change the merged recipe: whatever they name, they replace.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -72,53 +85,175 @@ class Loader(yaml.SafeLoader):
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def read_recipe(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """The mapping in the YAML file `path` after `overrides`, each `dotted.key=value` with a YAML value."""
-    try:
-        mapping = yaml.load(path.read_text(), Loader)  # a SafeLoader: plain values only
-    except FileNotFoundError:
-        raise RecipeError(f"recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path} is not YAML: {one_line(error)}") from None
-    if not isinstance(mapping, dict):
-        raise RecipeError(f"recipe {path} holds {type(mapping).__name__}, expected a mapping of settings")
+class Whole(dict[Any, Any]):
+    """A section tagged `!replace`."""
+
+
+class Removed:
+    """What stands for a setting tagged `!remove`."""
+
+
+class FileLoader(Loader):
+    """The YAML of recipe files, with the tags of extending recipes."""
+
+
+def whole(loader: FileLoader, node: yaml.MappingNode) -> Whole:
+    """The section that is tagged."""
+    return Whole(loader.construct_mapping(node, deep=True))
+
+
+FileLoader.add_constructor("!replace", whole)
+FileLoader.add_constructor("!remove", lambda loader, node: Removed())
+
+
+class RecipeFile(NamedTuple):
+    """A recipe file by itself: what it says, but for its base."""
+
+    path: Path
+    settings: dict[str, Any]
+
+
+class Draft(NamedTuple):
+    """A recipe before its stage checks it."""
+
+    settings: dict[str, Any]  # plain values, merged and overridden
+    files: Sequence[RecipeFile]  # what they come from: the recipe, its base, the base's base, ...
+
+
+def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Draft:
+    """The recipe in the YAML file `path` on its bases, after `overrides`, each `dotted.key=value` with a YAML value."""
+    files = read_files(path)
+    settings: dict[str, Any] = {}
+    for file in reversed(files):
+        settings = merge(settings, file.settings, file.path)
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise RecipeError(f"override '{override}' is not of the form key=value, for example train.steps=2000")
-        try:
-            value = yaml.load(text, Loader)
-        except yaml.YAMLError:
-            raise RecipeError(f"override '{override}': the value is not YAML") from None
-        *parents, leaf = key.split(".")
-        node = mapping
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise RecipeError(f"override '{override}': {parent} is a value, not a section")
-        node[leaf] = value
+        apply_override(settings, override)
+    return Draft(settings, files)
+
+
+def read_files(path: Path, *extending: Path) -> list[RecipeFile]:
+    """The recipe in the file `path`, its base, the base's base and so on; `extending`: the files that led to it."""
+    if path.resolve() in {file.resolve() for file in extending}:
+        circle = " -> ".join(str(file) for file in (*extending, path))
+        raise RecipeError(f"recipe {extending[-1]}: base: the recipes extend one another in a circle: {circle}")
+    settings = read_yaml(path, f"recipe {extending[-1]}: its base {path}" if extending else f"recipe {path}")
+    prompts = settings.get("prompts")
+    if isinstance(prompts, str):
+        settings["prompts"] = read_prompts(path.parent / prompts, path)
+    if "base" not in settings:
+        return [RecipeFile(path, settings)]
+    base = settings.pop("base")
+    if not isinstance(base, str):
+        raise RecipeError(f"recipe {path}: base: expected the name of a recipe file (given: {base!r})")
+    return [RecipeFile(path, settings), *read_files(path.parent / base, *extending, path)]
+
+
+def read_yaml(path: Path, name: str) -> dict[str, Any]:
+    """The mapping in the YAML file `path`; `name` is what errors call it."""
+    try:
+        mapping = yaml.load(path.read_text(encoding="utf-8"), FileLoader)  # a SafeLoader: plain values and two tags
+    except FileNotFoundError:
+        raise RecipeError(f"{name} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{name} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name} is not YAML: {one_line(error)}") from None
+    if not isinstance(mapping, dict):
+        raise RecipeError(f"{name} holds {type(mapping).__name__}, expected a mapping of settings")
     return mapping
 
 
-def parse_recipe(recipe_type: type[RecipeType], mapping: dict[str, Any], origin: str) -> RecipeType:
-    """`mapping` as a `recipe_type`; the first thing wrong is named by its dotted key and `origin`."""
+def read_prompts(path: Path, recipe: Path) -> list[str]:
+    """The prompts in the text file `path`, which the file `recipe` names."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {recipe}: prompts: file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {recipe}: prompts: file {path} cannot be read: {error}") from None
+    if not any(lines):
+        raise RecipeError(f"recipe {recipe}: prompts: file {path} holds no prompts")
+    return ["" if line == '""' else line for line in lines if line]
+
+
+def merge(base: Any, own: Any, recipe: Path, *keys: str) -> Any:
+    """`own`, what `recipe` says under `keys`, on top of what its `base` says there; plain values."""
+    if isinstance(own, Removed):
+        raise RecipeError(f"recipe {recipe}: {'.'.join(keys)}: !remove, but no base says it")
+    if isinstance(own, list):
+        return [merge(None, item, recipe, *keys) for item in own]
+    if not isinstance(own, dict):
+        return own
+    kept = base if isinstance(base, dict) and not isinstance(own, Whole) else {}
+    merged = dict(kept)
+    for key, value in own.items():
+        if isinstance(value, Removed) and key in kept:
+            del merged[key]
+        else:
+            merged[key] = merge(kept.get(key), value, recipe, *keys, str(key))
+    return merged
+
+
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Puts the value of `override`, `dotted.key=value`, into `settings`."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"override '{override}' is not of the form key=value, for example train.steps=2000")
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError:
+        raise RecipeError(f"override '{override}': the value is not YAML") from None
+    *parents, leaf = key.split(".")
+    node = settings
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"override '{override}': {parent} is a value, not a section")
+    node[leaf] = value
+
+
+def parse_recipe(
+    recipe_type: type[RecipeType], settings: dict[str, Any], origin: str, files: Sequence[RecipeFile] = ()
+) -> RecipeType:
+    """`settings` as a `recipe_type`; an error names the first thing wrong by its dotted key and `origin`.
+
+    `files`: those of `read_recipe`; where it is one of the bases that says it, the error names that too.
+    """
     try:
         # JSON mode: a YAML list is a valid tuple, 1 a valid float, while "1" stays a wrong type.
-        return recipe_type.model_validate_json(json.dumps(mapping))
+        return recipe_type.model_validate_json(json.dumps(settings))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise RecipeError(f"{origin}: {key}: {first['msg'].lower()}") from None
+        where = in_base(files, first["loc"], first["input"])
         if first["type"] == "extra_forbidden":
-            raise RecipeError(f"{origin}: unknown key {key}") from None
-        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
-        raise RecipeError(f"{origin}: {key}: {first['msg'].lower()}{given}") from None
+            raise RecipeError(f"{origin}: unknown key {key}{where}") from None
+        raise RecipeError(f"{origin}: {key}: {first['msg'].lower()} (given: {first['input']!r}){where}") from None
+
+
+def in_base(files: Sequence[RecipeFile], location: Sequence[int | str], value: Any) -> str:
+    """ " (in its base ...)" if that, and no file that extends it, says `value` at `location`; else nothing."""
+    for file in files:
+        node: Any = file.settings
+        for part in location:
+            if isinstance(node, dict) and part in node:  # else: which of several types was tried
+                node = node[part]
+        if node == value:
+            return "" if file is files[0] else f" (in its base {file.path})"
+    return ""
+
+
+def to_yaml(content: dict[str, Any]) -> str:
+    """`content`, plain values, as YAML that `read_recipe` reads."""
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def complete_recipe(recipe_type: type[Recipe], saved: dict[str, Any]) -> dict[str, Any]:
-    """`saved`, a recipe as it was run, with the defaults of settings that did not exist then."""
+    """`saved`, a recipe as it was run, with today's settings: defaults for new ones, without those that are gone."""
+    known = {name: value for name, value in saved.items() if name in recipe_type.model_fields}
     try:
-        return recipe_type.model_validate_json(json.dumps(saved)).model_dump(mode="json")
+        return recipe_type.model_validate_json(json.dumps(known)).model_dump(mode="json")
     except ValidationError:  # other settings: as they are, they can be compared
         return saved

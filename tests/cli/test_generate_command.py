@@ -39,6 +39,20 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a cat", "-o", "a.png", "--guidance", "-1"], "--guidance -1.0 is out of range"),
         (["a cat", "-o", "a.png", "--guidance", "nan"], "--guidance nan is out of range"),
         (["a cat", "-o", "a.png", "--guidance", "inf"], "--guidance inf is out of range"),
+        (
+            ["a cat", "-o", "a.png", "--guidance-interval", ""],
+            "--guidance-interval is not of the form LOW,HIGH, for example",
+        ),
+        (["a cat", "-o", "a.png", "--guidance-interval", "0.5"], "--guidance-interval 0.5 is not of the form LOW,HIGH"),
+        (["a cat", "-o", "a.png", "--guidance-interval", "0,0.5,1"], "--guidance-interval 0,0.5,1 is not of the form"),
+        (
+            ["a cat", "-o", "a.png", "--guidance-interval", "low,high"],
+            "--guidance-interval low,high is not of the form",
+        ),
+        (["a cat", "-o", "a.png", "--guidance-interval", "0.8,0.2"], "0 <= LOW <= HIGH <= 1"),
+        (["a cat", "-o", "a.png", "--guidance-interval", "-0.1,0.5"], "0 <= LOW <= HIGH <= 1"),
+        (["a cat", "-o", "a.png", "--guidance-interval", "0,1.5"], "0 <= LOW <= HIGH <= 1"),
+        (["a cat", "-o", "a.png", "--guidance-interval", "nan,1"], "0 <= LOW <= HIGH <= 1"),
         (["a cat", "-o", "a.png", "--count", "0"], "--count 0 is out of range"),
         (["a cat", "-o", "a.png", "--seed", "-1"], "--seed -1 is out of range"),
         (["a cat", "-o", "a.png", "--seed", str(2**63)], "is out of range"),
@@ -120,6 +134,28 @@ def test_settings_reach_the_pipeline(tiny_model: Path, tmp_path: Path, capfd: py
     assert facts["pictures"] == [{"path": str(tmp_path / "a.jpg"), "prompt": "a cat", "seed": 0, "size": "64x32"}]
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.size == (64, 32)
+
+
+def test_the_guidance_interval(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two steps at sigma 1 and 0.75: guided at both, at the first alone, at none."""
+    drawn = {}
+    for interval in (None, "0,1", "0.8, 1", "0,0.5"):
+        path = tmp_path / f"{interval}.png"
+        options = [] if interval is None else ["--guidance-interval", interval]
+        assert run(["generate", "a cat", "-o", str(path), "--model", str(tiny_model), "--json", *options]) == 0
+        drawn[interval] = pixels(path)
+        recorded = {None: None, "0,1": "0.0,1.0", "0.8, 1": "0.8,1.0", "0,0.5": "0.0,0.5"}[interval]
+        assert json.loads(capfd.readouterr().out).get("guidance_interval") == recorded
+        with Image.open(path) as image:
+            assert image.text.get("guidance_interval") == recorded  # type: ignore[attr-defined]
+    assert drawn[None] == drawn["0,1"]
+    assert len(set(drawn.values())) == 3
+    unguided = ["-o", str(tmp_path / "unguided.png"), "--model", str(tiny_model), "--guidance", "1"]
+    assert run(["generate", "a cat", *unguided, "--guidance-interval", "0,0.5"]) == 0
+    assert capfd.readouterr().err == (
+        "snapgen: warning: --guidance-interval has no effect: guidance is 1, there is no guidance\n"
+    )
+    assert pixels(tmp_path / "unguided.png") == drawn["0,0.5"]
 
 
 def test_some_of_the_text_encoders(

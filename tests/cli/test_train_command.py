@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from support.regression import RegressionStage, make_recipe
 
 from snapgen.cli.train import train
 from snapgen.config import RecipeError
-from snapgen.train.stages import STAGES, load_stage
+from snapgen.train.stages import STAGES, load_recipe, load_stage
 
 
 @pytest.fixture
@@ -31,6 +32,20 @@ def test_default_run_folder_and_overrides(recipe: Path, capsys: pytest.CaptureFi
     assert Path("runs/debug/curve/checkpoints/step_00000003").is_dir()
     train(recipe, ["train.steps=4"], resume=True)
     assert Path("runs/debug/curve/checkpoints/step_00000004").is_dir()
+
+
+def test_the_run_folder_keeps_the_merged_recipe(recipe: Path) -> None:
+    """Without a base, so that it can be read and resumed when the base is gone or has changed."""
+    own = recipe.with_name("own.yaml")
+    own.write_text("base: curve.yaml\nseed: 9\n")
+    train(own, ["train.steps=1"])
+    whole = yaml.safe_load(Path("runs/debug/own/recipe.yaml").read_text())
+    expected = make_recipe(seed=9).model_dump(mode="json")
+    assert whole == expected | {"train": expected["train"] | {"steps": 1}}
+    recipe.unlink()
+    assert load_recipe(Path("runs/debug/own/recipe.yaml")).model_dump(mode="json") == whole
+    train(Path("runs/debug/own/recipe.yaml"), ["train.steps=2"], out=Path("runs/debug/own"), resume=True)
+    assert Path("runs/debug/own/checkpoints/step_00000002").is_dir()
 
 
 def test_out_names_the_run_folder(recipe: Path) -> None:

@@ -116,6 +116,38 @@ def test_the_network_reads_no_more_tokens_than_the_prompts_have(
     assert max(given) < pipeline.encode_prompt("a cat").mask.shape[1]
 
 
+def test_shapes_at_the_boundaries_of_the_loop(pipeline: SnapGenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pictures of one prompt, wider than high: B N D, B C h w, B 3 H W. On a CPU one by one, guided as a pair."""
+    text = pipeline.encode_prompt(["a cat", ""])
+    assert text.states.shape == (2, 16, 32) and text.mask.shape == (2, 16)
+    assert pipeline.prepare_latents(2, 32, 64, None, None).shape == (2, 16, 4, 8)
+    calls: list[tuple[tuple[int, ...], float]] = []
+    predict = pipeline.predict_velocity
+
+    def watch(x: torch.Tensor, sigma: float, text: Any) -> torch.Tensor:
+        calls.append((tuple(x.shape), sigma))
+        velocity = predict(x, sigma, text)
+        assert velocity.shape == x.shape and velocity.dtype == torch.float32
+        return velocity
+
+    monkeypatch.setattr(pipeline, "predict_velocity", watch)
+    pictures = draw(pipeline, "a cat", num_images_per_prompt=2, width=64, guidance_interval=(0.9, 1.0))
+    assert pictures.shape == (2, 3, 32, 64)
+    assert calls == [((2, 16, 4, 8), 1.0)] * 2 + [((1, 16, 4, 8), 0.75)] * 2
+
+
+def test_the_network_is_given_a_thousand_sigma(pipeline: SnapGenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, forward = [], pipeline.unet.forward
+
+    def watch(x: torch.Tensor, timestep: torch.Tensor, *rest: Any, **settings: Any) -> Any:
+        given.append(timestep.item())
+        return forward(x, timestep, *rest, **settings)
+
+    monkeypatch.setattr(pipeline.unet, "forward", watch)
+    draw(pipeline, "a cat", num_inference_steps=4)
+    assert given == pytest.approx([1000, 900, 750, 500])
+
+
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0}, {"height": 64}, {"negative_prompt": "a dog"}])
 def test_a_picture_is_the_same_to_the_bit_in_any_batch(pipeline: SnapGenPipeline, settings: dict[str, Any]) -> None:
     together = draw(pipeline, PROMPTS, seed=10, **settings)
@@ -176,6 +208,23 @@ def test_a_callback_may_change_the_guidance(pipeline: SnapGenPipeline) -> None:
 
     switched = draw(pipeline, "a cat", callback_on_step_end=switch_off)
     assert torch.equal(switched, draw(pipeline, "a cat", guidance_interval=(0.9, 1.0)))  # the first step alone
+
+
+def test_a_changed_guidance_scale_holds_from_the_next_step(pipeline: SnapGenPipeline) -> None:
+    """As a call with the new scale does whose first step is replaced by that of the old one."""
+    first: list[torch.Tensor] = []
+
+    def change(pipe: SnapGenPipeline, step: int, timestep: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        first.append(given["latents"])
+        pipe._guidance_scale = 8.0
+        return given
+
+    def replace(pipe: SnapGenPipeline, step: int, timestep: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": first[0]} if step == 0 else given
+
+    changed = draw(pipeline, "a cat", guidance_scale=2.0, callback_on_step_end=change)
+    assert torch.equal(changed, draw(pipeline, "a cat", guidance_scale=8.0, callback_on_step_end=replace))
+    assert not torch.equal(changed, draw(pipeline, "a cat", guidance_scale=2.0))
 
 
 def test_interrupting_skips_the_steps_that_are_left(pipeline: SnapGenPipeline) -> None:

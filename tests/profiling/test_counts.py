@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from snapgen.cli.main import run
-from snapgen.profiling.counts import configurations, count, profile
+from snapgen.machine.counting import count
+from snapgen.profiling.counts import configurations, profile
 
 
 def test_a_convolution_and_a_linear_layer_are_counted_as_by_hand() -> None:

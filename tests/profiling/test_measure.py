@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from snapgen.cli.main import run
+from snapgen.machine.counting import LiveMemory, count
 from snapgen.models.presets import RUNGS, UNETS, create_autoencoder, create_unet
-from snapgen.profiling.counts import count
-from snapgen.profiling.measure import Conditions, LiveMemory, measure, random_network
+from snapgen.profiling.measure import Conditions, measure, random_network
 
 KIB = 1024
 

@@ -10,25 +10,30 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model, T5Config, T5EncoderModel
 
 from snapgen.cli.main import run
-from snapgen.config import RecipeError, parse_recipe, read_recipe
+from snapgen.config import Recipe, RecipeError
+from snapgen.machine.counting import LiveMemory
 from snapgen.models.presets import create_denoiser, create_unet
+from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.profiling.counts import count_unet
-from snapgen.profiling.measure import LiveMemory
 from snapgen.profiling.plan import GPUS, duration, human, plan
-from snapgen.profiling.workload import TEXT_MODELS, activation_bytes, vgg16_features, workload
+from snapgen.train.cost import TEXT_MODELS, Cost
 from snapgen.train.loop import only_train
 from snapgen.train.optimizer import make_optimizer
 from snapgen.train.stage import Context, Stage
-from snapgen.train.stages import load_stage
+from snapgen.train.stages import load_recipe, load_stage
+from snapgen.train.stages.autoencoder import vgg16_features
 from snapgen.train.state import make_ema
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def recipe(name: str, *overrides: str) -> Any:
-    mapping = read_recipe(RECIPES / name, list(overrides))
-    return parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, name)
+    return load_recipe(RECIPES / name, overrides)
+
+
+def cost(settings: Any, batch: int, teacher: str | None = None) -> Cost:
+    return load_stage(settings.stage).cost(settings, batch, teacher)
 
 
 def test_hours_follow_from_macs() -> None:
@@ -57,7 +62,7 @@ def test_memory_and_storage_by_part() -> None:
     assert taught.memory["teacher"] > 2 * taught.memory["weights"]  # 4 to 8 times as large, in half precision
     assert taught.training_flops > made.training_flops
     own = recipe("mini/step.yaml")  # its teacher is the student before training
-    assert workload(own, 16).flops["teacher"] == workload(own, 16, "mini").flops["teacher"]
+    assert cost(own, 16).flops["teacher"] == cost(own, 16, "mini").flops["teacher"]
     big = plan(recipe("mini/flow.yaml", "model=t2i", "data.resolution=1024", "train.batch_size=64"), 1, "rtx4090", 0.4)
     assert not big.fits
     large = plan(recipe("mini/distill.yaml", "model=t2i", "data.resolution=256"), 1, "h200", 0.4, "sd3.5-large")
@@ -91,7 +96,7 @@ def test_activations_are_those_of_a_measured_step(precision: str) -> None:
         unet(x, torch.rand(4), states, return_dict=False)[0].float().square().mean()
     # Under autocast the weights' bf16 copies are alive too; the plan casts the network.
     copies = sum(p.numel() for p in unet.parameters()) * 2 if precision == "bf16" else 0
-    assert activation_bytes(settings, 4, 16) == pytest.approx(memory.peak - copies, rel=0.25)
+    assert load_stage("flow").cost(settings, 4).activations == pytest.approx(memory.peak - copies, rel=0.25)
 
 
 def test_memory_is_that_of_measured_steps() -> None:
@@ -138,7 +143,7 @@ def test_every_paper_recipe_fits_on_eight_gpus(path: Path) -> None:
         assert made.memory["text encoders"] > 2 * (2.6e9 + 4.7e9)  # Gemma-2-2b, and the teacher's T5-XXL
 
 
-def make_stage(settings: Any, run: Path) -> Stage[Any, Any]:
+def make_stage(settings: Any, run: Path) -> Stage[Recipe, torch.nn.Module]:
     context = Context(torch.device("cpu"), 0, 1, run, lambda items, description, total: items)
     return load_stage(settings.stage)(settings, context)
 
@@ -147,7 +152,7 @@ def make_stage(settings: Any, run: Path) -> Stage[Any, Any]:
 def test_flops_and_activations_are_those_of_a_measured_step(name: str, tiny_model: Path, tmp_path: Path) -> None:
     """All turns of the stage, backward passes included, as the operators themselves are counted.
 
-    (That counts a depthwise kernel's gradient as a full kernel's, so the stages are those with other parts, too.)
+    PyTorch counts a depthwise kernel's gradient as a full kernel's; the plan does not, and that much is added here.
     """
     places = {"autoencoder": tiny_model / "vae", "text": tiny_model, "cache": tmp_path / "latents"}
     if name == "step":
@@ -167,10 +172,21 @@ def test_flops_and_activations_are_those_of_a_measured_step(name: str, tiny_mode
             peak = memory.peak
             loss.backward()
         measured += counter.get_total_flops()
-    work = workload(settings, settings.train.batch_size, "debug-teacher" if name == "step" else None)
+    work = cost(settings, settings.train.batch_size, "debug-teacher" if name == "step" else None)
     planned = sum(flops for part, flops in work.flops.items() if not part.startswith("encoding"))
+    if name == "step":
+        planned += backward_excess(create_unet("debug"), batch)
     assert settings.train.batch_size * planned == pytest.approx(measured, rel=0.2)
     assert work.activations == pytest.approx(peak, rel=0.3)  # of the last turn, the generator's
+
+
+def backward_excess(unet: SnapGenUNet, batch: dict[str, torch.Tensor]) -> float:
+    """What is counted of a sample's backward pass through `unet` beyond two forward passes."""
+    with FlopCounterMode(display=False) as counter:
+        velocity = unet(batch["x0"], batch["sigmas"], batch["states"], batch["mask"], return_dict=False)[0]
+        forward = counter.get_total_flops()
+        velocity.square().mean().backward()
+        return (counter.get_total_flops() - 3 * forward) / len(batch["x0"])
 
 
 def test_adapters_alone_have_gradients() -> None:

@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from snapgen.machine.counting import count
 from snapgen.models.presets import create_unet
-from snapgen.profiling.counts import count
 
 
 @pytest.fixture(scope="module")

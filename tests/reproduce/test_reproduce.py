@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from snapgen.cli.main import run
 from snapgen.evaluation.suites import scenes
@@ -21,7 +22,7 @@ from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.reproduce.run import PART, Plan, Reproduction, StagePlan, choose_stages, stage_recipe, start, unpack
 from snapgen.train.loop import train
 from snapgen.train.report import read_metrics
-from snapgen.train.stages import load_stage
+from snapgen.train.stages import load_recipe, load_stage
 from snapgen.train.stages.autoencoder import AutoencoderStage
 from snapgen.train.stages.flow import FlowStage
 
@@ -86,6 +87,18 @@ def test_the_opening_stages_start_from_one_another() -> None:
     plan = Plan(name="mini", minutes=1.0, stages=choose_stages(()))
     initial = [stage_recipe(ROOT / "recipes" / "mini", plan, stage).initial for stage in ("nouns", "layout", "flow")]
     assert initial == [None, Path("nouns/model"), Path("layout/model")]
+
+
+def test_the_folder_holds_recipes_without_bases(tmp_path: Path) -> None:
+    """Another machine has neither the bases nor the files of prompts."""
+    plan = Plan(name="mini", minutes=1.0, stages=choose_stages(()))
+    start(tmp_path / "run", ROOT / "recipes" / "mini", plan)
+    copies = sorted(path.name for path in (tmp_path / "run" / "recipes").iterdir())
+    assert copies == sorted(f"{stage}.yaml" for stage in plan.stages)
+    for name in copies:
+        copy = tmp_path / "run" / "recipes" / name
+        assert "base" not in yaml.safe_load(copy.read_text())
+        assert load_recipe(copy) == load_recipe(ROOT / "recipes" / "mini" / name)
 
 
 def test_a_setting_for_one_stage_or_all(tmp_path: Path) -> None:

@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from snapgen.config import parse_recipe, read_recipe
 from snapgen.train.loop import train
-from snapgen.train.stages import load_stage
+from snapgen.train.stages import load_recipe, load_stage
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def recipe_of(path: Path, *overrides: str) -> Any:
-    mapping = read_recipe(path, list(overrides))
-    return parse_recipe(load_stage(mapping["stage"]).recipe_type, mapping, str(path))
+    return load_recipe(path, overrides)
 
 
 def run_recipe(name: str, run: Path, *overrides: str, resume: bool = False) -> Path:

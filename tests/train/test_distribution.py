@@ -39,7 +39,7 @@ class Job:
     run: Path
     recipe: Recipe
     resume: bool = False
-    stage: type[Stage[Any, Any]] = VelocityStage
+    stage: type[Stage[Recipe, torch.nn.Module]] = VelocityStage
     signals: dict[int, int] = field(default_factory=dict)
 
 

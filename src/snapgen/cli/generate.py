@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 from snapgen.evaluation.prompts import read_prompts
 from snapgen.pipeline.bundled import BUNDLED
+from snapgen.pipeline.inputs import MAX_SIZE, MAX_STEPS, SIZE_MULTIPLE, is_interval
 from snapgen.pipeline.load import check_model_name, load_adapters, load_pipeline
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 BATCH = 8  # pictures drawn at once: bounds memory, however many are asked for
 LARGEST_SEED = 2**63 - 1
-SIZES = range(32, 4096 + 1, 32)  # pixels a side
+SIZES = range(SIZE_MULTIPLE, MAX_SIZE + 1, SIZE_MULTIPLE)  # pixels a side
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
@@ -48,6 +50,10 @@ def generate(
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strictly to follow the prompt, from 0; the model's own if not given.")
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Lowest and highest noise level, from 0 to 1, at which guidance is on."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed draws the same picture.")] = 0,
     count: Annotated[int, typer.Option(help="Pictures a prompt, with seeds from --seed up.")] = 1,
@@ -72,8 +78,9 @@ def generate(
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
         raise ValueError("no prompt given: say what to draw, or name a file of prompts with --prompts")
-    check_range("--steps", steps, 1, 1000)
+    check_range("--steps", steps, 1, MAX_STEPS)
     check_range("--guidance", guidance, 0, 100)
+    interval = parse_interval(guidance_interval) if guidance_interval is not None else None
     check_range("--count", count, 1, 10_000)
     check_range("--seed", seed, 0, LARGEST_SEED - count + 1)
     width, height = parse_size(size) if size is not None else (None, None)
@@ -90,12 +97,15 @@ def generate(
     given = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
+        "guidance_interval": interval,
         "width": width,
         "height": height,
         "text_encoders": names,
     }
     settings = {name: value for name, value in given.items() if value is not None}
     facts = describe_run(pipeline, model, settings)
+    if interval is not None and facts["guidance"] == 1:
+        warnings.warn("--guidance-interval has no effect: guidance is 1, there is no guidance", stacklevel=1)
     pictures: list[dict[str, Any]] = []
     with step_progress(math.ceil(len(requests) / BATCH) * facts["steps"]) as on_step:
         for start in range(0, len(requests), BATCH):
@@ -118,6 +128,17 @@ def check_range(option: str, value: float | None, lowest: float, highest: float)
         raise ValueError(f"{option} {value} is out of range: from {lowest} to {highest} is expected")
 
 
+def parse_interval(text: str) -> tuple[float, float]:
+    """Lowest and highest noise level of "A,B"; ValueError unless 0 <= A <= B <= 1."""
+    try:
+        low, high = (float(level) for level in text.split(","))
+    except ValueError:
+        raise ValueError(f"--guidance-interval {text} is not of the form LOW,HIGH, for example 0.2,0.8") from None
+    if not is_interval((low, high)):
+        raise ValueError(f"--guidance-interval {text} is out of range: 0 <= LOW <= HIGH <= 1 is expected")
+    return low, high
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height of "WxH"; ValueError unless both are sides that the networks can draw."""
     match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, flags=re.ASCII)
@@ -137,6 +158,8 @@ def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]
     steps = settings.get("num_inference_steps", pipeline.config.default_num_inference_steps)
     guidance = settings.get("guidance_scale", pipeline.config.default_guidance_scale)
     facts = {"steps": steps, "guidance": guidance, "model": model, "snapgen": __version__}
+    if "guidance_interval" in settings:
+        facts["guidance_interval"] = ",".join(map(str, settings["guidance_interval"]))
     if "text_encoders" in settings:
         facts["encoders"] = ",".join(settings["text_encoders"])
     return facts
@@ -145,7 +168,7 @@ def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]
 def draw(
     pipeline: SnapGenPipeline, batch: list[PictureRequest], settings: dict[str, Any], on_step: StepCallback
 ) -> list[Image]:
-    """The pictures of `batch`, each from its own seed."""
+    """The pictures of `batch`, each from its own seed: `SnapGenPipeline.__call__` has the steps."""
     import torch
 
     return pipeline(

@@ -34,19 +34,16 @@ def plan(
     if find_spec("accelerate") is None:
         raise ValueError("planning needs accelerate: pip install 'snapgen[train]'")
 
-    from snapgen.config import parse_recipe, read_recipe
     from snapgen.models.presets import TEACHERS, UNETS
     from snapgen.profiling.plan import GPUS
     from snapgen.profiling.plan import plan as make_plan
-    from snapgen.train.stages import load_stage
+    from snapgen.train.stages import load_recipe
 
     if gpu not in GPUS:
         raise ValueError(f"--gpu {gpu} is not known: use {', '.join(GPUS)}")
     if teacher not in (None, *TEACHERS, *UNETS):
         raise ValueError(f"--teacher {teacher} is not known: use {', '.join(TEACHERS)}, or a UNet's preset")
-    mapping = read_recipe(recipe, set_ or [])
-    parsed = parse_recipe(load_stage(f"{mapping.get('stage')}").recipe_type, mapping, f"recipe {recipe}")
-    made = make_plan(parsed, gpus, gpu, utilisation, teacher, shard, pictures)
+    made = make_plan(load_recipe(recipe, set_ or []), gpus, gpu, utilisation, teacher, shard, pictures)
     typer.echo(json.dumps(made.model_dump()) if as_json else table(made))
 
 

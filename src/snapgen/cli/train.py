@@ -28,18 +28,12 @@ def train(
 
     import torch
 
-    from snapgen.config import RecipeError, parse_recipe, read_recipe
     from snapgen.train.loop import train as run_training
-    from snapgen.train.stages import STAGES, load_stage
+    from snapgen.train.stages import load_recipe, load_stage
 
-    mapping = read_recipe(recipe, set_ or [])
-    name = mapping.get("stage")
-    if not isinstance(name, str):
-        raise RecipeError(f"recipe {recipe}: stage: expected one of {', '.join(STAGES)} (given: {name!r})")
-    stage_type = load_stage(name)
-    settings = parse_recipe(stage_type.recipe_type, mapping, f"recipe {recipe}")
+    settings = load_recipe(recipe, set_ or [])
     run = out or Path("runs") / recipe.resolve().parent.name / recipe.stem
-    model = run_training(stage_type, settings, run, resume)
+    model = run_training(load_stage(settings.stage), settings, run, resume)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(model)
     if torch.distributed.is_initialized():

@@ -1,29 +1,14 @@
-"""Sampling: plain functions that follow a velocity from noise to data."""
+"""Sampling: the step that follows a velocity from noise to data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-
 from torch import Tensor
-
-from snapgen.flow.guidance import Velocity
 
 
 # Eq. 3
-def euler(
-    velocity: Velocity,
-    x: Tensor,
-    sigmas: Sequence[float],
-    on_step: Callable[[int, float, Tensor], Tensor] | None = None,
-) -> Tensor:
-    """`x_{t-1} = x_t + (sigma_{t-1} - sigma_t) v(x_t, t)` along falling `sigmas`, the last of which is reached.
+def euler_step(x: Tensor, velocity: Tensor, sigma: float, following: float) -> Tensor:
+    """`x_{t-1} = x_t + (sigma_{t-1} - sigma_t) v(x_t, t)`: from the noise level `sigma` to the `following` one.
 
-    `x` is fp32 and starts at the noise level `sigmas[0]`. `on_step(index, sigma, x)` is called after every step
-    with the level that was left and the new x, and returns the x to go on with.
+    x, velocity: B C H W; the step is taken in the dtype of `x`.
     """
-    for index, (sigma, following) in enumerate(pairwise(sigmas)):
-        x = x + (following - sigma) * velocity(x, sigma).to(x.dtype)
-        if on_step is not None:
-            x = on_step(index, sigma, x)
-    return x
+    return x + (following - sigma) * velocity.to(x.dtype)

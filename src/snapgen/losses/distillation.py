@@ -12,12 +12,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from snapgen.losses.task import squared_error
+
 SMALLEST = 1e-12  # of a loss that another is divided by
-
-
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample, in fp32: B ... -> B."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
 # Eq. 4

@@ -15,11 +15,15 @@ from snapgen.weights import load_network
 Denoiser = SnapGenUNet | TeacherTransformer
 
 
+def network_class(config: Path) -> type[SnapGenUNet] | type[TeacherTransformer]:
+    """What the network of the configuration file `config` is loaded as."""
+    kind = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
+    return TeacherTransformer if kind in (TeacherTransformer.__name__, "SD3Transformer2DModel") else SnapGenUNet
+
+
 def load_denoiser(folder: Path) -> Denoiser:
     """The UNet or the transformer in `folder`, as its configuration says, in fp32."""
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    network = TeacherTransformer if kind in (TeacherTransformer.__name__, "SD3Transformer2DModel") else SnapGenUNet
-    return cast(Denoiser, load_network(network, str(folder), dtype=torch.float32))
+    return cast(Denoiser, load_network(network_class(folder / "config.json"), str(folder), dtype=torch.float32))
 
 
 def text_width(network: Denoiser) -> int:

@@ -166,6 +166,17 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
 for _name in ("mini", "debug"):
     AUTOENCODERS[f"{_name}-white"] = AUTOENCODERS[_name] | {"use_post_quant_conv": True}
 
+# What goes with a UNet's preset where nothing else is said: the autoencoder of its latents, and the teacher.
+AUTOENCODER_OF = {"t2i": "decoder", "imagenet": "decoder", "mini": "mini", "mini-small": "mini", "debug": "debug"}
+TEACHER_OF = {
+    "t2i": "sd3.5-large",
+    "mini": "mini-teacher",
+    "mini-small": "mini-small-teacher",
+    "debug": "debug-teacher",
+}
+# Teachers have their students' latents.
+AUTOENCODER_OF |= {teacher: AUTOENCODER_OF[student] for student, teacher in TEACHER_OF.items()}
+
 
 def _preset(presets: dict[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
     if name not in presets:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
-from numbers import Integral, Real
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,21 +13,18 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from snapgen.flow.guidance import Velocity, conditional, guided
-from snapgen.flow.sampling import euler
+from snapgen.flow.guidance import guide, is_guided
+from snapgen.flow.sampling import euler_step
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
 from snapgen.machine.memory import keep_freed_memory
 from snapgen.machine.precision import gains_by_bfloat16
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
+from snapgen.pipeline.conditioning import Conditioning, ProjectedText
+from snapgen.pipeline.inputs import check_output, check_prompts, check_sampling, check_size, check_text_encoders
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates
 from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder
-
-SIZE_MULTIPLE = 32  # pixels; the autoencoder divides by 8, the full-size UNet by 4
-MAX_SIZE = 4096
-MAX_STEPS = 1000
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
@@ -170,70 +166,29 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         dtype = text.states.dtype if self.unet is None else self.unet.dtype
         return TextStates(text.states.to(device, dtype), text.mask.to(device))
 
-    def check_inputs(
+    def prepare_latents(
         self,
-        prompt: Any,
-        negative_prompt: Any,
+        count: int,
         height: int,
         width: int,
-        num_inference_steps: int,
-        guidance_scale: Any,
-        num_images_per_prompt: int,
-        guidance_interval: tuple[float, float],
-        output_type: str,
-        callback_on_step_end_tensor_inputs: list[str],
-        text_encoders: Sequence[str] | None,
-    ) -> None:
-        """Raises ValueError naming the first argument that cannot be used."""
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The noise to start from, B C h w, fp32: `latents` if given, else sampled with `generator`."""
+        device, factor = self._execution_device, self.vae.spatial_factor
+        shape = (count, self.unet.config.in_channels, height // factor, width // factor)
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"generator has {len(generator)} entries, expected one for each of {count} pictures")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if latents.shape != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
+        return latents.to(device, torch.float32)
 
-        def is_text(value: Any) -> bool:
-            return isinstance(value, str) or (
-                isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
-            )
-
-        def is_whole(value: Any, low: int, high: float) -> bool:
-            return isinstance(value, Integral) and low <= int(value) <= high
-
-        if not is_text(prompt):
-            raise ValueError(f"prompt is {prompt!r}, expected a string or a non-empty list of strings")
-        if negative_prompt is not None and not is_text(negative_prompt):
-            raise ValueError(f"negative_prompt is {negative_prompt!r}, expected a string or a list of strings")
-        if isinstance(negative_prompt, list) and len(negative_prompt) != len(
-            [prompt] if isinstance(prompt, str) else prompt
-        ):
-            raise ValueError("negative_prompt is a list of another length than prompt: one for each prompt expected")
-        for name, size in (("height", height), ("width", width)):
-            if not is_whole(size, SIZE_MULTIPLE, MAX_SIZE) or size % SIZE_MULTIPLE:
-                raise ValueError(
-                    f"{name} is {size!r}, expected a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {MAX_SIZE}"
-                )
-        if not is_whole(num_inference_steps, 1, MAX_STEPS):
-            raise ValueError(f"num_inference_steps is {num_inference_steps!r}, expected 1 to {MAX_STEPS}")
-        if not isinstance(guidance_scale, Real) or not 0 <= float(guidance_scale) < float("inf"):
-            raise ValueError(
-                f"guidance_scale is {guidance_scale!r}, expected a finite number of at least 0 (1: no guidance)"
-            )
-        if not is_whole(num_images_per_prompt, 1, float("inf")):
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt!r}, expected at least 1")
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
-            raise ValueError(f"guidance_interval is {guidance_interval}, expected (low, high), 0 <= low <= high <= 1")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs names {sorted(unknown)}, expected {self._callback_tensor_inputs}"
-            )
-        if text_encoders is not None:
-            self.check_text_encoders(text_encoders)
-
-    def check_text_encoders(self, names: Sequence[str]) -> None:
-        """Raises ValueError unless `names` are text encoders of this model, at least one."""
-        own = self.text_encoders
-        if isinstance(names, str) or not names or not set(names) <= set(own):
-            listed = ", ".join(f"{name} ({type(getattr(self, name)).__name__})" for name in own)
-            only = ", the only one of this model" if len(own) == 1 else ""
-            raise ValueError(f"text_encoders is {names!r}, expected some of {listed}{only}")
+    def predict_velocity(self, x: torch.Tensor, sigma: float, text: ProjectedText) -> torch.Tensor:
+        """The UNet's velocity B C h w, fp32, of the latents `x` (B C h w) at the noise level `sigma`."""
+        timestep = torch.tensor(TIMESTEP_SCALE * sigma, device=x.device)
+        return self.unet(x.to(self.unet.dtype), timestep, *text, return_dict=False)[0].float()
 
     @torch.no_grad()
     def __call__(
@@ -262,14 +217,14 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         Args:
             prompt: what to draw; the empty prompt draws without text.
             negative_prompt: what guidance leads away from; by default the empty prompt. Without guidance, as few-step
-                models are drawn, it is of no effect and a warning says so.
+                models are sampled, it has no effect and a warning says so.
             height, width: in pixels, multiples of 32; by default the size the UNet was trained for.
             num_inference_steps: Euler steps, 1 to 1000; by default the pipeline's.
             guidance_scale: 1 switches guidance off; by default the pipeline's.
             guidance_interval: lowest and highest sigma in [0, 1] at which guidance is on.
             generator: one for all pictures, or a list with one for each (a picture then does not depend on
                 the others in the batch).
-            latents: the starting noise, B C h w, instead of drawing it.
+            latents: the noise to start from, B C h w; by default it is sampled.
             output_type: "pil", "np" (B H W 3 in [0, 1]), "pt" (B 3 H W in [0, 1]) or "latent" (normalised).
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after every
                 step; returns a dictionary that may hold new latents.
@@ -278,93 +233,56 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         Returns: `ImagePipelineOutput` with `images`, the pictures of the first prompt first.
         """
+        # 1. Check the inputs; what is not given is the model's own.
         size = self.unet.config.sample_size * self.vae.spatial_factor
         height, width = size if height is None else height, size if width is None else width
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        tensor_inputs = (
-            ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
-        )
-        self.check_inputs(
-            prompt,
-            negative_prompt,
-            height,
-            width,
-            steps,
-            scale,
-            num_images_per_prompt,
-            guidance_interval,
-            output_type,
-            tensor_inputs,
-            text_encoders,
-        )
+        given = callback_on_step_end_tensor_inputs
+        tensor_inputs = self._callback_tensor_inputs if given is None else given
+        check_prompts(prompt, negative_prompt)
+        check_size(height, width)
+        check_sampling(steps, scale, num_images_per_prompt, guidance_interval)
+        check_output(output_type, tensor_inputs, self._callback_tensor_inputs)
+        check_text_encoders(text_encoders, {name: getattr(self, name) for name in self.text_encoders})
         if negative_prompt and scale == 1.0:
             warnings.warn("negative_prompt has no effect: guidance_scale is 1, there is no guidance", stacklevel=3)
         self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps, False
 
+        # 2. Encode the prompts, B N D; `together` is how many pictures are computed at once.
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        avoided = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
+        negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
         text = self.encode_prompt(prompts, text_encoders).repeat(num_images_per_prompt)
-        negatives = self.encode_prompt(avoided, text_encoders).repeat(num_images_per_prompt)
-
-        device = self._execution_device
-        factor = self.vae.spatial_factor
+        negative = self.encode_prompt(negatives, text_encoders).repeat(num_images_per_prompt)
         count = len(prompts) * num_images_per_prompt
-        together = 1 if device.type == "cpu" else count
-        shape = (count, self.unet.config.in_channels, height // factor, width // factor)
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"generator has {len(generator)} entries, expected one for each of {count} pictures")
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif latents.shape != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}, expected {shape}")
+        together = 1 if self._execution_device.type == "cpu" else count
+        pairs = zip(text.split(together), negative.split(together), strict=True)
+        conditionings = [Conditioning(self.unet, *pair) for pair in pairs]
 
-        def network(x: torch.Tensor, timestep: torch.Tensor, states: Any, mask: torch.Tensor) -> torch.Tensor:
-            return self.unet(x.to(self.unet.dtype), timestep, states, mask, return_dict=False)[0].float()
+        # 3. Start from noise, B C h w.
+        latents = self.prepare_latents(count, height, width, generator, latents)
 
-        # A compiled network is so for one number of tokens, and a teacher attends to padding too.
-        whole = self.unet._compiled_call_impl is not None or not isinstance(self.unet, SnapGenUNet)
-
-        def under(*texts: TextStates) -> Velocity:
-            """Under all of them, each on its part of a batch; projected at first use, so not what no guidance needs."""
-
-            @cache
-            def projected() -> Velocity:
-                text = TextStates.cat(texts)
-                text = text if whole else text.trimmed()
-                return conditional(network, self.unet.text_key_values(text.states), text.mask)
-
-            return lambda x, sigma: projected()(x, sigma)
-
-        parts = [
-            (under(positive), under(negative, positive))
-            for positive, negative in zip(text.split(together), negatives.split(together), strict=True)
-        ]
-
-        def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
-            if self.interrupt:
-                return torch.zeros_like(x)
-            return torch.cat(
-                [
-                    # Made anew at every step: a callback may have changed the scale.
-                    guided(with_text, with_both, self.guidance_scale, guidance_interval)(part, sigma)
-                    for part, (with_text, with_both) in zip(x.split(together), parts, strict=True)
-                ]
-            )
-
-        with self.progress_bar(total=steps) as progress:
-
-            def on_step(index: int, sigma: float, x: torch.Tensor) -> torch.Tensor:
-                if callback_on_step_end is not None and not self.interrupt:
+        # 4. Denoise: Euler steps along the guided velocity, from sigma 1 to 0.
+        sigmas = sampling_sigmas(steps, self.config.shift).tolist()
+        with self.progress_bar(list(pairwise(sigmas))) as levels:
+            for index, (sigma, following) in enumerate(levels):
+                if self.interrupt:
+                    continue
+                velocities = []
+                for x, texts in zip(latents.split(together), conditionings, strict=True):
+                    if is_guided(sigma, self.guidance_scale, guidance_interval):
+                        both = self.predict_velocity(torch.cat([x, x]), sigma, texts.both)
+                        v_negative, v_text = both.chunk(2)
+                        velocities.append(guide(v_text, v_negative, self.guidance_scale))
+                    else:
+                        velocities.append(self.predict_velocity(x, sigma, texts.positive))
+                latents = euler_step(latents, torch.cat(velocities), sigma, following)  # Eq. 3
+                if callback_on_step_end is not None:  # it may change latents and guidance, or interrupt
                     timestep = torch.tensor(TIMESTEP_SCALE * sigma)
-                    given = dict.fromkeys(tensor_inputs, x)
-                    x = callback_on_step_end(self, index, timestep, given).pop("latents", x)
-                progress.update()
-                return x
+                    changed = callback_on_step_end(self, index, timestep, dict.fromkeys(tensor_inputs, latents))
+                    latents = changed.pop("latents", latents)
 
-            sigmas = sampling_sigmas(steps, self.config.shift).tolist()
-            latents = euler(velocity, latents.to(device, torch.float32), sigmas, on_step)
-
+        # 5. Decode the latents into pictures, B 3 H W, and convert them.
         if output_type == "latent":
             images = latents
         else:

@@ -7,52 +7,17 @@ products inside attention: only with them does rung (b) save 17 %. They are also
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from snapgen.machine.counting import Counts, count
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.presets import AUTOENCODERS, RUNG_CHANGES, UNETS
 from snapgen.models.unet import SnapGenUNet
 
 TEXT_TOKENS = 77  # CLIP's length, at which text states enter the counts
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Of one network: parameters, MACs, and how many of the MACs are attention's two products."""
-
-    parameters: int
-    macs: int
-    attention_macs: int
-    modules: dict[str, int]  # parameters of each top-level part
-
-
-def count(network: nn.Module, run: Callable[[], Any]) -> Counts:
-    """Of `network` and of `run`, a call of it; both may be on the `meta` device."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run()
-    by_operation = counter.get_flop_counts()["Global"]
-    attention = sum(flops for operation, flops in by_operation.items() if _is_attention(operation))
-    return Counts(
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        macs=counter.get_total_flops() // 2,
-        attention_macs=attention // 2,
-        modules={
-            name: sum(parameter.numel() for parameter in part.parameters()) for name, part in network.named_children()
-        },
-    )
-
-
-def _is_attention(operation: Any) -> bool:
-    """Whether `operation` belongs to attention's products: fused, or batched as its plain form does them."""
-    name = str(operation)
-    return "attention" in name or name.startswith("aten.bmm") or name.startswith("aten.baddbmm")
 
 
 def count_unet(configuration: dict[str, Any], latent: int) -> Counts:

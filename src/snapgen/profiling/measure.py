@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import nn
 
+from snapgen.machine.counting import LiveMemory
 from snapgen.machine.device import device_name
 from snapgen.machine.memory import keep_freed_memory
 from snapgen.models.autoencoder import SnapGenAutoencoder
@@ -40,41 +37,6 @@ class Measurement(BaseModel):
     device: str
     dtype: str
     threads: int  # of the CPU
-
-
-class LiveMemory(TorchDispatchMode):
-    """Within it, `peak` is the most bytes alive at any time of the tensors that operators return.
-
-    What an operator needs inside and gives back before it returns does not show. Tensors that were there before
-    (weights, inputs) do not count.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._known.setdefault(tensor.untyped_storage(), 0)
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:  # a view, or written in place
-            return
-        size = storage.nbytes()
-        self._known[storage] = size
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.alive -= size
 
 
 @dataclass(frozen=True)

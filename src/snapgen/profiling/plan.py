@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from snapgen.config import Recipe, RecipeError
-from snapgen.profiling.workload import BF16, FP32, workload
+from snapgen.train.cost import BF16, FP32
 from snapgen.train.distribution import blocks_of
 from snapgen.train.optimizer import check_shardable, hidden_matrices
+from snapgen.train.stages import load_stage
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def plan(
     shard: bool = False,
     pictures: int | None = None,
 ) -> Plan:
-    """Of an `autoencoder`, `flow`, `distill` or `step` recipe.
+    """The plan of a recipe whose stage states its cost: `autoencoder`, `flow`, `distill` or `step`.
 
     `teacher` is the preset that a recipe's teacher is counted as, by default that of its name; `pictures` how many the
     cache will hold, where the recipe does not say. With `shard`, memory is FSDP2's, without it DDP's: its parts summed,
@@ -78,7 +79,7 @@ def plan(
             f"train.batch_size {settings.batch_size} cannot be divided into {gpus} GPUs x "
             f"train.gradient_accumulation {settings.gradient_accumulation}"
         )
-    work = workload(recipe, share, teacher)
+    work = load_stage(recipe.stage).cost(recipe, share, teacher)
     samples = settings.steps * settings.batch_size
     every = [(parameter.numel(), parameter.requires_grad) for parameter in work.network.parameters()]
     kept, learning = sum(size for size, _ in every), sum(size for size, learns in every if learns)

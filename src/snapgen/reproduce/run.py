@@ -5,7 +5,7 @@ It trains by the loop and measures by the suites. Its own are the plan, which sa
 its share, and the export: the files with which another machine goes on. A folder holds it all:
 
     plan.json      what was asked for, and what was chosen and done so far
-    recipes/       the stages' recipes; paths in them are relative to the folder, so that it can move
+    recipes/       the stages' recipes, without bases; paths in them are relative to the folder, so that it can move
     flow/ ...      a run folder for every stage
     evaluation/    a folder for every model and suite
     report.json, report.md
@@ -32,7 +32,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
-from snapgen.config import Recipe, Settings, parse_recipe, read_recipe
+from snapgen.config import Recipe, Settings, read_recipe, to_yaml
 from snapgen.evaluation import EvaluationSettings, load_suite
 from snapgen.files import atomic_folder, manifest, sha256, write_text
 from snapgen.machine.device import default_device, device_name, library_versions
@@ -40,7 +40,7 @@ from snapgen.messages import between, markdown_table, one_line
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.train.loop import train
 from snapgen.train.report import read_metrics
-from snapgen.train.stages import load_stage
+from snapgen.train.stages import load_recipe, load_stage
 from snapgen.train.stages.flow import FlowRecipe
 from snapgen.train.state import newest_checkpoint
 from snapgen.world.source import SceneSettings
@@ -136,7 +136,7 @@ def choose_stages(without: Iterable[str], initial: str | None = None, given: Ite
 
 
 def start(folder: Path, recipes: Path, plan: Plan) -> None:
-    """Makes `folder` with the plan and a copy of its stages' recipes; ValueError if it is there or one is missing."""
+    """Makes `folder` with the plan and its stages' recipes, merged; ValueError if it is there or one is missing."""
     if folder.exists():
         raise ValueError(f"{folder} is there already: continue it with --resume or give another --out")
     for stage in plan.stages:
@@ -157,7 +157,8 @@ def start(folder: Path, recipes: Path, plan: Plan) -> None:
     with atomic_folder(folder) as temporary:
         (temporary / "recipes").mkdir()
         for stage in plan.stages:
-            shutil.copy(recipes / f"{stage}.yaml", temporary / "recipes")
+            name = f"{stage}.yaml"
+            write_text(to_yaml(read_recipe(recipes / name).settings), temporary / "recipes" / name)
         write_text(plan.model_dump_json(indent=1), temporary / "plan.json")
 
 
@@ -181,9 +182,8 @@ def stage_recipe(recipes: Path, plan: Plan, stage: str, **settings: Any) -> Reci
         paths |= {"initial": f"{student}/model", "teacher": f"{student}/model"}
     own = [override.partition(".")[2] for override in plan.overrides if override.startswith(("all.", f"{stage}."))]
     fixed = [f"{key}={path}" for key, path in paths.items()]
-    file = recipes / f"{stage}.yaml"
-    mapping = read_recipe(file, [*own, *fixed, *(f"train.{key}={value}" for key, value in settings.items())])
-    return parse_recipe(load_stage(f"{mapping.get('stage')}").recipe_type, mapping, f"recipe {file}")
+    chosen = [f"train.{key}={value}" for key, value in settings.items()]
+    return load_recipe(recipes / f"{stage}.yaml", [*own, *fixed, *chosen])
 
 
 class Reproduction:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed
@@ -30,6 +30,8 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from snapgen.config import RecipeError, TrainSettings
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
@@ -105,7 +107,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     return [part for part in network.modules() if type(part).__name__ in names]
 
 
-def hollow_copy(network: nn.Module) -> nn.Module:
+def hollow_copy(network: Network) -> Network:
     """A copy of `network` in eval mode whose parameters hold nothing, for `filled`."""
     empty = {id(parameter): _hollow(parameter) for parameter in network.parameters()}
     return copy.deepcopy(network, cast(dict[int, object], empty)).eval()
@@ -116,7 +118,7 @@ def _hollow(parameter: nn.Parameter) -> nn.Parameter:
 
 
 @contextmanager
-def filled(hollow: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+def filled(hollow: Network, tensors: Mapping[str, Tensor]) -> Iterator[Network]:
     """Lends `hollow` with the whole `tensors`, parameters and buffers by name.
 
     All processes must enter together; in those but the first it stays hollow.

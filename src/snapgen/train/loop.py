@@ -17,12 +17,11 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
-from snapgen.config import Recipe, RecipeError, TrainSettings, complete_recipe
+from snapgen.config import Recipe, RecipeError, RecipeType, TrainSettings, complete_recipe, to_yaml
 from snapgen.files import atomic_file, atomic_folder, remove_leftovers
 from snapgen.machine.memory import keep_freed_memory
 from snapgen.machine.precision import gains_by_bfloat16
@@ -31,7 +30,7 @@ from snapgen.train.distribution import distribute, hollow_copy, is_first_process
 from snapgen.train.guard import Guard, save_evidence
 from snapgen.train.optimizer import check_shardable, make_optimizer
 from snapgen.train.report import Display, Report
-from snapgen.train.stage import Context, Stage, derive_seed
+from snapgen.train.stage import Context, ModelType, Stage, derive_seed
 from snapgen.train.state import (
     Checkpoint,
     TrainState,
@@ -46,7 +45,7 @@ from snapgen.weights import provenance
 STOP_SIGNALS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # signal -> exit status after the checkpoint
 
 
-def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: bool) -> Path:
+def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, run: Path, resume: bool) -> Path:
     """Trains a stage in the folder `run` and returns the folder of the finished model, `run/model`.
 
     Errors: RecipeError for a recipe or run folder that cannot be used, ValueError when training diverges.
@@ -138,9 +137,9 @@ def train(stage_type: type[Stage[Any, Any]], recipe: Recipe, run: Path, resume: 
 
 def train_step(
     accelerator: Accelerator,
-    stage: Stage[Any, Any],
+    stage: Stage[RecipeType, ModelType],
     model: torch.nn.Module,
-    state: TrainState,
+    state: TrainState[ModelType],
     done: int,
     caught: set[signal.Signals],
 ) -> tuple[dict[str, float], signal.Signals | None, str | None]:
@@ -192,9 +191,9 @@ def train_step(
 
 def forward_backward(
     accelerator: Accelerator,
-    stage: Stage[Any, Any],
+    stage: Stage[RecipeType, ModelType],
     model: torch.nn.Module,
-    state: TrainState,
+    state: TrainState[ModelType],
     turn: str,
     index: int,
     caught: set[signal.Signals],
@@ -228,7 +227,7 @@ def only_train(optimizer: torch.optim.Optimizer, learners: Iterable[torch.nn.Par
             parameter.requires_grad_(parameter in chosen)
 
 
-def evaluate(stage: Stage[Any, Any], averaged: torch.nn.Module, report: Report, step: int) -> dict[str, float]:
+def evaluate(stage: Stage[RecipeType, ModelType], averaged: ModelType, report: Report, step: int) -> dict[str, float]:
     """Samples and loss curves of the averaged model for `report`; returns its evaluation."""
     report.samples(step, stage.draw(averaged))
     metrics = {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
@@ -238,7 +237,7 @@ def evaluate(stage: Stage[Any, Any], averaged: torch.nn.Module, report: Report, 
     return metrics
 
 
-def write_checkpoint(run: Path, state: TrainState, step: int, content: dict[str, Any], keep: int) -> None:
+def write_checkpoint(run: Path, state: TrainState[ModelType], step: int, content: dict[str, Any], keep: int) -> None:
     """`save_checkpoint`, with one line for a disk that is full or gone."""
     try:
         save_checkpoint(run, state, step, content, keep)
@@ -293,10 +292,12 @@ def prepare_run(run: Path, content: dict[str, Any]) -> None:
     for folder in (run, run / "checkpoints", run / "samples", run / "plots"):
         remove_leftovers(folder)
     with atomic_file(run / "recipe.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        temporary.write_text(to_yaml(content), encoding="utf-8")
 
 
-def save_model(run: Path, stage: Stage[Any, Any], state: TrainState, content: dict[str, Any]) -> None:
+def save_model(
+    run: Path, stage: Stage[RecipeType, ModelType], state: TrainState[ModelType], content: dict[str, Any]
+) -> None:
     """Writes `run/model` with the EMA weights, and where it came from as `provenance.json` beside them.
 
     The first process writes; all must call it.

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -16,6 +16,9 @@ from torch import Tensor
 from snapgen.config import Recipe, RecipeError, RecipeType
 from snapgen.data.source import Source
 from snapgen.data.sources import DataSettings
+
+if TYPE_CHECKING:
+    from snapgen.train.cost import Cost
 
 DISCRIMINATOR = "discriminator"  # the name of its turn in adversarial stages
 
@@ -60,6 +63,14 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
             )
         self.recipe = recipe
         self.context = context
+
+    @classmethod
+    def cost(cls, recipe: RecipeType, batch: int, teacher: str | None = None) -> Cost:
+        """What a step of `batch` samples at a time costs; RecipeError from a stage that cannot say.
+
+        teacher: the preset that the recipe's teacher is counted as; by default it is what its name says.
+        """
+        raise RecipeError(f"stage {recipe.stage!r} cannot be planned: autoencoder, flow, distill and step can")
 
     def open_source(self, settings: DataSettings) -> Source:
         """The recipe's pictures. The first process opens them before the others: what it indexes, they find."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -22,6 +22,7 @@ from snapgen.config import RecipeError, TrainSettings
 from snapgen.files import atomic_folder, manifest
 from snapgen.train.distribution import copy_whole, filled, gather, is_first_process, local, sharded_like
 from snapgen.train.guard import Guard
+from snapgen.train.stage import ModelType
 from snapgen.weights import load_file, save_file_atomic
 
 # What a resume may change without becoming another training.
@@ -48,14 +49,14 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class TrainState:
+class TrainState(Generic[ModelType]):
     """What changes during training. The step alone determines learning rate, EMA decay and random numbers."""
 
-    model: torch.nn.Module  # unwrapped; its parameters may be shards
+    model: ModelType  # unwrapped; its parameters may be shards
     optimizer: torch.optim.AdamW
     ema: EMAModel
     guard: Guard
-    hollow: torch.nn.Module | None = None  # of a sharded model: what its weights are gathered into
+    hollow: ModelType | None = None  # of a sharded model: what its weights are gathered into
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of each file of a checkpoint, live (not copied), by name."""
@@ -92,7 +93,7 @@ class TrainState:
         self.ema.step([local(parameter) for parameter in self.model.parameters()])
 
     @contextmanager
-    def averaged(self) -> Iterator[torch.nn.Module]:
+    def averaged(self) -> Iterator[ModelType]:
         """The model in eval mode with the EMA weights; afterwards in training mode with its own again.
 
         All processes must enter together. A sharded model is gathered into a copy, of use in the first process only.
@@ -125,7 +126,7 @@ def make_ema(model: torch.nn.Module, settings: TrainSettings) -> EMAModel:
     return EMAModel(parts, decay=decay, use_ema_warmup=True, power=power, foreach=True)
 
 
-def save_checkpoint(run: Path, state: TrainState, step: int, recipe: Mapping[str, Any], keep: int) -> Path:
+def save_checkpoint(run: Path, state: TrainState[ModelType], step: int, recipe: Mapping[str, Any], keep: int) -> Path:
     """Writes the checkpoint of `step` atomically, then removes all but the newest `keep` up to that step.
 
     The first process writes; all must call it, for their shards.

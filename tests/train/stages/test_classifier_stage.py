@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from snapgen.config import RecipeError, parse_recipe, read_recipe
+from snapgen.config import RecipeError
 from snapgen.files import sha256
 from snapgen.models.classifier import SceneClassifier
 from snapgen.train.loop import train
 from snapgen.train.stage import Context
-from snapgen.train.stages import load_stage
+from snapgen.train.stages import load_recipe, load_stage
 from snapgen.train.stages.classifier import (
     IGNORED,
     ClassifierStage,
@@ -33,7 +33,7 @@ NAMES = tuple(noun.name for noun in NOUNS)
 
 
 def recipe_of(*overrides: str) -> Any:
-    return parse_recipe(ClassifierStage.recipe_type, read_recipe(RECIPE, list(overrides)), str(RECIPE))
+    return load_recipe(RECIPE, overrides)
 
 
 def stage_of(rank: int = 0, world: int = 1, *overrides: str) -> ClassifierStage:

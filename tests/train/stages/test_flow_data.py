@@ -106,7 +106,7 @@ def test_one_process_or_two_see_the_same_batch(tiny_model: Path, pictures: Path,
 
 def test_the_held_out_loss_is_of_squares(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     stage = make_stage(make_recipe(tiny_model, pictures, None), tmp_path)
-    assert stage._heldout["x0"].shape == (128, 16, 8, 8)
+    assert stage.heldout["x0"].shape == (128, 16, 8, 8)
 
 
 def test_a_run_of_before_there_were_these_settings_goes_on(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:

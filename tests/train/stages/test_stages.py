@@ -14,7 +14,7 @@ from PIL import Image
 from support.recipes import RECIPES, metrics_of, paths_below, recipe_of, run_recipe
 from transformers import AutoModel, AutoTokenizer
 
-from snapgen.config import RecipeError, read_recipe
+from snapgen.config import RecipeError
 from snapgen.files import sha256
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.pictures import to_tensor
@@ -32,8 +32,8 @@ def test_every_recipe_can_be_read(path: Path) -> None:
 
 
 def test_every_full_size_recipe_has_a_debug_twin() -> None:
-    stages = {read_recipe(path, [])["stage"] for path in RECIPES.rglob("*.yaml")}
-    assert stages == {read_recipe(path, [])["stage"] for path in (RECIPES / "debug").glob("*.yaml")}
+    stages = {recipe_of(path).stage for path in RECIPES.rglob("*.yaml")}
+    assert stages == {recipe_of(path).stage for path in (RECIPES / "debug").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(("stage", "measured"), [("autoencoder", "psnr"), ("text", "twin"), ("flow", "heldout")])

@@ -257,4 +257,4 @@ def test_refusals_are_one_line(paths: list[str], tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
     refused("adversary.taps: 2 given, the teacher has blocks 0 to 1", "adversary.taps=[0,2]")
-    refused("step distillation needs initial", "initial=null")
+    refused("initial: input should be a valid string", "initial=null")

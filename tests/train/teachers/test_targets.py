@@ -14,6 +14,7 @@ from snapgen.config import RecipeError
 from snapgen.files import sha256
 from snapgen.models.presets import create_denoiser
 from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.train.latent_stage import LatentStage
 from snapgen.train.stage import Context
 from snapgen.train.stages.distill import DistillStage
 from snapgen.train.teachers.teacher import NetworkTeacher
@@ -27,9 +28,8 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("snapgen.train.teachers.targets.SHARD", SHARD)
-    for module in ("flow", "distill"):
-        monkeypatch.setattr(f"snapgen.train.stages.{module}.VALIDATION_COUNT", HELD_OUT)
-        monkeypatch.setattr(f"snapgen.train.stages.{module}.TIMESTEP_BINS", 4)
+    monkeypatch.setattr(LatentStage, "validation_count", HELD_OUT)
+    monkeypatch.setattr(LatentStage, "timestep_bins", 4)
 
 
 def make_teacher(tiny_model: Path, folder: Path, seed: int) -> Path:
@@ -265,4 +265,4 @@ def test_settings_that_cannot_be(settings: list[str]) -> None:
     refused("draws: input should be greater than 0", "distill", "draws=0")
     refused("target_cache needs draws, how many of each picture, and cache", "distill", "target_cache=x")
     refused("target_cache needs draws, .*, and cache", "distill", "target_cache=x", "draws=1", "cache=null")
-    refused("draws and target_cache belong to the stage distill", "step", "draws=2")
+    refused("unknown key draws", "step", "draws=2")

@@ -1,10 +1,13 @@
-"""The registry of stages: a new stage is one new file here and one line below."""
+"""The registry of stages, and the one reader of their recipes: a new stage is one new file here and one line below."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
 
-from snapgen.config import RecipeError
+from torch import nn
+
+from snapgen.config import Recipe, RecipeError, parse_recipe, read_recipe
 from snapgen.registry import load_attribute
 from snapgen.train.stage import Stage
 
@@ -18,9 +21,18 @@ STAGES = {
 }
 
 
-def load_stage(name: str) -> type[Stage[Any, Any]]:
+def load_stage(name: str) -> type[Stage[Recipe, nn.Module]]:
     """The class of the stage `name`, imported only now; an unknown name is a RecipeError listing the known ones."""
     if name not in STAGES:
         raise RecipeError(f"stage '{name}' is unknown; known stages: {', '.join(STAGES)}")
-    stage: type[Stage[Any, Any]] = load_attribute(STAGES[name])
+    stage: type[Stage[Recipe, nn.Module]] = load_attribute(STAGES[name])
     return stage
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in the file `path`, on its bases and after `overrides` (`snapgen.config`), as its stage types it."""
+    settings, files = read_recipe(path, overrides)
+    name = settings.get("stage")
+    if not isinstance(name, str):
+        raise RecipeError(f"recipe {path}: stage: expected one of {', '.join(STAGES)} (given: {name!r})")
+    return parse_recipe(load_stage(name).recipe_type, settings, f"recipe {path}", files)

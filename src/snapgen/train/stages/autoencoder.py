@@ -26,11 +26,13 @@ from snapgen.data.source import BadSampleError
 from snapgen.data.sources import DataSettings
 from snapgen.losses.adversarial import hinge, hinge_generator
 from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
+from snapgen.machine.counting import count, peak_bytes
 from snapgen.messages import one_line
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.presets import create_autoencoder
 from snapgen.pictures import contact_sheet, random_crop, to_tensor, to_uint8
+from snapgen.train.cost import FP32, Cost, compute_dtype
 from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
 from snapgen.weights import load_file, load_network
@@ -136,6 +138,46 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         self.model = self.place(TrainableAutoencoder(autoencoder, discriminator))
         self.latent_channels = autoencoder.config.latent_channels
         self.factor = autoencoder.spatial_factor
+
+    @classmethod
+    def cost(cls, recipe: AutoencoderRecipe, batch: int, teacher: str | None = None) -> Cost:
+        """Encoder and decoder, and what judges pictures: the discriminator and LPIPS's VGG."""
+        weights, training = recipe.weights, 3 if recipe.train_encoder else 1
+        with torch.device("meta"):
+            network = nn.Module()
+            network.autoencoder = autoencoder = create_autoencoder(recipe.model)
+            autoencoder.encoder.requires_grad_(recipe.train_encoder)
+            picture = torch.empty(1, 3, recipe.crop, recipe.crop)
+            side = recipe.crop // autoencoder.spatial_factor
+            latent = torch.empty(1, autoencoder.config.latent_channels, side, side)
+            encoder = count(autoencoder.encoder, lambda: autoencoder.encoder(picture)).macs
+            decoder = count(autoencoder.decoder, lambda: autoencoder.decoder(latent)).macs
+            flops = {"encoder": 2.0 * training * encoder, "decoder": 6.0 * decoder}
+            frozen: dict[str, int] = {}
+            judges: list[nn.Module] = []
+            if weights.adversarial:
+                network.discriminator = critic = PatchDiscriminator()
+                judged = count(critic, lambda: critic(picture)).macs
+                # Its own turn samples and then learns from two pictures; in the other one it is only passed.
+                flops["adversary"] = 2.0 * (encoder + decoder + 2 * 3 * judged + 2 * judged)
+                judges.append(critic)
+            if weights.lpips:
+                vgg = vgg16_features().requires_grad_(False)
+                seen = count(vgg, lambda: vgg(picture))
+                flops["LPIPS"] = 2.0 * 3 * seen.macs  # of two pictures, and back to one
+                frozen["LPIPS"] = FP32 * seen.parameters
+                judges.append(vgg)
+            pictures = picture.expand(batch, -1, -1, -1).to(compute_dtype(recipe))
+            for part in (network, *judges):
+                part.to(compute_dtype(recipe))
+
+            def reconstruct() -> list[Tensor]:
+                output = autoencoder.decoder(autoencoder.encoder(pictures).chunk(2, dim=1)[0])
+                return [output, *(judge(output) for judge in judges)]
+
+            activations = peak_bytes(reconstruct)
+        macs = decoder + (encoder if recipe.train_encoder else 0)
+        return Cost(network, macs, flops, frozen, activations)
 
     def learners(self, turn: str) -> Iterable[nn.Parameter]:
         """The discriminator, or the autoencoder as far as it is trained."""
@@ -284,3 +326,15 @@ def make_lpips() -> nn.Module:
             f"set it to 0 ({reason})"
         ) from None
     return metric.requires_grad_(False).eval()
+
+
+def vgg16_features() -> nn.Sequential:
+    """What LPIPS compares pictures by: VGG-16's convolutions (Simonyan and Zisserman 2014, configuration D)."""
+    layers: list[nn.Module] = []
+    width = 3
+    for following, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        layers += [nn.MaxPool2d(2)] if layers else []
+        for _ in range(depth):
+            layers += [nn.Conv2d(width, following, 3, padding=1), nn.ReLU(inplace=True)]
+            width = following
+    return nn.Sequential(*layers)

@@ -1,52 +1,46 @@
-"""The `distill` stage: the flow stage under a larger, frozen teacher (Sec. 3.3, Eq. 4 to 8)."""
+"""The `distill` stage: flow matching under a larger, frozen teacher (Sec. 3.3, Eq. 4 to 8)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from snapgen.config import Recipe, RecipeError, Settings
+from snapgen.config import RecipeError, Settings
 from snapgen.data.latents import CachedBatches
 from snapgen.files import short_fingerprint
-from snapgen.flow.path import interpolate, velocity_target
+from snapgen.flow.path import interpolate
 from snapgen.flow.timesteps import TIMESTEP_SCALE
-from snapgen.losses.distillation import (
-    constant_weights,
-    feature_distillation,
-    multi_level,
-    output_distillation,
-    squared_error,
-)
-from snapgen.models.denoiser import Denoiser
+from snapgen.losses.distillation import constant_weights, feature_distillation, multi_level, output_distillation
+from snapgen.losses.task import flow_matching
+from snapgen.machine.counting import count
+from snapgen.models.denoiser import Denoiser, feature_widths
 from snapgen.models.distiller import DistilledStudent
 from snapgen.models.unet import SnapGenUNet
+from snapgen.train.binding import BindingTest
+from snapgen.train.cost import Cost, LatentCost, TeacherCost, frozen_bytes
+from snapgen.train.latent_recipe import LatentRecipe
+from snapgen.train.latent_stage import Batch, LatentStage
 from snapgen.train.places import folder_or_hub_name, text_sources
 from snapgen.train.stage import Context, derive_seed
-from snapgen.train.stages.flow import (
-    TIMESTEP_BINS,
-    VALIDATION_COUNT,
-    FlowRecipe,
-    FlowStage,
-)
 from snapgen.train.teachers.targets import (
     FEATURES,
+    LAST,
     SAMPLES,
     VELOCITY,
+    Asker,
     StoredTargets,
-    StoredTeacher,
     TargetCache,
+    open_targets,
     sample_keys,
     weights_fingerprint,
 )
-from snapgen.train.teachers.teacher import NetworkTeacher, SharedTextTeacher, Teacher, load_teacher
-
-LAST = -1  # the teacher's block whose features are matched (Eq. 5)
+from snapgen.train.teachers.teacher import NetworkTeacher, Teacher
 
 
 class DistillationSettings(Settings):
@@ -66,17 +60,18 @@ class DistillationSettings(Settings):
         return self
 
 
-class DistillRecipe(FlowRecipe):
-    """Settings of the `distill` stage: those of `flow`, and the teacher."""
+class DistillRecipe(LatentRecipe):
+    """Settings of the `distill` stage."""
 
-    stage: Literal["distill"]  # type: ignore[assignment]
+    stage: Literal["distill"]
     # Pipeline folder of ours ("mini-base" is a bundled one), which reads the student's text states; or folder or hub
     # name of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which reads captions with its own encoders.
     teacher: str
     distillation: DistillationSettings = DistillationSettings()
-    # Noise draws of each picture, which come round in turn; null: every visit has new noise.
+    # Noise of each picture that comes round in turn, so many times; null: every visit has new noise.
     draws: int | None = Field(default=None, gt=0)
     target_cache: Path | None = None  # folder for the teacher's answers to all draws; null: it is asked in every step
+    contrasts: int = Field(default=32, ge=0)  # as in the stage flow
 
     @model_validator(mode="after")
     def _targets_belong_to_draws_of_latents(self) -> DistillRecipe:
@@ -84,69 +79,70 @@ class DistillRecipe(FlowRecipe):
             raise ValueError("target_cache needs draws, how many of each picture, and cache, their latents")
         return self
 
-    @model_validator(mode="after")
-    def _no_adapters(self) -> DistillRecipe:
-        if self.lora is not None:
-            raise ValueError("lora belongs to the stage flow")
-        return self
 
-
-class DistillStage(FlowStage):
+class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
     """Trains a UNet on data and on a teacher at once."""
 
-    recipe_type: ClassVar[type[Recipe]] = DistillRecipe
+    recipe_type = DistillRecipe
 
-    def __init__(self, recipe: DistillRecipe, context: Context):
+    def __init__(self, recipe: DistillRecipe, context: Context) -> None:
         if recipe.target_cache is None:  # complete targets do without it
             folder_or_hub_name("teacher", recipe.teacher)  # a mistake shows before pictures are encoded
         super().__init__(recipe, context)
-        student = self.model
-        if not isinstance(student, SnapGenUNet):
-            raise RecipeError(f"model {recipe.model} is a {type(student).__name__}, expected a SnapGenUNet")
+        student = self.require_unet()
         self.targets: StoredTargets | None = None
+        self.teacher: Teacher
         if recipe.target_cache is None:
-            self.teacher: Teacher = self._load_teacher()
+            self._load_teacher()
         else:
-            self.targets = self._stored_targets(recipe.target_cache)
-        self.model = self.place(self._trained(student))
+            self.targets, self.teacher = self._open_targets(recipe.target_cache)
+        model = DistilledStudent(student, self.teacher.feature_widths[LAST])
+        model.projector.requires_grad_(recipe.distillation.features)
+        self.model = self.place(model)
+
+    @classmethod
+    def cost(cls, recipe: DistillRecipe, batch: int, teacher: str | None = None) -> Cost:
+        """The student, the projector and the teacher."""
+        base, settings = LatentCost(recipe, batch), recipe.distillation
+        guide = TeacherCost(base, recipe.teacher, teacher)
+        width = feature_widths(guide.network)[LAST]
+        with torch.device("meta"):
+            student = DistilledStudent(cast(SnapGenUNet, base.network), width)
+            features = torch.empty(1, base.network.config.block_out_channels[0], guide.grid, guide.grid)
+            projector = count(student.projector, lambda: student.projector(features)).macs
+        guided = 1 + (settings.guidance_scale != 1.0)
+        flops = {
+            "network": 2 * base.passes * base.macs,
+            "projector": 6.0 * projector,
+            "teacher": 2.0 * guide.counts.macs * guided,
+        }
+        velocity = guide.network.config.in_channels * base.side**2
+        stored = velocity + (width * guide.grid**2 if settings.features else 0)
+        return base.total(
+            student,
+            flops,
+            guide.frozen(recipe),
+            base.forward_bytes(),
+            target_bytes=0 if recipe.target_cache is None else stored * frozen_bytes(recipe),
+            more_text=guide.own_text,
+        )
+
+    def denoiser(self, model: DistilledStudent) -> Denoiser:
+        """The student's UNet."""
+        return model.unet
+
+    # The teacher, asked in every step or before training
 
     def _load_teacher(self) -> NetworkTeacher:
-        source = folder_or_hub_name("teacher", self.recipe.teacher)
-        try:
-            return load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, self.context.device)
-        except ValueError as error:
-            raise RecipeError(f"teacher: {error}") from error
+        """The teacher, which from now on is this stage's."""
+        self.teacher = teacher = self.load_teacher(self.recipe.teacher)
+        return teacher
 
-    def _stored_targets(self, folder: Path) -> StoredTargets:
-        """The teacher's targets, after asking it for those that are missing; with nothing to ask it is not loaded."""
-        rank, world = self.context.rank, self.context.world
+    def _open_targets(self, folder: Path) -> tuple[StoredTargets, Teacher]:
+        assert self.recipe.draws is not None  # the recipe sees to it
+        asker = Asker(self._load_teacher, self._answers_about, self._answers_heldout, len(self.local_indices(0)))
         cache = TargetCache(folder, cast(CachedBatches, self.batches).stored, self.recipe.draws)
-        asked = self._asked()
-        cache.check(asked)
-        if incomplete := cache.incomplete(rank, world):
-            self.teacher = teacher = self._load_teacher()
-            if rank == 0:
-                accepted = {key: [value] for key, value in asked.items()} | {
-                    "teacher": sorted({asked["teacher"], self.recipe.teacher}),  # its name for when its folder is gone
-                    "text": [asked["text"]] if isinstance(teacher, SharedTextTeacher) else [],
-                    "features": [False, True] if asked["features"] else [False],
-                }
-                cache.create(accepted, teacher.feature_widths[LAST])
-        self.wait_for_everyone()
-        if incomplete:
-            taps = (LAST,) if cache.keeps_features else ()
-            at_once = len(self.local_indices(0))  # as training does: the same to the last bit
-            cache.build(
-                partial(self._teach, taps),
-                lambda: self._in_parts(partial(self._answers, taps), self._heldout),
-                at_once,
-                rank,
-                world,
-                self.context.progress,
-            )
-        self.wait_for_everyone()
-        self.teacher = StoredTeacher(cache.width)
-        return cache.load(asked["features"])
+        return open_targets(cache, self._asked(), self.recipe.teacher, asker, self.context, self.wait_for_everyone)
 
     def _asked(self) -> dict[str, Any]:
         """What decides the targets, but for the captions of pictures, which rows know."""
@@ -155,8 +151,8 @@ class DistillStage(FlowStage):
             teacher = weights_fingerprint(folder_or_hub_name("teacher", recipe.teacher), "*/*.safetensors")
         except RecipeError:  # its folder is gone: complete targets do without it
             teacher = recipe.teacher
-        held_out = self.open_source(recipe.data.validation(VALIDATION_COUNT))
-        captions = [held_out.caption(index, 0) for index in range(min(VALIDATION_COUNT, len(held_out)))]
+        held_out = self.open_source(recipe.data.validation(self.validation_count))
+        captions = [held_out.caption(index, 0) for index in range(min(self.validation_count, len(held_out)))]
         texts = [
             weights_fingerprint(source, "text_encoder*/*.safetensors", "*.safetensors")
             for source in text_sources(recipe.text)
@@ -174,65 +170,62 @@ class DistillStage(FlowStage):
             "precision": recipe.train.precision,
         }
 
-    def _teach(self, taps: tuple[int, ...], pictures: list[int], latents: Tensor, draw: int) -> dict[str, Tensor]:
+    def _answers_about(self, taps: tuple[int, ...], pictures: list[int], latents: Tensor, draw: int) -> Batch:
         """The targets of `pictures` under one draw, as they are stored."""
         batch, captions = self._drawn(pictures, latents, [draw] * len(pictures))
         return self._answers(taps, batch) | {SAMPLES: sample_keys(pictures, captions)}
 
-    def _answers(self, taps: tuple[int, ...], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _answers_heldout(self, taps: tuple[int, ...]) -> Batch:
+        return self.in_parts(partial(self._answers, taps), self.heldout)
+
+    def _answers(self, taps: tuple[int, ...], batch: Batch) -> Batch:
         velocity, features = self._ask(taps, batch)
         dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
         answers = {VELOCITY: velocity} | ({FEATURES: features[0]} if features else {})
         return {name: answer.to("cpu", dtype) for name, answer in answers.items()}
 
     @torch.no_grad()
-    def _ask(self, taps: tuple[int, ...], batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _ask(self, taps: tuple[int, ...], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The teacher's velocity and features at the noisy latents of `batch`."""
         x = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
-        with self._autocast():
+        with self.autocast():
             return self.teacher(x, batch["sigmas"], batch, taps, self.recipe.distillation.guidance_scale)
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """As `FlowStage.batch`, or of pictures' draws; with the teacher's targets, where they are stored."""
+    # Batches
+
+    def batch(self, step: int) -> Batch:
+        """As `LatentStage.batch`, or of pictures' draws; with the teacher's targets, where they are stored."""
         draws = self.recipe.draws
         if draws is None:
             return super().batch(step)
-        batch = self.batches(step, self._share(step)[1])
+        batch = self.batches(step, self.share(step)[1])
         numbers = [epoch % draws for epoch in batch.epochs]
         drawn, captions = self._drawn(batch.pictures, batch.latents, numbers)
         if self.targets is None:
             return drawn
         return drawn | self._on_device(self.targets(batch.pictures, numbers, captions))
 
-    def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _on_device(self, tensors: Mapping[str, Tensor]) -> Batch:
         return {name: tensor.to(self.context.device) for name, tensor in tensors.items()}
 
-    def _drawn(self, pictures: list[int], latents: Tensor, draws: list[int]) -> tuple[dict[str, Tensor], list[str]]:
+    def _drawn(self, pictures: list[int], latents: Tensor, draws: list[int]) -> tuple[Batch, list[str]]:
         """A batch of `pictures`, each under its draw, and its captions.
 
         Not a function of the recipe's seed, so that students of several seeds share targets.
         """
         generators = [torch.Generator().manual_seed(derive_seed(*pair)) for pair in zip(pictures, draws, strict=True)]
-        chances = [self._chance(1, latents.shape[1:], generator) for generator in generators]
+        chances = [self.sample_chance(1, latents.shape[1:], generator) for generator in generators]
         noise, sigmas, dropped, encoders = (torch.cat(parts) for parts in zip(*chances, strict=True))
-        captions = self._captions(pictures, draws, dropped)
-        return self._conditioned(latents, noise, sigmas, captions, encoders), captions
+        captions = self.captions(pictures, draws, dropped)
+        return self.conditioned(latents, noise, sigmas, captions, encoders), captions
 
-    def _trained(self, student: SnapGenUNet) -> nn.Module:
-        """The student with what is trained beside it."""
-        trained = DistilledStudent(student, self.teacher.feature_widths[LAST])
-        trained.projector.requires_grad_(self.recipe.distillation.features)
-        return trained
-
-    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> dict[str, Tensor]:
+    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
         """The student's, and what the teacher needs besides."""
         return super().conditions(captions, dropped) | self.teacher.conditions(captions)
 
-    def denoiser(self, model: nn.Module) -> Denoiser:
-        """The student's UNet."""
-        return cast(DistilledStudent, model).unet
+    # Losses
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Eq. 8, or Eq. 6; beside it the means of its parts before scaling."""
         parts = self._parts(model, batch)
         return {"loss": self._combined(parts, batch["sigmas"]).mean()} | {
@@ -247,17 +240,17 @@ class DistillStage(FlowStage):
         weights = {"output": settings.output_weight, "features": settings.feature_weight}
         return constant_weights(parts["task"], [(weights[name], loss) for name, loss in distillations.items()])
 
-    def _parts(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _parts(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`task` (Eq. 2), `output` (Eq. 4) and `features` (Eq. 5) of each sample, those that are asked for."""
         x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
         x = interpolate(x0, noise, sigmas)
         settings = self.recipe.distillation
         teacher_velocity, features = self._ask((LAST,) if settings.features else (), batch)
         grid = tuple(features[0].shape[-2:]) if features else (1, 1)  # which nothing looks at then
-        with self._attention():
+        with self.attention():
             inputs = (x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], grid)
             velocity, projected = model(*inputs)
-        parts = {"task": squared_error(velocity, velocity_target(x0, noise))}
+        parts = {"task": flow_matching(velocity, x0, noise)}
         if settings.output:
             parts["output"] = output_distillation(velocity, teacher_velocity)
         if settings.features:
@@ -265,11 +258,19 @@ class DistillStage(FlowStage):
         return parts
 
     @torch.no_grad()
-    def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:
+    def timestep_losses(self, model: DistilledStudent) -> dict[str, list[float]]:
         """Fig. 6: each loss by noise level, and their combination."""
-        heldout = self._heldout | (self._on_device(self.targets.heldout) if self.targets else {})
-        with self._autocast():
-            parts = self._in_parts(partial(self._parts, model), heldout)
-        losses = {"loss": parts["task"]} | parts | {"combined": self._combined(parts, heldout["sigmas"])}
-        curves: dict[str, Any] = {"sigma": [(index + 0.5) / TIMESTEP_BINS for index in range(TIMESTEP_BINS)]}
-        return curves | {name: loss.reshape(TIMESTEP_BINS, -1).mean(dim=1).tolist() for name, loss in losses.items()}
+        heldout = self.heldout | (self._on_device(self.targets.heldout) if self.targets else {})
+        with self.autocast():
+            parts = self.in_parts(partial(self._parts, model), heldout)
+        return self.by_noise_level(
+            {"loss": parts["task"]} | parts | {"combined": self._combined(parts, heldout["sigmas"])}
+        )
+
+    @cached_property
+    def _binding(self) -> BindingTest | None:
+        return self.make_binding_test(self.recipe.contrasts)
+
+    def metrics(self, model: DistilledStudent) -> dict[str, float]:
+        """Binding (`snapgen.train.binding`)."""
+        return self.measure_binding(self.denoiser(model), self._binding)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from snapgen.config import RecipeError, Settings
-from snapgen.flow.path import interpolate, per_sample, predict_x0, velocity_target
+from snapgen.flow.path import interpolate, per_sample, predict_x0
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas, sampling_sigmas
 from snapgen.losses.adversarial import GAMES, smoothness
-from snapgen.losses.distillation import output_distillation, squared_error, timestep_aware
-from snapgen.models.denoiser import Denoiser
+from snapgen.losses.distillation import output_distillation, timestep_aware
+from snapgen.losses.task import flow_matching
+from snapgen.machine.counting import count, peak_bytes
+from snapgen.models.denoiser import Denoiser, feature_widths
 from snapgen.models.distiller import Discriminator
 from snapgen.models.unet import SnapGenUNet
+from snapgen.train.cost import Cost, LatentCost, TeacherCost, compute_dtype
+from snapgen.train.latent_recipe import LatentRecipe
+from snapgen.train.latent_stage import Batch, LatentStage
+from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
-from snapgen.train.stages.distill import DistillRecipe, DistillStage
 
 DIVERSITY_SEEDS = 4  # pictures of every prompt whose distances are measured
 COLLAPSED = 0.5  # of the diversity before training
@@ -54,26 +60,17 @@ class StepDistillationSettings(Settings):
     task: bool = True
 
 
-class StepRecipe(DistillRecipe):
-    """Settings of the `step` stage: those of `flow`, the teacher, and its use."""
+class StepRecipe(LatentRecipe):
+    """Settings of the `step` stage."""
 
-    stage: Literal["step"]  # type: ignore[assignment]
-    distillation: StepDistillationSettings = StepDistillationSettings()  # type: ignore[assignment]
+    stage: Literal["step"]
+    initial: Path  # pipeline folder of the student to start from; "mini-base" is the bundled one
+    # Pipeline folder of ours, which reads the student's text states; or folder or hub name of a Stable Diffusion 3.
+    teacher: str
+    distillation: StepDistillationSettings = StepDistillationSettings()
     adversary: AdversarySettings
     guidance_scale: float = Field(default=1.0, ge=0)
     num_inference_steps: int = Field(default=4, gt=0)
-
-    @model_validator(mode="after")
-    def _no_stored_targets(self) -> StepRecipe:
-        if self.draws is not None:
-            raise ValueError("draws and target_cache belong to the stage distill")
-        return self
-
-    @model_validator(mode="after")
-    def _starts_somewhere(self) -> StepRecipe:
-        if self.initial is None:
-            raise ValueError("step distillation needs initial, the pipeline folder of the student")
-        return self
 
 
 class FewStepStudent(nn.Module):
@@ -112,28 +109,61 @@ class FewStepStudent(nn.Module):
         return velocity, [self.discriminator(features, timestep) for features in seen]
 
 
-class StepStage(DistillStage):
+class StepStage(LatentStage[StepRecipe, FewStepStudent]):
     """Trains a UNet at the noise levels of few-step schedules alone, and the discriminator's heads in turn with it."""
 
     recipe_type = StepRecipe
 
-    def __init__(self, recipe: StepRecipe, context: Context):
+    def __init__(self, recipe: StepRecipe, context: Context) -> None:
+        folder_or_hub_name("teacher", recipe.teacher)  # a mistake shows before pictures are encoded
         super().__init__(recipe, context)
-        if recipe.adversary.weight:
-            self.turns = (DISCRIMINATOR,) * recipe.adversary.updates + ("",)
+        student, settings = self.require_unet(), recipe.adversary
+        self.teacher = self.load_teacher(recipe.teacher)
+        widths = self.teacher.feature_widths
+        if wrong := [tap for tap in settings.taps if not -len(widths) <= tap < len(widths)]:
+            raise RecipeError(f"adversary.taps: {wrong[0]} given, the teacher has blocks 0 to {len(widths) - 1}")
+        heads = Discriminator([widths[tap] for tap in settings.taps], settings.hidden)
+        self.model = self.place(FewStepStudent(student, heads))
+        if settings.weight:
+            self.turns = (DISCRIMINATOR,) * settings.updates + ("",)
         # Every step of every schedule: the level it leaves and the one it reaches, S 2.
         levels = [sampling_sigmas(steps, recipe.timesteps.shift) for steps in recipe.distillation.schedules]
         self.steps = [torch.stack([visited[:-1], visited[1:]], dim=1) for visited in levels]
-        self.diversity_before = self._diversity(
-            self.denoiser(self.model), recipe.num_inference_steps, recipe.distillation.guidance_scale
+        self.diversity_before = self._diversity(student, recipe.num_inference_steps, recipe.distillation.guidance_scale)
+
+    @classmethod
+    def cost(cls, recipe: StepRecipe, batch: int, teacher: str | None = None) -> Cost:
+        """The student, the teacher's Euler steps, and the adversary in its own turns and in the generator's."""
+        base, adversary = LatentCost(recipe, batch), recipe.adversary
+        guide = TeacherCost(base, recipe.teacher, teacher)
+        widths = feature_widths(guide.network)
+        guided = 1 + (recipe.distillation.guidance_scale != 1.0)
+        flops = {
+            "network": 2 * base.passes * base.macs,
+            "teacher": 2.0 * guide.counts.macs * guided * recipe.distillation.teacher_steps,
+        }
+        with torch.device("meta"), torch.no_grad():
+            heads = Discriminator([widths[tap] for tap in adversary.taps], adversary.hidden)
+            student = FewStepStudent(cast(SnapGenUNet, base.network), heads)
+            if adversary.weight:
+                seen = guide.network(**base.inputs(guide.network, 1, guide.published), taps=adversary.taps)[1]
+                judged = count(heads, lambda: heads(seen, torch.empty(1))).macs
+                looks = 3 if adversary.smoothness else 2  # generated, real, and real ones that are perturbed
+                own_turns = adversary.updates * (base.macs + looks * (guide.counts.macs + 3 * judged))
+                generator = 2 * (guide.counts.macs + judged)  # forward, and back to the pictures
+                flops["adversary"] = 2.0 * (own_turns + generator)
+        return base.total(
+            student,
+            flops,
+            guide.frozen(recipe),
+            generator_bytes(base, guide, adversary.taps) if adversary.weight else base.forward_bytes(),
+            turns=adversary.updates + 1 if adversary.weight else 1,  # every turn has its own batch
+            more_text=guide.own_text,
         )
 
-    def _trained(self, student: SnapGenUNet) -> FewStepStudent:
-        taps, widths = self.recipe.adversary.taps, self.teacher.feature_widths
-        wrong = [tap for tap in taps if not -len(widths) <= tap < len(widths)]
-        if wrong:
-            raise RecipeError(f"adversary.taps: {wrong[0]} given, the teacher has blocks 0 to {len(widths) - 1}")
-        return FewStepStudent(student, Discriminator([widths[tap] for tap in taps], self.recipe.adversary.hidden))
+    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
+        """The student's, and what the teacher needs besides."""
+        return super().conditions(captions, dropped) | self.teacher.conditions(captions)
 
     def learners(self, turn: str) -> Iterable[nn.Parameter]:
         """The heads, or the UNet."""
@@ -143,12 +173,12 @@ class StepStage(DistillStage):
         """The heads' own."""
         return self.recipe.adversary.rate if turn == DISCRIMINATOR else 1.0
 
-    def denoiser(self, model: nn.Module) -> Denoiser:
+    def denoiser(self, model: FewStepStudent) -> Denoiser:
         """The student's UNet."""
-        return cast(FewStepStudent, model).unet
+        return model.unet
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """As `FlowStage.batch`, but at the levels that schedules visit: `sigmas`, and the `next` ones.
+    def batch(self, step: int) -> Batch:
+        """As `LatentStage.batch`, but at the levels that schedules visit: `sigmas`, and the `next` ones.
 
         Beside them the level at which the discriminator looks, `judged`, and the noise with which it does, one for
         generated and one for real latents.
@@ -177,11 +207,11 @@ class StepStage(DistillStage):
         }
         return batch | {name: value.to(device) for name, value in extra.items()}
 
-    def turn_loss(self, turn: str, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def turn_loss(self, turn: str, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Eq. 9, either side of it."""
         return self._discriminator_loss(model, batch) if turn == DISCRIMINATOR else self.loss(model, batch)
 
-    def _discriminator_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _discriminator_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         settings, x0 = self.recipe.adversary, batch["x0"]
         real = [x0, x0 + batch["perturbation"]] if settings.smoothness else [x0]
         noises = iter([batch["fake_noise"], *[batch["real_noise"]] * len(real)])
@@ -192,7 +222,7 @@ class StepStage(DistillStage):
         means = {"real": given.mean(), "fake": generated.mean()}
         return {"loss": loss, **means, "gap": means["real"] - means["fake"]}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The generator's side of Eq. 9: the adversarial loss, and S of task and output losses, or the latter alone."""
         velocity, logits = self._judge(model, batch, lambda latents: batch["fake_noise"])
         parts = self._lessons(velocity, batch)
@@ -212,7 +242,7 @@ class StepStage(DistillStage):
     def _judge(
         self,
         model: nn.Module,
-        batch: dict[str, Tensor],
+        batch: Batch,
         noise_of: Callable[[Tensor], Tensor],
         real: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Tensor]]:
@@ -221,11 +251,11 @@ class StepStage(DistillStage):
 
         def look(latents: Tensor) -> Sequence[Tensor]:
             x = interpolate(latents, noise_of(latents), level)
-            with self._autocast():
+            with self.autocast():
                 return self.teacher(x, level, batch, settings.taps)[1]
 
         x = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
-        with self._attention():
+        with self.attention():
             logits: tuple[Tensor, list[Tensor]] = model(
                 x,
                 batch["sigmas"],
@@ -237,15 +267,15 @@ class StepStage(DistillStage):
             )
         return logits
 
-    def _lessons(self, velocity: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _lessons(self, velocity: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`task` (Eq. 2) and `output` (Eq. 4) of each sample, given the student's velocity."""
         return {
-            "task": squared_error(velocity, velocity_target(batch["x0"], batch["noise"])),
+            "task": flow_matching(velocity, batch["x0"], batch["noise"]),
             "output": output_distillation(velocity, self._taught_velocity(batch)),
         }
 
     @torch.no_grad()
-    def _taught_velocity(self, batch: dict[str, Tensor]) -> Tensor:
+    def _taught_velocity(self, batch: Batch) -> Tensor:
         """The straight velocity to where the teacher arrives at the next level, after `teacher_steps` Euler steps."""
         settings = self.recipe.distillation
         count = settings.teacher_steps
@@ -253,32 +283,32 @@ class StepStage(DistillStage):
         stride = (batch["next"] - batch["sigmas"]) / count
         for index in range(count):
             level = batch["sigmas"] + index * stride
-            with self._autocast():
+            with self.autocast():
                 velocity, _ = self.teacher(x, level, batch, guidance_scale=settings.guidance_scale)
             x = x + per_sample(stride, x) * velocity
         return (x - start) / per_sample(count * stride, x)
 
     @torch.no_grad()
-    def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:
+    def timestep_losses(self, model: FewStepStudent) -> dict[str, list[float]]:
         """Task and output losses on held-out compositions at the levels of the longest schedule."""
         longest = max(self.steps, key=len).flip(0)  # rising
-        heldout = self._heldout
+        heldout = self.heldout
         each = len(heldout["x0"]) // len(longest)
         heldout = {name: value[: each * len(longest)] for name, value in heldout.items()}
         sigmas, following = longest.repeat_interleave(each, dim=0).to(self.context.device).unbind(1)
         batch = heldout | {"sigmas": sigmas, "next": following}
-        with self._autocast(), self._attention():
-            parts = self._in_parts(partial(self._heldout_lessons, model), batch)
+        with self.autocast(), self.attention():
+            parts = self.in_parts(partial(self._heldout_lessons, model), batch)
         parts |= {"loss": self._combined(parts, sigmas)}
         curves: dict[str, Any] = {"sigma": longest[:, 0].tolist()}
         return curves | {name: loss.reshape(len(longest), -1).mean(dim=1).tolist() for name, loss in parts.items()}
 
-    def _heldout_lessons(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _heldout_lessons(self, model: FewStepStudent, batch: Batch) -> dict[str, Tensor]:
         x = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
         inputs = (x, TIMESTEP_SCALE * batch["sigmas"], batch["states"], batch["mask"])
         return self._lessons(self.denoiser(model)(*inputs).sample, batch)
 
-    def metrics(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: FewStepStudent) -> dict[str, float]:
         """`diversity` of a fixed grid, a share of what it was before training; a collapse is told in a line."""
         share = self._diversity(self.denoiser(model), self.recipe.num_inference_steps, self.recipe.guidance_scale)
         share /= max(self.diversity_before, 1e-9)
@@ -296,7 +326,7 @@ class StepStage(DistillStage):
         pipeline.set_progress_bar_config(disable=True)
         prompts = (list(self.recipe.prompts) or [self.source.caption(0, 0)])[:4]
         generators = [torch.Generator().manual_seed(seed) for _ in prompts for seed in range(DIVERSITY_SEEDS)]
-        with self._autocast():
+        with self.autocast():
             latents = pipeline(
                 prompts,
                 num_images_per_prompt=DIVERSITY_SEEDS,
@@ -309,3 +339,22 @@ class StepStage(DistillStage):
         groups = latents.reshape(len(prompts), DIVERSITY_SEEDS, -1)
         distances = torch.cdist(groups, groups) / groups.shape[-1] ** 0.5
         return distances.sum().item() / (len(prompts) * DIVERSITY_SEEDS * (DIVERSITY_SEEDS - 1))
+
+
+def generator_bytes(base: LatentCost, guide: TeacherCost, taps: tuple[int, ...]) -> int:
+    """The most that is alive in the generator's turn, which goes through the teacher.
+
+    The teacher's weights have no gradients, but the way back to the student's picture keeps what its blocks computed.
+    """
+    with torch.device("meta"):
+        network, teacher = base.fresh_network(), guide.network.to(compute_dtype(base.recipe))
+        inputs = base.cast(base.inputs(network, base.batch))
+        given = base.cast(base.inputs(teacher, base.batch, guide.published))
+
+        def generate() -> list[Tensor]:
+            velocity = network(**inputs, return_dict=False)[0]
+            sample = predict_x0(inputs["sample"], velocity, inputs["timestep"]).to(velocity.dtype)
+            features: list[Tensor] = teacher(**given | {"sample": sample}, taps=taps)[1]
+            return features
+
+        return peak_bytes(generate)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from snapgen.data.latents import StoredLatents
 from snapgen.data.rows import CacheFiles, Rows
 from snapgen.files import atomic_file, sha256, short_fingerprint
 from snapgen.messages import Progress
-from snapgen.train.teachers.teacher import Teacher
+from snapgen.train.stage import Context
+from snapgen.train.teachers.teacher import NetworkTeacher, SharedTextTeacher, Teacher
 from snapgen.weights import load_file, save_file_atomic
 
+LAST = -1  # the teacher's block whose features are matched (Eq. 5)
 SHARD = 256  # samples in a file; with SD3.5-Large's features at 1024 px it has 5.2 GB
 VELOCITY, FEATURES = "teacher_velocity", "teacher_features"  # in a batch and in files: B C H W and B D h w
 SAMPLES = "samples"  # in files: what each row was computed for, B
@@ -188,3 +192,49 @@ class TargetCache:
         parts = self.files.load()
         rows = {name: Rows([part[name] for part in parts]) for name in names}
         return StoredTargets(self.folder, rows, load_file(self._heldout), self.stored.indices)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How a stage asks its teacher, for targets that are not stored yet."""
+
+    load: Callable[[], NetworkTeacher]  # called before any question
+    # (taps, pictures, their latents B C h w, number of the draw) -> the tensors of a file
+    about_pictures: Callable[[tuple[int, ...], list[int], Tensor, int], dict[str, Tensor]]
+    about_heldout: Callable[[tuple[int, ...]], dict[str, Tensor]]  # the held-out batch
+    at_once: int  # samples, as many as training asks about: the same to the last bit
+
+
+def open_targets(
+    cache: TargetCache, asked: Mapping[str, Any], name: str, asker: Asker, context: Context, wait: Callable[[], None]
+) -> tuple[StoredTargets, StoredTeacher]:
+    """The targets in `cache`, after asking for those that are missing; with nothing to ask no teacher is loaded.
+
+    Args:
+        asked: what decides the targets, as `TargetCache.check` takes it.
+        name: the recipe's name of the teacher, for when its folder is gone.
+        wait: returns when all processes have called it.
+    """
+    rank, world = context.rank, context.world
+    cache.check(asked)
+    teacher = asker.load() if cache.incomplete(rank, world) else None
+    if teacher is not None and rank == 0:
+        accepted = {key: [value] for key, value in asked.items()} | {
+            "teacher": sorted({asked["teacher"], name}),
+            "text": [asked["text"]] if isinstance(teacher, SharedTextTeacher) else [],
+            "features": [False, True] if asked["features"] else [False],
+        }
+        cache.create(accepted, teacher.feature_widths[LAST])
+    wait()
+    if teacher is not None:
+        taps = (LAST,) if cache.keeps_features else ()
+        cache.build(
+            partial(asker.about_pictures, taps),
+            partial(asker.about_heldout, taps),
+            asker.at_once,
+            rank,
+            world,
+            context.progress,
+        )
+    wait()
+    return cache.load(asked["features"]), StoredTeacher(cache.width)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
+from snapgen.flow.guidance import guide
 from snapgen.flow.timesteps import TIMESTEP_SCALE
 from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
 from snapgen.models.denoiser import Denoiser, feature_widths, text_width
@@ -86,7 +87,7 @@ class NetworkTeacher(Teacher):
         velocity, features = self._evaluate(x, sigmas, captioned, taps)
         if guidance_scale != 1.0:
             unconditional, _ = self._evaluate(x, sigmas, empty, ())
-            velocity = unconditional + guidance_scale * (velocity - unconditional)
+            velocity = guide(velocity, unconditional, guidance_scale)
         return velocity, features
 
     def _evaluate(

@@ -1,0 +1,249 @@
+"""What a training step costs, as each stage states it (`Stage.cost`): counted on the meta device, nothing is run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from snapgen.config import Recipe
+from snapgen.data.latents import pictures_at_once
+from snapgen.machine.counting import count, peak_bytes
+from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.denoiser import Denoiser, network_class, text_width
+from snapgen.models.presets import AUTOENCODER_OF, TEACHER_OF, create_autoencoder, create_denoiser
+from snapgen.models.teacher import TeacherTransformer
+from snapgen.pipeline.bundled import BUNDLED, bundled_folder
+from snapgen.train.latent_recipe import LatentRecipe
+
+FP32, BF16 = 4, 2  # bytes
+LATENT_FACTOR = 8  # pixels a latent position
+CLIP_TOKENS, T5_TOKENS = 77, 256
+UNTRAINED_TOKENS = 32  # of a text encoder that is still to be trained: the miniature's
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A published text encoder."""
+
+    parameters: int
+    embeddings: int  # of these, what is looked up and not multiplied with
+    tokens: int | None = CLIP_TOKENS  # of a caption; None: a language model's, as the recipe says
+
+
+TEXT_MODELS = {
+    "openai/clip-vit-large-patch14": TextModel(123_060_480, 38_004_480),
+    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": TextModel(693_021_440, 63_340_800),
+    "google/gemma-2-2b": TextModel(2_614_341_888, 589_824_000, None),
+    "google/t5-v1_1-xxl": TextModel(4_762_310_656, 131_596_288, T5_TOKENS),
+}
+TEXT_MODELS["google/gemma-2-2b-it"] = TEXT_MODELS["google/gemma-2-2b"]
+
+# A published teacher reads captions with its own encoders.
+PUBLISHED_TEACHERS = {
+    "stabilityai/stable-diffusion-3.5-large": "sd3.5-large",
+    "stabilityai/stable-diffusion-3.5-large-turbo": "sd3.5-large",
+}
+PUBLISHED_ENCODERS = (
+    "openai/clip-vit-large-patch14",
+    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+    "google/t5-v1_1-xxl",
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step of one recipe. `flops` are of a sample in all turns of a step, `frozen` and `activations` are bytes."""
+
+    network: nn.Module  # all that the stage trains, and what it keeps beside it, on the meta device
+    macs: int  # forward pass of the network that the run leaves, of a sample
+    flops: dict[str, float]  # by part
+    frozen: dict[str, int]  # networks that do not learn, by part
+    activations: int  # the most that is alive in the forward pass, or while pictures become latents
+    latent_bytes: int = 0  # of a picture in the cache
+    target_bytes: int = 0  # of one stored answer of the teacher
+    uncounted: tuple[str, ...] = ()  # what is computed and held besides, of unknown size
+
+
+def compute_dtype(recipe: Recipe) -> torch.dtype:
+    """The dtype of the recipe's forward pass."""
+    return torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+
+
+def frozen_bytes(recipe: Recipe) -> int:
+    """Bytes of a parameter that does not learn."""
+    return BF16 if recipe.train.precision == "bf16" else FP32
+
+
+@dataclass
+class LatentCost:
+    """The parts of a step on latents that do not depend on what is trained around the network."""
+
+    recipe: LatentRecipe
+    batch: int  # samples at a time
+    network: Denoiser = field(init=False)  # on the meta device, fp32
+    macs: int = field(init=False)  # of its forward pass
+    side: int = field(init=False)  # of the latents
+
+    def __post_init__(self) -> None:
+        self.side = self.recipe.data.resolution // LATENT_FACTOR
+        self.network, self.macs = self._counted()
+
+    def _counted(self) -> tuple[Denoiser, int]:
+        with torch.device("meta"):
+            network = create_denoiser(self.recipe.model)
+            inputs = self.inputs(network, 1)
+            return network, count(network, lambda: network(**inputs)).macs
+
+    @property
+    def passes(self) -> float:
+        """What a step of the network is worth in forward passes: the backward pass counts twice."""
+        return 3.0 + self.recipe.train.activation_checkpointing
+
+    def inputs(self, network: Denoiser, batch: int, published: bool = False) -> dict[str, Tensor]:
+        """Latents, timesteps and text for `network`; `published`: of a teacher with its own text encoders."""
+        tokens = CLIP_TOKENS + T5_TOKENS if published else text_tokens(self.recipe)
+        inputs = {
+            "sample": torch.empty(batch, network.config.in_channels, self.side, self.side),
+            "timestep": torch.empty(batch),
+            "encoder_hidden_states": torch.empty(batch, tokens, text_width(network)),
+        }
+        if isinstance(network, TeacherTransformer):
+            inputs["pooled_projections"] = torch.empty(batch, network.config.pooled_projection_dim)
+        return inputs
+
+    def forward_bytes(self, change: Any = lambda network: None) -> int:
+        """The most that is alive in the network's forward pass and its loss; `change` adapts the network before."""
+        with torch.device("meta"):
+            network = self.fresh_network(change)
+            inputs = self.cast(self.inputs(network, self.batch))
+            return peak_bytes(lambda: network(**inputs, return_dict=False)[0].float().square().mean())
+
+    def fresh_network(self, change: Any = lambda network: None) -> Denoiser:
+        """Another network as training runs it: in the recipe's precision, recomputing activations if it says so."""
+        network = create_denoiser(self.recipe.model).to(compute_dtype(self.recipe)).train()
+        if self.recipe.train.activation_checkpointing:
+            network.enable_gradient_checkpointing()
+        change(network)
+        return network
+
+    def cast(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`inputs` in the recipe's precision."""
+        return {name: tensor.to(compute_dtype(self.recipe)) for name, tensor in inputs.items()}
+
+    def total(
+        self,
+        network: nn.Module,
+        flops: dict[str, float],
+        frozen: dict[str, int],
+        activations: int,
+        turns: int = 1,
+        target_bytes: int = 0,
+        more_text: tuple[str, ...] = (),
+    ) -> Cost:
+        """The whole cost, with the encoders: `turns` batches are encoded in a step; `more_text` reads captions too."""
+        encoding, held, uncounted = self._encoders(more_text)
+        cached = self.recipe.cache is not None
+        return Cost(
+            network,
+            self.macs,
+            flops | {part: turns * size for part, size in encoding.items()},
+            frozen | held,
+            max(activations, 0 if cached else self._encoding_bytes()),
+            self.network.config.in_channels * self.side**2 * 2 if cached else 0,  # fp16
+            target_bytes,
+            uncounted,
+        )
+
+    def _encoders(self, more_text: tuple[str, ...]) -> tuple[dict[str, float], dict[str, int], tuple[str, ...]]:
+        """FLOPs of a sample and bytes of the frozen autoencoder and text encoders; which ones are of unknown size."""
+        recipe, autoencoder = self.recipe, autoencoder_of(self.recipe)
+        flops: dict[str, float] = {}
+        if recipe.cache is None:
+            picture = torch.empty(1, 3, recipe.data.resolution, recipe.data.resolution, device="meta")
+            flops["encoding of pictures"] = 2.0 * count(autoencoder, lambda: autoencoder.encode(picture)).macs
+        frozen = {"autoencoder": FP32 * sum(parameter.numel() for parameter in autoencoder.parameters())}
+        names = [*text_names(recipe), *more_text]
+        models = [TEXT_MODELS[name] for name in names if name in TEXT_MODELS]
+        if models:
+            multiplied = [
+                (model.parameters - model.embeddings) * (model.tokens or recipe.language.max_length) for model in models
+            ]
+            flops["encoding of text"] = 2.0 * sum(multiplied)
+            frozen["text encoders"] = frozen_bytes(recipe) * sum(model.parameters for model in models)
+        return flops, frozen, tuple(f"text encoder {name}" for name in names if name not in TEXT_MODELS)
+
+    def _encoding_bytes(self) -> int:
+        """The most that is alive while pictures become latents in a step; that is over when the network runs."""
+        dtype, side = compute_dtype(self.recipe), self.recipe.data.resolution
+        encoder = autoencoder_of(self.recipe).to(dtype).encoder
+        pictures = torch.empty(min(self.batch, pictures_at_once(side, side)), 3, side, side, dtype=dtype, device="meta")
+        with torch.no_grad():
+            return peak_bytes(lambda: encoder(pictures))
+
+
+def text_names(recipe: LatentRecipe) -> list[str]:
+    """The text encoders' folders or hub names."""
+    return [recipe.text] if isinstance(recipe.text, str) else list(recipe.text)
+
+
+def text_tokens(recipe: LatentRecipe) -> int:
+    """Tokens of the joined text states: CLIPs share theirs, a language model's follow them (as Stable Diffusion 3)."""
+    shared, following = 0, 0
+    for name in text_names(recipe):
+        if name in TEXT_MODELS:
+            tokens = TEXT_MODELS[name].tokens
+            shared, following = max(shared, tokens or 0), following + (0 if tokens else recipe.language.max_length)
+        else:
+            shared = max(shared, _own_tokens(bundled_folder() if name in BUNDLED else Path(name)))
+    return shared + following
+
+
+def _own_tokens(folder: Path) -> int:
+    """The length of the tokenizer in `folder`, a pipeline's or a text stage's."""
+    try:
+        settings = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return int(settings["model_max_length"])
+    except (OSError, ValueError, KeyError):
+        return UNTRAINED_TOKENS
+
+
+def autoencoder_of(recipe: LatentRecipe) -> SnapGenAutoencoder:
+    """The one in the recipe's folder, or, before it is trained, the preset that goes with the network; on meta."""
+    folder = bundled_folder() / "vae" if str(recipe.autoencoder) in BUNDLED else recipe.autoencoder
+    with torch.device("meta"):
+        if (folder / "config.json").is_file():
+            return cast(SnapGenAutoencoder, SnapGenAutoencoder.from_config(SnapGenAutoencoder.load_config(folder)))
+        return create_autoencoder(AUTOENCODER_OF.get(recipe.model, "decoder"))
+
+
+class TeacherCost:
+    """A frozen teacher on the meta device."""
+
+    def __init__(self, base: LatentCost, name: str, preset: str | None) -> None:
+        """`name`: as the recipe has it; `preset`: what it is counted as, by default what it is."""
+        self.published = preset == "sd3.5-large" or (preset is None and name in PUBLISHED_TEACHERS)
+        self.own_text = PUBLISHED_ENCODERS if name in PUBLISHED_TEACHERS else ()
+        with torch.device("meta"):
+            self.network = _teacher_network(name, preset, base.recipe.model).requires_grad_(False)
+            inputs = base.inputs(self.network, 1, self.published)
+            self.counts = count(self.network, lambda: self.network(**inputs))
+        grid = self.network.config.patch_size if isinstance(self.network, TeacherTransformer) else 1
+        self.grid = base.side // grid  # side of its last features
+
+    def frozen(self, recipe: Recipe) -> dict[str, int]:
+        """Its weights, in bytes."""
+        return {"teacher": frozen_bytes(recipe) * self.counts.parameters}
+
+
+def _teacher_network(name: str, preset: str | None, model: str) -> Denoiser:
+    config = Path(name) / "unet" / "config.json"
+    if preset is None and name not in PUBLISHED_TEACHERS and name not in BUNDLED and config.is_file():
+        kind = network_class(config)
+        return cast(Denoiser, kind.from_config(kind.load_config(config.parent)))
+    known = PUBLISHED_TEACHERS | dict.fromkeys(BUNDLED, "mini")
+    return create_denoiser(preset or known.get(name) or TEACHER_OF.get(model, "mini-teacher"))

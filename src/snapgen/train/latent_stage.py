@@ -1,0 +1,322 @@
+"""What the stages on latents share: frozen encoders, batches, held-out losses, samples and the saved pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from snapgen.config import RecipeError
+from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, encode_in_parts
+from snapgen.data.source import ContrastingSource, first_readable
+from snapgen.files import short_fingerprint
+from snapgen.flow.path import interpolate
+from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
+from snapgen.losses.task import flow_matching
+from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights, same_latents
+from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
+from snapgen.models.presets import create_denoiser
+from snapgen.models.unet import SnapGenUNet
+from snapgen.pictures import contact_sheet
+from snapgen.pipeline.bundled import BUNDLED
+from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.text.join import JointTextEncoder
+from snapgen.text.load import load_text_encoders
+from snapgen.train.binding import ALIKE, BindingTest, make_binding_test, measure_binding
+from snapgen.train.latent_recipe import LatentRecipeType
+from snapgen.train.places import folder_or_hub_name, locate, text_sources
+from snapgen.train.stage import Context, ModelType, Stage, derive_seed
+from snapgen.train.teachers.teacher import NetworkTeacher, load_teacher
+from snapgen.weights import load_network
+
+Batch = dict[str, Tensor]
+"""`x0` and `noise` (B C h w), `sigmas` (B), text `states` (B N D) and `mask` (B N), and what a stage adds."""
+
+
+class LatentStage(Stage[LatentRecipeType, ModelType]):
+    """A stage that trains `network`, a UNet or a teacher's transformer, on latents under frozen text states.
+
+    A subclass calls `super().__init__(recipe, context)` and sets `self.model` to what is trained: the network, or a
+    module that holds it.
+    """
+
+    validation_count: ClassVar[int] = 128  # held-out pictures
+    timestep_bins: ClassVar[int] = 16  # of the curve of losses by noise level; divides that
+
+    network: Denoiser  # as it was before training
+
+    def __init__(self, recipe: LatentRecipeType, context: Context) -> None:
+        super().__init__(recipe, context)
+        folder = locate("autoencoder", recipe.autoencoder, "vae")
+        autoencoder = load_network(SnapGenAutoencoder, str(folder), dtype=torch.float32)
+        self.autoencoder = autoencoder.to(context.device).eval()
+        self.text_components, self.text = self._load_text()
+        self.network = self._load_network()
+        if text_width(self.network) != self.text.width:
+            raise RecipeError(
+                f"model {recipe.model} reads text states of width {text_width(self.network)}, "
+                f"the text encoders in {recipe.text} give {self.text.width}"
+            )
+        # A teacher attends to padding too, and a network is compiled for one number of tokens.
+        self.trims_text = isinstance(self.network, SnapGenUNet) and not recipe.train.compile
+        self.source = self.open_source(recipe.data)
+        self.batches = self._open_batches()
+
+    # What is frozen, and what is trained
+
+    def _load_text(self) -> tuple[dict[str, Any], JointTextEncoder]:
+        """The frozen text encoders, as the pipeline's components and as one."""
+        sources, language = text_sources(self.recipe.text), self.recipe.language
+        try:
+            components = load_text_encoders(sources, self.frozen_dtype)
+            text = JointTextEncoder.from_components(components, language.max_length, language.prefix, warn=False)
+        except ValueError as error:
+            raise RecipeError(f"text: {error}") from error
+        for component in components.values():
+            if isinstance(component, nn.Module):
+                component.to(self.context.device)
+        return components, text
+
+    def _load_network(self) -> Denoiser:
+        """A new network of the preset, or the one to start from; RecipeError if that knows other latents."""
+        initial, side = self.recipe.initial, self.recipe.data.resolution // self.autoencoder.spatial_factor
+        if initial is None:
+            return create_denoiser(self.recipe.model, sample_size=side)
+        folder = locate("initial", initial)
+        own = load_network(SnapGenAutoencoder, str(folder / "vae"), dtype=torch.float32)
+        if not same_latents(self.autoencoder, own):
+            raise RecipeError(
+                f"initial: {initial} draws on another autoencoder's latents than {self.recipe.autoencoder}'s; "
+                f"set autoencoder to {'mini' if str(initial) in BUNDLED else folder / 'vae'}, and text to its own too"
+            )
+        network = load_denoiser(folder / "unet")
+        if isinstance(network, SnapGenUNet):  # its default size is the last it learned; a transformer's grid is its own
+            network.register_to_config(sample_size=side)
+        return network
+
+    def require_unet(self) -> SnapGenUNet:
+        """The network, where only a UNet can be trained; else RecipeError."""
+        if not isinstance(self.network, SnapGenUNet):
+            name = type(self.network).__name__
+            raise RecipeError(f"model {self.recipe.model} is a {name}, expected a {SnapGenUNet.__name__}")
+        return self.network
+
+    def load_teacher(self, name: str) -> NetworkTeacher:
+        """The teacher in the folder, or of the hub name, `name`; RecipeError if it is none for this student."""
+        source = folder_or_hub_name("teacher", name)
+        try:
+            return load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, self.context.device)
+        except ValueError as error:
+            raise RecipeError(f"teacher: {error}") from error
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """The dtype of networks that do not learn: bf16 on a GPU that computes in it anyway."""
+        half = self.recipe.train.precision == "bf16" and self.context.device.type == "cuda"
+        return torch.bfloat16 if half else torch.float32
+
+    def denoiser(self, model: ModelType) -> Denoiser:
+        """The network that predicts the velocity, within what is trained."""
+        raise NotImplementedError
+
+    # Latents
+
+    def _open_batches(self) -> Batches:
+        """Normalised latents in the order of training."""
+        recipe, context = self.recipe, self.context
+        micro_batch = recipe.train.batch_size // recipe.train.gradient_accumulation
+        if recipe.cache is None:
+            return EncodedBatches(self.source, self.encode, micro_batch, recipe.seed, recipe.workers, context.warn)
+        cache = LatentCache(self.source, recipe.cache / short_fingerprint(self.source.signature(), *self._latents_of()))
+        cache.build(self.encode, context.rank, context.world, context.progress, context.warn, recipe.workers)
+        self.wait_for_everyone()
+        return CachedBatches(cache.load(), micro_batch, recipe.seed)
+
+    def _latents_of(self) -> list[Any]:
+        """What decides latents, but for the pictures: not the decoder, which may be trained anew behind its encoder."""
+        config, weights = self.autoencoder.config, encoding_weights(self.autoencoder)
+        tensors = [weights[name].cpu().contiguous().numpy().tobytes() for name in sorted(weights)]
+        return [sorted(weights), config.scaling_factor, config.shift_factor, *tensors]
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Normalised latents B C h w of pictures B 3 H W in [-1, 1]."""
+        with self.autocast():
+            latents = self.autoencoder.encode(pictures.to(self.context.device)).latent_dist.mode()
+        return self.autoencoder.normalize(latents.float())
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The recipe's precision."""
+        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
+
+    def attention(self) -> AbstractContextManager[Any]:
+        """On the CPU, plain attention: backwards the fused kernel is several times slower there.
+
+        Not when activations are recomputed: that happens outside, where the choice would be another.
+        """
+        plain = self.context.device.type == "cpu" and not self.recipe.train.activation_checkpointing
+        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+
+    # Batches
+
+    def batch(self, step: int) -> Batch:
+        """This process's samples: latents, noise, noise levels and text."""
+        # Sampled for the global batch and sliced, so that the number of processes changes nothing.
+        total, own = self.share(step)
+        batch = self.batches(step, own)
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, step))
+        chance = [part[own] for part in self.sample_chance(total, batch.latents.shape[1:], generator)]
+        noise, sigmas, dropped, encoders = chance
+        captions = self.captions(batch.pictures, batch.epochs, dropped)
+        return self.conditioned(batch.latents, noise, sigmas, captions, encoders)
+
+    def share(self, step: int) -> tuple[int, slice]:
+        """The samples in the global micro-batch number `step`, and which of them this process takes."""
+        count = len(self.local_indices(step))
+        return count * self.context.world, slice(count * self.context.rank, count * (self.context.rank + 1))
+
+    def sample_chance(self, count: int, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What is random in `count` samples of `shape`: noise, sigmas, whose captions and which encoders' are dropped.
+
+        Shapes: B C h w, B, B, and B E for E text encoders; a caption that is kept from all of them is dropped.
+        """
+        noise = torch.randn(count, *shape, generator=generator)
+        sigmas = self._sample_sigmas(count, generator)
+        dropped = torch.rand(count, generator=generator) < self.recipe.caption_dropout
+        encoders = torch.rand(count, len(self.text.encoders), generator=generator) < self.recipe.encoder_dropout
+        return noise, sigmas, dropped | encoders.all(dim=1), encoders
+
+    def _sample_sigmas(self, count: int, generator: torch.Generator) -> Tensor:
+        timesteps = self.recipe.timesteps
+        sigmas = sample_sigmas(count, generator, timesteps.shift, timesteps.mean, timesteps.std)
+        if not timesteps.high_share:
+            return sigmas
+        high = sample_sigmas(count, generator, timesteps.shift, timesteps.high_mean, timesteps.std)
+        return torch.where(torch.rand(count, generator=generator) < timesteps.high_share, high, sigmas)
+
+    def captions(self, pictures: list[int], variants: list[int], dropped: Tensor) -> list[str]:
+        """A caption of each picture in its wording `variants`; "" where it is `dropped` (bool B)."""
+        return [
+            "" if drop else self.source.caption(picture, variant)
+            for picture, variant, drop in zip(pictures, variants, dropped.tolist(), strict=True)
+        ]
+
+    def conditioned(
+        self, latents: Tensor, noise: Tensor, sigmas: Tensor, captions: list[str], dropped: Tensor | None = None
+    ) -> Batch:
+        """The batch of these samples, on the device. `dropped` as for `conditions`."""
+        device = self.context.device
+        return {
+            "x0": latents.to(device).contiguous(memory_format=torch.channels_last),
+            "noise": noise.to(device).contiguous(memory_format=torch.channels_last),
+            "sigmas": sigmas.to(device),
+        } | self.conditions(captions, dropped)
+
+    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
+        """What a batch knows of its captions: `states` B N D and `mask` B N.
+
+        dropped: B E, True where a caption is kept from one of the E text encoders.
+        """
+        with self.autocast():
+            text = self.text(captions, dropped)
+        if self.trims_text:
+            text = text.trimmed()
+        return {"states": text.states.float(), "mask": text.mask}
+
+    # Losses
+
+    def task_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Eq. 2 for each sample, shape B. `model` predicts the velocity."""
+        x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
+        x = interpolate(x0, noise, sigmas)
+        with self.attention():
+            velocity = model(x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], return_dict=False)[0]
+        return flow_matching(velocity, x0, noise)
+
+    @cached_property
+    def heldout(self) -> Batch:
+        """A batch of held-out compositions, all squares, at evenly spread noise levels."""
+        source = self.recipe.data.validation(self.validation_count).open()
+        indices, pictures = first_readable(source, self.validation_count)
+        latents = encode_in_parts(self.encode, pictures)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))  # whatever the recipe's seed
+        sigmas = (torch.arange(self.validation_count) + 0.5) / self.validation_count
+        captions = [source.caption(index, 0) for index in indices]
+        return self.conditioned(latents, noise, sigmas, captions)
+
+    def in_parts(self, function: Callable[[Batch], Batch], batch: Mapping[str, Tensor]) -> Batch:
+        """`function` of pieces of `batch` no larger than this process's share of a step, joined.
+
+        What fits in training fits here.
+        """
+        size = len(self.local_indices(0))
+        pieces = [
+            function({name: value[start : start + size] for name, value in batch.items()})
+            for start in range(0, len(batch["x0"]), size)
+        ]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def by_noise_level(self, losses: Mapping[str, Tensor]) -> dict[str, list[float]]:
+        """Losses of the samples of `heldout`, as means over `timestep_bins` equal parts of [0, 1]."""
+        sigmas = [(index + 0.5) / self.timestep_bins for index in range(self.timestep_bins)]
+        return {"sigma": sigmas} | {
+            name: loss.reshape(self.timestep_bins, -1).mean(dim=1).tolist() for name, loss in losses.items()
+        }
+
+    def make_binding_test(self, count: int) -> BindingTest | None:
+        """Held-out compositions under `count` right and wrong captions of each kind; None if the source has none."""
+        source = self.recipe.data.validation(self.validation_count).open()
+        if not count or not isinstance(source, ContrastingSource):
+            return None
+        contrasts = source.contrasts(count, ALIKE)
+        return make_binding_test(contrasts, lambda pictures: encode_in_parts(self.encode, pictures), self.conditioned)
+
+    @torch.no_grad()
+    def measure_binding(self, network: nn.Module, test: BindingTest | None) -> dict[str, float]:
+        """What captions made wrong in one point do to the loss of `network`; nothing without a test."""
+        if test is None:
+            return {}
+
+        def losses(batch: Batch) -> Tensor:
+            return self.in_parts(lambda part: {"loss": self.task_losses(network, part)}, batch)["loss"]
+
+        with self.autocast():
+            return measure_binding(losses, test)
+
+    # Samples and the finished model
+
+    def pipeline(self, network: Denoiser) -> SnapGenPipeline:
+        """The whole model around `network`."""
+        return SnapGenPipeline(
+            network,
+            self.autoencoder,
+            **self.text_components,
+            language_max_length=self.recipe.language.max_length,
+            language_prefix=self.recipe.language.prefix,
+            shift=self.recipe.timesteps.shift,
+            default_guidance_scale=self.recipe.guidance_scale,
+            default_num_inference_steps=self.recipe.num_inference_steps,
+        )
+
+    def draw(self, model: ModelType) -> Image.Image:
+        """Guided samples of the recipe's prompts, from fixed noise."""
+        prompts = list(self.recipe.prompts) or [
+            self.source.caption(index, 0) for index in range(min(24, len(self.source)))
+        ]
+        pipeline = self.pipeline(self.denoiser(model))
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
+        with self.autocast():
+            pictures = pipeline(prompts, generator=generators, output_type="np", return_dict=False)[0]
+        return contact_sheet([np.round(picture * 255).astype(np.uint8) for picture in pictures], prompts, columns=8)
+
+    def save(self, model: ModelType, folder: Path) -> None:
+        """A complete pipeline folder."""
+        self.pipeline(self.denoiser(model)).save_pretrained(folder)
