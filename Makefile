@@ -1,10 +1,10 @@
 # Two commands for a fresh machine. Each makes its own environment in .venv and runs:
 #   make picture PROMPT="two red apples"    draws picture.png
-#   make test                               checks everything (linters, types, import contract, tests)
+#   make test                               checks everything (linters, types, import contracts, tests)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := test
-.PHONY: picture test lock format
+.PHONY: picture test check lint lock format
 
 # The words of the prompt reach the program through the environment, exactly as given: no quoting, no `$` expanded.
 PROMPT ?= two red apples
@@ -12,19 +12,28 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 
 LOCKED := pyproject.toml requirements.lock
+# A process on each core; tests of one file share what their fixtures trained.
+PYTEST := .venv/bin/pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 picture: .venv/installed-run
 	@.venv/bin/snapgen generate --out picture.png -- "$$PROMPT" >/dev/null
 	@echo "drawn: $(CURDIR)/picture.png"
 
-test: .venv/installed-dev
+test: lint
 	scripts/install_font.sh
 	scripts/install_browser.sh
+	$(PYTEST)
+
+# What to run before every commit: all but the slow tests.
+check: lint
+	scripts/install_font.sh
+	$(PYTEST) -m "not slow"
+
+lint: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	.venv/bin/pytest
 
 # Everything rewritten that the linters can rewrite.
 format: .venv/installed-dev

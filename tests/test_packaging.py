@@ -1,6 +1,6 @@
 """The package as it is shipped: the lock, the wheel's contents, the lazy public face."""
 
-import importlib.util
+import ast
 import json
 import re
 import shutil
@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,13 +32,35 @@ def pins() -> dict[str, str]:
 
 
 def test_the_lock_pins_every_dependency_of_running_training_evaluating_and_testing() -> None:
-    extras = PROJECT["optional-dependencies"]
-    wanted = {
-        normal(re.split(r"[<>=!~\[ ]", requirement, maxsplit=1)[0])
-        for requirement in [*PROJECT["dependencies"], *extras["train"], *extras["eval"], *extras["dev"]]
-    }
-    assert wanted <= pins().keys()
+    assert requirements("", "train", "eval", "dev") <= pins().keys()
     assert pins()["torch"] == "2.13.0"
+
+
+def requirements(*extras: str) -> set[str]:
+    """The names of what the package needs by itself (""), or with an extra."""
+    found = [PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"] for extra in extras]
+    return {normal(re.split(r"[<>=!~\[ ]", requirement, maxsplit=1)[0]) for part in found for requirement in part}
+
+
+def imported_packages() -> set[str]:
+    """What the source imports that neither Python nor this package brings, by its name on the package index."""
+    modules = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules.add(node.module)
+    brought = packages_distributions()
+    tops = {"tensorboard" if module == "torch.utils.tensorboard" else module.split(".")[0] for module in modules}
+    tops -= sys.stdlib_module_names | {"snapgen"}
+    return {normal(name) for top in tops for name in brought.get(top, [top])}
+
+
+def test_dependencies_and_extras_are_what_the_source_imports() -> None:
+    """No extra without code that uses it, no import that nothing installs."""
+    # torch-fidelity: asked for by name where it is needed; huggingface-hub: diffusers and transformers are built on it.
+    assert imported_packages() - {"torch-fidelity", "huggingface-hub"} == requirements("", "train", "eval")
 
 
 def test_the_lock_installs_with_any_build_of_torch() -> None:
@@ -66,13 +90,8 @@ def test_the_public_face_is_complete() -> None:
 
 
 @pytest.fixture
-def bundle() -> ModuleType:
-    """scripts/bundle.py as a module."""
-    spec = importlib.util.spec_from_file_location("bundle", ROOT / "scripts" / "bundle.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bundle(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("bundle")
 
 
 def test_a_model_built_on_the_bundled_one_carries_its_provenance(
