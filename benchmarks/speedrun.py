@@ -23,7 +23,9 @@ from typing import Any
 
 from snapgen.files import write_text
 from snapgen.messages import between, markdown_table
-from snapgen.reproduce.run import KEPT, OPTIONAL, Plan, Reproduction, choose_stages, start
+from snapgen.reproduce.plan import KEPT, OPTIONAL, Plan, choose_stages, start
+from snapgen.reproduce.report import Report
+from snapgen.reproduce.run import Reproduction
 from snapgen.train.report import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +49,7 @@ def read_records() -> list[dict[str, Any]]:
     return json.loads(RECORDS.read_text()) if RECORDS.exists() else []
 
 
-def make_record(options: argparse.Namespace, report: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def make_record(options: argparse.Namespace, report: Report, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """What is kept of a run: its report, and the last evaluation among the `metrics` of its stage flow."""
     (model,) = report["models"]
     last = next(line for line in reversed(metrics) if "eval/heldout" in line)

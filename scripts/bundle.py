@@ -26,7 +26,7 @@ from snapgen.files import atomic_folder
 from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
 from snapgen.pipeline.bundled import BUNDLED as NAMES
 from snapgen.pipeline.text_to_image import SnapGenPipeline
-from snapgen.reproduce.run import card
+from snapgen.reproduce.report import Report, card
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "snapgen" / "bundled"
@@ -113,16 +113,14 @@ def fill(file: Path, lines: list[str]) -> None:
     file.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after)
 
 
-def headline(report: dict[str, Any]) -> list[str]:
+def headline(report: Report) -> list[str]:
     """What the README says of the two models of a report: lines of a Markdown list."""
     models = {model["stage"]: model for model in report["models"]}
     few, base = models["step"], models.get("distill", models["flow"])
     nouns = report["data"]["nouns"]
     things = f"the {len(nouns)} things" if nouns else "all things"
-    good, bad = (
-        ", ".join(f"{ASKED[name]} ({score:.0%})" for name, score in few["categories"].items() if (score < 0.5) == below)
-        for below in (False, True)
-    )
+    asked = {f"{ASKED[name]} ({score:.0%})": score >= 0.5 for name, score in few["categories"].items()}
+    good, bad = (", ".join(text for text, right in asked.items() if right == wanted) for wanted in (True, False))
     return [
         f"- On our benchmark, {few['count']} unseen prompts about {things} that it knows, `mini` gets "
         f"{few['score']:.0%} right in {few['steps']} steps, `mini-base` {base['score']:.0%} in {base['steps']}.",
@@ -131,7 +129,7 @@ def headline(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def scored_models(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+def scored_models(report: Report, folder: Path) -> tuple[Path, Path]:
     """The two models in the `folder` of a reproduction that ship; refuses those that its report does not score."""
     hashes = {model["stage"]: model["model_sha256"] for model in report["models"]}
     if "step" not in hashes:
@@ -143,6 +141,38 @@ def scored_models(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     return models
 
 
+def write_bundle(base: SnapGenPipeline, few: SnapGenPipeline, more: dict[str, Any]) -> int:
+    """Replaces the folder by two models that share all but their UNet; `more`: JSON files beside them, by name.
+
+    Returns its size in bytes. The model card stays.
+    """
+    card_file = BUNDLED / "README.md"
+    written = card_file.read_bytes() if card_file.exists() else None
+    with atomic_folder(BUNDLED) as folder:
+        base.save_pretrained(folder)
+        few.save_config(folder / NAMES["mini"])
+        few.unet.save_pretrained(folder / NAMES["mini"] / "unet")
+        for file in [*folder.rglob("config.json"), *folder.rglob("model_index.json")]:
+            forget_place(file)
+        for name, content in more.items():
+            (folder / name).write_text(json.dumps(content, indent=1))
+        if written is not None:
+            (folder / "README.md").write_bytes(written)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if size > LARGEST:
+            raise SystemExit(f"the weights take {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f} may ship")
+    return size
+
+
+def publish(report: Report) -> None:
+    """Writes `report` into the README and the model card, and samples the galleries of the new models."""
+    fill(README, headline(report))
+    fill(BUNDLED / "README.md", card(report))
+    for name, picture in (("mini", "gallery.png"), ("mini-base", "gallery_base.png")):
+        command = [sys.executable, "scripts/gallery.py", "--model", name, "--out", f"docs/{picture}"]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+
 def main() -> None:
     """Read the command line and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,7 +181,7 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=Path, help="take the autoencoder from here (same encoder and scale)")
     parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`, instead of the two models")
     options = parser.parse_args()
-    report = None
+    report: Report | None = None
     if options.report is not None:
         if options.base is not None or options.autoencoder is not None:
             parser.error("--report names the models and their autoencoder: leave out the others")
@@ -170,28 +200,11 @@ def main() -> None:
         check_same_latents(base.vae, autoencoder, options.autoencoder)
         base.register_modules(vae=autoencoder)
         provenance["decoder"] = read_provenance(options.autoencoder)
-    written = (BUNDLED / "README.md").read_bytes() if (BUNDLED / "README.md").exists() else None
-    with atomic_folder(BUNDLED) as folder:
-        base.save_pretrained(folder)
-        few.save_config(folder / NAMES["mini"])
-        few.unet.save_pretrained(folder / NAMES["mini"] / "unet")
-        for file in [*folder.rglob("config.json"), *folder.rglob("model_index.json")]:
-            forget_place(file)
-        (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
-        if written is not None:
-            (folder / "README.md").write_bytes(written)
-        if report is not None:
-            (folder / "report.json").write_text(json.dumps(report, indent=1))
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        if size > LARGEST:
-            raise SystemExit(f"the weights take {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f} may ship")
+    more = {"provenance.json": provenance} | ({} if report is None else {"report.json": report})
+    size = write_bundle(base, few, more)
     print(f"{BUNDLED}: {size / 1e6:.1f} MB")
     if report is not None:
-        fill(README, headline(report))
-        fill(BUNDLED / "README.md", card(report))
-        for name, picture in (("mini", "gallery.png"), ("mini-base", "gallery_base.png")):
-            command = [sys.executable, "scripts/gallery.py", "--model", name, "--out", f"docs/{picture}"]
-            subprocess.run(command, cwd=ROOT, check=True)
+        publish(report)
 
 
 if __name__ == "__main__":

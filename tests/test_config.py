@@ -107,12 +107,17 @@ def test_settings_are_frozen(recipe: Path) -> None:
         settings.train.steps = 5
 
 
-def test_an_old_recipe_is_completed_with_defaults(recipe: Path) -> None:
+def test_an_old_recipe_is_completed_with_defaults_and_without_what_is_retired(recipe: Path) -> None:
     whole = load(recipe).model_dump(mode="json")
     old = whole | {"train": {key: value for key, value in whole["train"].items() if key != "skip_factor"}}
     assert complete_recipe(Recipe, old) == whole
     unknown = whole | {"colour": "red"}
     assert complete_recipe(Recipe, unknown) == unknown
+
+    class Faded(Recipe):
+        retired = ("colour",)
+
+    assert complete_recipe(Faded, unknown) == whole
 
 
 BASE = """

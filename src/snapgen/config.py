@@ -23,7 +23,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -69,6 +69,8 @@ class TrainSettings(Settings):
 
 class Recipe(Settings):
     """What the recipes of all stages share."""
+
+    retired: ClassVar[tuple[str, ...]] = ()  # settings without effect here, which runs of before have on record
 
     stage: str
     seed: int = Field(default=0, ge=0)
@@ -251,8 +253,8 @@ def to_yaml(content: dict[str, Any]) -> str:
 
 
 def complete_recipe(recipe_type: type[Recipe], saved: dict[str, Any]) -> dict[str, Any]:
-    """`saved`, a recipe as it was run, with today's settings: defaults for new ones, without those that are gone."""
-    known = {name: value for name, value in saved.items() if name in recipe_type.model_fields}
+    """`saved`, a recipe as it was run, with today's settings: defaults for new ones, without those that are retired."""
+    known = {name: value for name, value in saved.items() if name not in recipe_type.retired}
     try:
         return recipe_type.model_validate_json(json.dumps(known)).model_dump(mode="json")
     except ValidationError:  # other settings: as they are, they can be compared

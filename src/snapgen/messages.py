@@ -19,8 +19,8 @@ def one_line(message: object, limit: int | None = None) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    """The lines of a Markdown table; a column may have an empty name."""
+    head = ["|" + "".join(f" {name} |" if name else " |" for name in columns), "|" + "---|" * len(columns)]
     return head + ["| " + " | ".join(row) + " |" for row in rows]
 
 

@@ -66,7 +66,7 @@ def test_refusals_are_one_line(recipe: Path) -> None:
 
 def test_missing_extra_names_the_command(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr("snapgen.cli.train.find_spec", lambda name: None if name == "tensorboard" else find(name))
+    monkeypatch.setattr("snapgen.cli.options.find_spec", lambda name: None if name == "tensorboard" else find(name))
     with pytest.raises(ValueError, match=r"training needs tensorboard: pip install 'snapgen\[train\]'"):
         train(recipe)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from snapgen.cli.options import parse_nouns
+from snapgen.cli.progress import show_items
 
 app = typer.Typer(help="Look at training data, pack your own.", no_args_is_help=True)
 
@@ -28,7 +30,6 @@ def preview(
     ] = None,
 ) -> None:
     """Write a contact sheet of captioned scenes."""
-    from snapgen.cli.evaluate import parse_nouns
     from snapgen.pictures import contact_sheet, save_png
     from snapgen.world.source import SceneSettings, SceneSource
 
@@ -56,18 +57,9 @@ def pack(
     class_names: Annotated[Path | None, typer.Option(help="Lines 'n01440764 tench': names of folders.")] = None,
 ) -> None:
     """Pack a folder of pictures into tars for the source 'shards', files unchanged; prints the tars."""
-    from rich.console import Console
-    from rich.progress import track
-
     from snapgen.data.folder import FolderSettings, FolderSource
     from snapgen.data.shards import write_shards
 
     settings = FolderSettings(source="folder", path=folder, resolution=32, template=template, class_names=class_names)
-    console = Console(stderr=True)
-
-    def progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-        return track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
-
-    tars = write_shards(FolderSource(settings), out, per_shard, progress)
-    for tar in tars:
+    for tar in write_shards(FolderSource(settings), out, per_shard, show_items):
         typer.echo(tar)

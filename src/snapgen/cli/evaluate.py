@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from snapgen.cli.generate import LARGEST_SEED, SIZES, check_range
+from snapgen.cli.options import LARGEST_SEED, SIZES, check_range, parse_nouns
+from snapgen.cli.progress import show_message
 from snapgen.evaluation import (
     SUITES,
     EvaluationSettings,
@@ -108,7 +108,7 @@ def evaluate(
     subject = {"model": load_pipeline, "autoencoder": load_autoencoder, "pictures": Path}[kind](model)
     reports = {}
     for name, run in suites.items():
-        reports[name] = run(subject, chosen[name], folder / name, show_progress)
+        reports[name] = run(subject, chosen[name], folder / name, show_message)
         if not as_json:
             typer.echo((folder / name / "report.md").read_text(encoding="utf-8"), nl=False)
     if as_json:
@@ -163,21 +163,3 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {text} names a seed twice")
     return seeds
-
-
-def parse_nouns(text: str | None) -> tuple[str, ...] | None:
-    """The nouns of "cat,ice cream"; ValueError unless there are two or more, all in the vocabulary."""
-    from snapgen.world.vocabulary import named_nouns
-
-    if text is None:
-        return None
-    try:
-        return named_nouns(part.strip() for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--nouns {text}: {error}") from None
-
-
-def show_progress(message: str) -> None:
-    """`message` on standard error, if somebody watches."""
-    if sys.stderr.isatty():
-        typer.echo(message, err=True)

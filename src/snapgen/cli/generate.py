@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snapgen.cli.options import LARGEST_SEED, SIZES, check_range
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
+from snapgen.cli.progress import progress_bar
 from snapgen.evaluation.prompts import read_prompts
 from snapgen.pipeline.bundled import BUNDLED
-from snapgen.pipeline.inputs import MAX_SIZE, MAX_STEPS, SIZE_MULTIPLE, is_interval
+from snapgen.pipeline.inputs import MAX_STEPS, is_interval
 from snapgen.pipeline.load import check_model_name, load_adapters, load_pipeline
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from snapgen.pipeline.text_to_image import SnapGenPipeline
 
 BATCH = 8  # pictures drawn at once: bounds memory, however many are asked for
-LARGEST_SEED = 2**63 - 1
-SIZES = range(SIZE_MULTIPLE, MAX_SIZE + 1, SIZE_MULTIPLE)  # pixels a side
-
-StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
 def generate(
@@ -107,10 +103,10 @@ def generate(
     if interval is not None and facts["guidance"] == 1:
         warnings.warn("--guidance-interval has no effect: guidance is 1, there is no guidance", stacklevel=1)
     pictures: list[dict[str, Any]] = []
-    with step_progress(math.ceil(len(requests) / BATCH) * facts["steps"]) as on_step:
+    with progress_bar("drawing", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
         for start in range(0, len(requests), BATCH):
             batch = requests[start : start + BATCH]
-            for request, image in zip(batch, draw(pipeline, batch, settings, on_step), strict=True):
+            for request, image in zip(batch, draw(pipeline, batch, settings, advance), strict=True):
                 path = destination.file_for(request)
                 picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
                 save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
@@ -120,12 +116,6 @@ def generate(
     else:
         for picture in pictures:
             typer.echo(picture["path"])
-
-
-def check_range(option: str, value: float | None, lowest: float, highest: float) -> None:
-    """Raise ValueError unless `value` lies in the closed range, or was not given."""
-    if value is not None and not lowest <= value <= highest:
-        raise ValueError(f"{option} {value} is out of range: from {lowest} to {highest} is expected")
 
 
 def parse_interval(text: str) -> tuple[float, float]:
@@ -166,10 +156,14 @@ def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]
 
 
 def draw(
-    pipeline: SnapGenPipeline, batch: list[PictureRequest], settings: dict[str, Any], on_step: StepCallback
+    pipeline: SnapGenPipeline, batch: list[PictureRequest], settings: dict[str, Any], advance: Callable[[], None]
 ) -> list[Image]:
-    """The pictures of `batch`, each from its own seed: `SnapGenPipeline.__call__` has the steps."""
+    """The pictures of `batch`, each from its own seed (`SnapGenPipeline.__call__`); `advance` follows every step."""
     import torch
+
+    def on_step(pipeline: SnapGenPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        advance()
+        return tensors
 
     return pipeline(
         prompt=[request.prompt for request in batch],
@@ -178,39 +172,3 @@ def draw(
         return_dict=False,
         **settings,
     )[0]
-
-
-@contextmanager
-def step_progress(total: int) -> Iterator[StepCallback]:
-    """A pipeline callback that moves a bar of `total` steps on a terminal's standard error, if there is one."""
-    if not sys.stderr.isatty():
-        yield lambda pipeline, step, timestep, tensors: tensors
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class RateColumn(ProgressColumn):
-        """Steps a second, once some are done."""
-
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
-
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    # Standard output stays what the caller made it: it carries the file names.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task("drawing", total=total)
-
-        def advance(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            progress.advance(task)
-            return tensors
-
-        yield advance

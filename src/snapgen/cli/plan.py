@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from snapgen.cli.options import check_installed
+from snapgen.messages import markdown_table
 
 if TYPE_CHECKING:
     from snapgen.profiling.plan import Plan
@@ -31,8 +33,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Print samples, MACs, GPU-hours, memory a GPU by part, and storage of RECIPE."""
-    if find_spec("accelerate") is None:
-        raise ValueError("planning needs accelerate: pip install 'snapgen[train]'")
+    check_installed(("accelerate",), "planning needs", "train")
 
     from snapgen.models.presets import TEACHERS, UNETS
     from snapgen.profiling.plan import GPUS
@@ -66,4 +67,4 @@ def table(made: Plan) -> str:
         *((f"storage: {part}", human(size)) for part, size in made.storage.items() if size),
         *(("not counted", part) for part in made.uncounted),
     ]
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join(markdown_table(("", ""), rows))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from snapgen.cli.progress import progress_bar
+from snapgen.messages import markdown_table
 
 if TYPE_CHECKING:
     from snapgen.profiling.measure import Conditions
@@ -101,15 +103,7 @@ def run_progress(total: int, conditions: Conditions) -> Iterator[Conditions]:
     """`conditions` whose calls move a bar of `total` on a terminal's standard error, if there is one."""
     from dataclasses import replace
 
-    if not sys.stderr.isatty():
-        yield conditions
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task("measuring", total=total)
-        advance: Callable[[], object] = lambda: progress.advance(task)  # noqa: E731
+    with progress_bar("measuring", total, "calls") as advance:
         yield replace(conditions, on_run=advance)
 
 
@@ -130,11 +124,7 @@ def ladder_table(rungs: list[dict[str, Any]]) -> str:
     measured = "latency" in rungs[0]
     by_name = {rung["name"]: rung for rung in rungs}
     names = list(by_name)
-    extra = " latency | peak memory |" if measured else ""
-    lines = [
-        f"| rung | parameters | MACs, 32x32 | MACs, 128x128 |{extra} change here | paper |",
-        "|" + "---|" * (6 + 2 * measured),
-    ]
+    rows = []
     for index, (name, rung) in enumerate(by_name.items()):
         change = ""
         if index:
@@ -153,33 +143,37 @@ def ladder_table(rungs: list[dict[str, Any]]) -> str:
         ]
         if measured:
             cells += [seconds(rung["latency"]["median_s"]), megabytes(peak(rung["latency"]))]
-        lines.append("| " + " | ".join([*cells, change, PAPER.get(name, "")]) + " |")
-    if measured:
-        lines += ["", conditions_line(rungs[0]["latency"])]
-    return "\n".join(lines)
+        rows.append((*cells, change, PAPER.get(name, "")))
+    extra = ("latency", "peak memory") if measured else ()
+    columns = ("rung", "parameters", "MACs, 32x32", "MACs, 128x128", *extra, "change here", "paper")
+    conditions = ["", conditions_line(rungs[0]["latency"])] if measured else []
+    return "\n".join([*markdown_table(columns, rows), *conditions])
 
 
 def report_table(report: dict[str, Any]) -> str:
     """Counts as Markdown, in millions of parameters and billions of multiply-accumulates; then what was measured."""
-    rows = [f"{report['model']}, latent {report['latent']}x{report['latent']}", "", "| | |", "|---|---|"]
+    rows = []
     for key, value in report.items():
-        if key.endswith("parameters"):
-            rows.append(f"| {key.replace('_', ' ')} | {value / 1e6:.3f} M |")
-        elif key.endswith("macs"):
-            rows.append(f"| {key.replace('_', ' ')} | {value / 1e9:.3f} G |")
-        elif key.endswith("modules"):
-            prefix = key.removesuffix("modules").replace("_", " ")
-            rows += [f"| {prefix}{name} | {parameters / 1e6:.3f} M |" for name, parameters in value.items()]
-    measured = {key: value for key, value in report.items() if key.endswith("latency")}
-    for key, value in measured.items():
         name = key.replace("_", " ")
+        if key.endswith("parameters"):
+            rows.append((name, f"{value / 1e6:.3f} M"))
+        elif key.endswith("macs"):
+            rows.append((name, f"{value / 1e9:.3f} G"))
+        elif key.endswith("modules"):
+            prefix = name.removesuffix("modules")
+            rows += [(f"{prefix}{part}", f"{parameters / 1e6:.3f} M") for part, parameters in value.items()]
+    measured = {key.replace("_", " "): value for key, value in report.items() if key.endswith("latency")}
+    for name, value in measured.items():
+        part = name.removesuffix("latency")
         spread = f"{seconds(value['fastest_s'])} to {seconds(value['slowest_s'])}"
-        rows.append(f"| {name} | {seconds(value['median_s'])} ({spread}) |")
-        rows.append(f"| {name.removesuffix('latency')}activation memory | {megabytes(value['activation_bytes'])} |")
-        rows.append(f"| {name.removesuffix('latency')}weights | {megabytes(value['weight_bytes'])} |")
-    if measured:
-        rows += ["", conditions_line(next(iter(measured.values())))]
-    return "\n".join(rows)
+        rows += [
+            (name, f"{seconds(value['median_s'])} ({spread})"),
+            (f"{part}activation memory", megabytes(value["activation_bytes"])),
+            (f"{part}weights", megabytes(value["weight_bytes"])),
+        ]
+    conditions = ["", conditions_line(next(iter(measured.values())))] if measured else []
+    title = f"{report['model']}, latent {report['latent']}x{report['latent']}"
+    return "\n".join([title, "", *markdown_table(("", ""), rows), *conditions])
 
 
 def conditions_line(measured: dict[str, Any]) -> str:

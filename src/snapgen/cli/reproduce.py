@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from snapgen.cli.generate import check_range
-from snapgen.cli.train import check_extra
-
-if TYPE_CHECKING:
-    from snapgen.reproduce.run import Reproduction
+from snapgen.cli.options import TRAINING, check_installed, check_range
 
 
 def reproduce(
@@ -57,10 +52,8 @@ def reproduce(
 
     Stages: autoencoder, text, flow, teacher, distill, step. An interrupted run goes on with --resume.
     """
-    check_extra()
-    missing = [package for package in ("scipy", "torchmetrics") if find_spec(package) is None]
-    if missing:
-        raise ValueError(f"the scores need {', '.join(missing)}: pip install 'snapgen[train,eval]'")
+    check_installed(TRAINING, "training needs", "train")
+    check_installed(("scipy", "torchmetrics"), "the scores need", "train,eval")
     if sum((resume, export is not None, import_ is not None)) > 1:
         raise ValueError("--resume, --export and --import exclude each other")
     given = {
@@ -79,16 +72,7 @@ def reproduce(
                 raise ValueError(f"{option} is settled by the plan that goes on: leave it out")
     check_range("--minutes", minutes, 0.01, 100_000)
     check_range("--count", count, 2, 10_000)
-    if initial not in (None, "mini-base"):
-        raise ValueError(f"--initial {initial} is not known: only mini-base can be trained on")
-    kept = {"autoencoder": autoencoder, "text": text}
-    taken = {stage: str(folder.resolve()) for stage, folder in kept.items() if folder is not None}
-    if initial is not None and taken:
-        first = next(iter(taken))
-        raise ValueError(f"--initial {initial} brings its own {first} along: leave out --{first}")
-    for stage, folder in taken.items():
-        if not Path(folder).is_dir():
-            raise ValueError(f"--{stage} {folder}: no such folder")
+    taken = taken_models(initial, {"autoencoder": autoencoder, "text": text})
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"--device {device} is not known: use cpu or cuda")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -98,16 +82,19 @@ def reproduce(
 
     import torch
 
-    from snapgen.reproduce.run import Plan, choose_stages, start, unpack
+    from snapgen.reproduce import archive
+    from snapgen.reproduce.plan import Plan, choose_stages, start
+    from snapgen.reproduce.run import Reproduction
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here")
     if export is not None:
-        files = opened(out, name).export(export)
+        check_name(out, name)
+        files = archive.export(out, export, show)
         typer.echo(f"{export}: {len(files)} files, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
         return
     if import_ is not None:
-        unpack(import_, out)
+        archive.unpack(import_, out)
     elif not resume:
         plan = Plan(
             name=name,
@@ -119,18 +106,31 @@ def reproduce(
             overrides=tuple(set_ or ()),
         )
         start(out, recipes or Path("recipes") / name, plan)
-    opened(out, name).run()
+    check_name(out, name)
+    Reproduction(out, show).run()
     typer.echo(out / "report.md")
 
 
-def opened(folder: Path, name: str) -> Reproduction:
-    """The reproduction in `folder`; ValueError if it is one of other recipes."""
-    from snapgen.reproduce.run import Reproduction
+def taken_models(initial: str | None, folders: dict[str, Path | None]) -> dict[str, str]:
+    """The folders of the stages that are not trained but taken; ValueError if one is missing or not needed."""
+    if initial not in (None, "mini-base"):
+        raise ValueError(f"--initial {initial} is not known: only mini-base can be trained on")
+    taken = {stage: folder.resolve() for stage, folder in folders.items() if folder is not None}
+    if initial is not None and taken:
+        first = next(iter(taken))
+        raise ValueError(f"--initial {initial} brings its own {first} along: leave out --{first}")
+    for stage, folder in taken.items():
+        if not folder.is_dir():
+            raise ValueError(f"--{stage} {folder}: no such folder")
+    return {stage: str(folder) for stage, folder in taken.items()}
 
-    reproduction = Reproduction(folder, show)
-    if reproduction.plan.name != name:
-        raise ValueError(f"{folder} is a reproduction of {reproduction.plan.name}, not of {name}: give its name")
-    return reproduction
+
+def check_name(folder: Path, name: str) -> None:
+    """Raise ValueError unless `folder` holds a reproduction of the recipes `name`."""
+    from snapgen.reproduce.plan import read_plan
+
+    if (planned := read_plan(folder).name) != name:
+        raise ValueError(f"{folder} is a reproduction of {planned}, not of {name}: give its name")
 
 
 def show(message: str) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from snapgen.cli.evaluate import show_progress
-from snapgen.cli.generate import LARGEST_SEED, check_range
+from snapgen.cli.options import LARGEST_SEED, check_range
+from snapgen.cli.progress import show_message
 from snapgen.evaluation.prompts import read_prompts
 from snapgen.pipeline.load import check_model_name, load_pipeline
 
@@ -66,7 +66,7 @@ def make(
 
     from snapgen.study.page import make_study
 
-    make_study((model_a, model_b), load_pipeline, texts, asked, seed, steps, out, show_progress)
+    make_study((model_a, model_b), load_pipeline, texts, asked, seed, steps, out, show_message)
     typer.echo(out / PAGE)
     typer.echo(out / KEY)
 

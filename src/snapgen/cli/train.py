@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-EXTRA = ("accelerate", "tensorboard", "matplotlib")  # of the extra [train]
+from snapgen.cli.options import TRAINING, check_installed
 
 
 def train(
@@ -24,7 +23,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest complete checkpoint")] = False,
 ) -> None:
     """Train the stage that RECIPE describes; prints the folder of the finished model."""
-    check_extra()
+    check_installed(TRAINING, "training needs", "train")
 
     import torch
 
@@ -38,10 +37,3 @@ def train(
         typer.echo(model)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def check_extra() -> None:
-    """Raise ValueError naming the command that installs what training needs and is not there."""
-    missing = [package for package in EXTRA if find_spec(package) is None]
-    if missing:
-        raise ValueError(f"training needs {', '.join(missing)}: pip install 'snapgen[train]'")

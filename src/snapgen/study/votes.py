@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from snapgen.config import Settings
 from snapgen.evaluation.statistics import krippendorff_alpha, two_way_bootstrap, wilson
+from snapgen.messages import between, markdown_table
 
 PAGE, KEY = "study.html", "key.json"  # in a study's folder
 QUESTIONS = {  # the three of Fig. 8
@@ -196,24 +197,31 @@ def score(key: Key, raters: Sequence[Votes]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """`score`'s result as markdown."""
+    columns = ("question", "A wins", "ties", "B wins", "votes", "A's win rate", "95 % interval", "agreement", "alpha")
+    rows = [
+        (
+            question,
+            f"{row['wins_a']}",
+            f"{row['ties']}",
+            f"{row['wins_b']}",
+            f"{row['votes']} of {row['expected']}",
+            percent(row["win_rate_a"]),
+            between(row["interval"], ".1%") or "-",
+            percent(row["agreement"]),
+            "-" if row["alpha"] is None else f"{row['alpha']:.2f}",
+        )
+        for question, row in result["questions"].items()
+    ]
     lines = [
         f"# Study {result['study']}: {result['prompts']} prompts, votes of {', '.join(result['raters'])}",
         "",
         f"A is {result['models']['a']}, B is {result['models']['b']}.",
         "",
-        "| question | A wins | ties | B wins | votes | A's win rate | 95 % interval | agreement | alpha |",
-        "|---|---|---|---|---|---|---|---|---|",
+        *markdown_table(columns, rows),
+        "",
+        f"Ties count half. The left picture got {percent(result['left'])} of the votes that chose one.",
     ]
-    for question, row in result["questions"].items():
-        interval = " to ".join(percent(bound) for bound in row["interval"]) if row["interval"] else "-"
-        lines.append(
-            f"| {question} | {row['wins_a']} | {row['ties']} | {row['wins_b']} | {row['votes']} of {row['expected']} "
-            f"| {percent(row['win_rate_a'])} | {interval} "
-            f"| {percent(row['agreement'])} | {'-' if row['alpha'] is None else format(row['alpha'], '.2f')} |"
-        )
-    return "\n".join(
-        [*lines, "", f"Ties count half. The left picture got {percent(result['left'])} of the votes that chose one."]
-    )
+    return "\n".join(lines)
 
 
 def percent(share: float | None) -> str:

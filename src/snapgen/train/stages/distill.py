@@ -63,6 +63,7 @@ class DistillationSettings(Settings):
 class DistillRecipe(LatentRecipe):
     """Settings of the `distill` stage."""
 
+    retired = ("lora",)
     stage: Literal["distill"]
     # Pipeline folder of ours ("mini-base" is a bundled one), which reads the student's text states; or folder or hub
     # name of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which reads captions with its own encoders.

@@ -63,6 +63,7 @@ class StepDistillationSettings(Settings):
 class StepRecipe(LatentRecipe):
     """Settings of the `step` stage."""
 
+    retired = ("lora", "contrasts", "draws", "target_cache")
     stage: Literal["step"]
     initial: Path  # pipeline folder of the student to start from; "mini-base" is the bundled one
     # Pipeline folder of ours, which reads the student's text states; or folder or hub name of a Stable Diffusion 3.

@@ -1,0 +1,36 @@
+"""What several verbs ask of their options: ranges, lists, and packages that must be installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from snapgen.pipeline.inputs import MAX_SIZE, SIZE_MULTIPLE
+
+LARGEST_SEED = 2**63 - 1
+SIZES = range(SIZE_MULTIPLE, MAX_SIZE + 1, SIZE_MULTIPLE)  # pixels a side
+TRAINING = ("accelerate", "tensorboard", "matplotlib")  # of the extra [train]
+
+
+def check_range(option: str, value: float | None, lowest: float, highest: float) -> None:
+    """Raise ValueError unless `value` lies in the closed range, or was not given."""
+    if value is not None and not lowest <= value <= highest:
+        raise ValueError(f"{option} {value} is out of range: from {lowest} to {highest} is expected")
+
+
+def parse_nouns(text: str | None) -> tuple[str, ...] | None:
+    """The nouns of "cat,ice cream"; ValueError unless there are two or more, all in the vocabulary."""
+    from snapgen.world.vocabulary import named_nouns
+
+    if text is None:
+        return None
+    try:
+        return named_nouns(part.strip() for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--nouns {text}: {error}") from None
+
+
+def check_installed(packages: tuple[str, ...], need: str, extra: str) -> None:
+    """Raise ValueError naming the command that installs what is missing; `need` is, for example, "training needs"."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"{need} {', '.join(missing)}: pip install 'snapgen[{extra}]'")
