@@ -1,6 +1,6 @@
-"""SnapGenUNet: the efficient denoising UNet of Sec. 3.1. Its defaults are the final form, rung (f) of Fig. 2:
+"""SnapGenUNet: the efficient denoising UNet of Sec. 3.1. Its defaults are the final form, rung (f) of Fig. 2.
 
-SDXL's UNet made thin and short; self-attention only in the lowest stage; every convolution separable,
+It is SDXL's UNet made thin and short; self-attention only in the lowest stage; every convolution separable,
 residual blocks expanded; gated FFN of ratio 3; multi-query attention; text conditions from the first
 stage, whose residual blocks are transformer blocks; RMS-normalised queries and keys; 2D RoPE. The rungs before
 it are other settings of the same class (`snapgen.models.presets.RUNGS`).

@@ -1,5 +1,8 @@
-"""The one training loop. It knows steps, accumulation, precision, processes, EMA, checkpoints, logs and resume;
-what is trained on what, and with which loss, is the stage's (`snapgen.train.stage`)."""
+"""The one training loop.
+
+It knows steps, accumulation, precision, processes, EMA, checkpoints, logs and resume; what is trained on what, and with
+which loss, is the stage's (`snapgen.train.stage`).
+"""
 
 from __future__ import annotations
 
