@@ -123,7 +123,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_named(
     monkeypatch.setattr(Numbers, "image", image)
     warnings: list[str] = []
     cache().build(Encoder(), 0, 1, silent, warnings.append)
-    assert warnings == [f"picture {index} cannot be read; it is left out" for index in (3, 41, 42)]
+    assert warnings == [f"picture {index} cannot be read; it is skipped" for index in (3, 41, 42)]
     latents, indices = loaded(cache())
     assert indices == [index for index in range(COUNT) if index not in (3, 41, 42)]
     torch.testing.assert_close(latents, expected()[indices])

@@ -1,1 +1,1 @@
-"""Captioned pictures for training: sources, their order, their latents."""
+"""Captioned pictures for training: where they come from, their order, their latents."""

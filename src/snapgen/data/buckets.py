@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: a few sizes of about the same area, and for every picture the nearest one.
+"""Aspect-ratio buckets: a few sizes of about the same area; every picture is cropped to the nearest one.
 
-SDXL trains on such a list (Podell et al. 2023, appendix I): pictures keep their shape but for a narrow border, and
-those of one size share a batch.
+SDXL trains with such a list (Podell et al. 2023, appendix I): pictures lose only a narrow border, and those of one
+size share a batch.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from snapgen.config import Settings
 
 
 class BucketSettings(Settings):
-    """Which sizes there are."""
+    """The choice of bucket sizes."""
 
-    step: int = Field(default=64, gt=0, multiple_of=32)  # px, both sides are multiples of it
-    max_ratio: float = Field(default=4.0, ge=1)  # of the longer side to the shorter; pictures beyond it are cut to it
+    step: int = Field(default=64, gt=0, multiple_of=32)  # px; both sides are multiples of it
+    max_ratio: float = Field(default=4.0, ge=1)  # longer side / shorter side; more extreme pictures are cropped to it
 
 
 def bucket_sizes(resolution: int, settings: BucketSettings) -> list[tuple[int, int]]:
-    """Widths and heights in px, from the tallest to the widest, the square in the middle.
+    """Widths and heights in px, from the tallest to the widest, with the square in the middle.
 
-    The longer side rises by `step`; the shorter is the largest multiple of `step` with which the area stays within
-    that of the square of `resolution` px (a multiple of `step`), so that no bucket needs more memory than the square.
+    The longer side grows by `step`. The shorter is the largest multiple of `step` that keeps the area within that of
+    the square of `resolution` px (a multiple of `step`), so that no bucket needs more memory than the square.
     """
     side, step = resolution // settings.step, settings.step
     pairs = [(longer, side**2 // longer) for longer in range(side, side**2 + 1)]
@@ -32,10 +32,10 @@ def bucket_sizes(resolution: int, settings: BucketSettings) -> list[tuple[int, i
 
 
 def nearest_buckets(sizes: np.ndarray, buckets: list[tuple[int, int]]) -> np.ndarray:
-    """For pictures of `sizes` (N 2: width, height) the numbers (N) of the `buckets` nearest in the log of the ratio.
+    """The index of the nearest bucket by log aspect ratio (N) for each picture size (N 2: width, height).
 
-    `buckets` are sorted from tall to wide; half-way between two, the taller one is taken. A size of 0, of a picture
-    whose header cannot be read, counts as a square.
+    `buckets` are sorted from tall to wide; half-way between two, the taller one wins. A size of 0 (a picture whose
+    header cannot be read) counts as a square.
     """
     ratios = np.log([width / height for width, height in buckets])
     known = np.where((sizes > 0).all(axis=1, keepdims=True), sizes, 1).astype(np.float64)

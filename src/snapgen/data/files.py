@@ -1,4 +1,4 @@
-"""Pictures in files that people bring: what the sources "folder" and "shards" share."""
+"""Users' own picture files: what the sources "folder" and "shards" have in common."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from snapgen.messages import one_line
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
-# What Pillow raises on damaged files, depending on the format and on what is damaged.
+# What Pillow raises on damaged files, depending on the format and the damage.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values of pictures that lie on their side
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for pictures that lie on their side
 
 
 class FileSettings(Settings):
-    """What the `data:` sections of these sources share."""
+    """What the `data:` sections of these sources have in common."""
 
     path: Path
-    resolution: int = Field(ge=32, multiple_of=8)  # side that pictures are scaled and cut to, px
-    buckets: BucketSettings | None = None  # sizes of about that area that pictures are cut to instead; null: squares
-    held_out: int = Field(default=0, ge=0)  # pictures, the last in order, that only the held-out loss sees
+    resolution: int = Field(ge=32, multiple_of=8)  # px; pictures are scaled and cropped to squares of this side
+    buckets: BucketSettings | None = None  # crop to sizes of about that area instead; null: squares
+    held_out: int = Field(default=0, ge=0)  # number of pictures, the last in order, kept for the held-out loss
     part: Literal["train", "held out"] = "train"
 
     @model_validator(mode="after")
@@ -41,18 +41,18 @@ class FileSettings(Settings):
         return self
 
     def validation(self, count: int) -> Self:
-        """The held-out pictures, squares; those trained on if none are held out."""
+        """The held-out pictures as squares; the training pictures if none are held out."""
         return self.model_copy(update={"part": "held out" if self.held_out else "train", "buckets": None})
 
     def kept(self, count: int) -> range:
-        """Which of `count` pictures are this part."""
+        """Which of `count` pictures belong to this part."""
         if self.held_out >= count:
             raise RecipeError(f"data.held_out {self.held_out} leaves none of {count} pictures to train on")
         return range(count)[: count - self.held_out] if self.part == "train" else range(count)[count - self.held_out :]
 
 
 class FileSource(ABC):
-    """A source of pictures that are decoded when asked for, each scaled to cover its bucket and cut at the borders."""
+    """A source that decodes pictures on demand; each is scaled to cover its bucket, then cropped to its centre."""
 
     def __init__(self, settings: FileSettings) -> None:
         self.settings = settings
@@ -62,7 +62,7 @@ class FileSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Where picture `index` lies, for messages."""
+        """Where picture `index` is stored, for messages."""
 
     @abstractmethod
     def open(self, index: int) -> BinaryIO:
@@ -70,10 +70,10 @@ class FileSource(ABC):
 
     @abstractmethod
     def sizes(self) -> np.ndarray:
-        """Widths and heights in px of all pictures (N 2), as `header_size` gives them."""
+        """Widths and heights of all pictures in px (N 2), as `header_size` returns them."""
 
     def image(self, index: int) -> np.ndarray:
-        """Picture `index`, upright, its middle; transparent parts are white. BadSampleError if it cannot be read."""
+        """Picture `index`, upright and cropped; transparent parts are white. BadSampleError if it cannot be read."""
         try:
             with self.open(index) as file:
                 picture = decode(file)
@@ -82,7 +82,7 @@ class FileSource(ABC):
         return np.asarray(ImageOps.fit(picture, self.shape(index), Image.Resampling.LANCZOS))
 
     def shape(self, index: int) -> tuple[int, int]:
-        """Width and height in px that picture `index` is cut to."""
+        """Width and height in px that picture `index` is cropped to."""
         if self._buckets is None:
             return self.settings.resolution, self.settings.resolution
         sizes, numbers = self._buckets
@@ -96,14 +96,14 @@ class FileSource(ABC):
         return [np.flatnonzero(numbers == number) for number in range(len(sizes))]
 
     def shape_signature(self) -> dict[str, Any]:
-        """What decides the pictures' shapes, for `signature`."""
+        """The settings that decide the pictures' shapes, for `signature`."""
         buckets = self.settings.buckets
         shapes = {} if buckets is None else {"buckets": buckets.model_dump(mode="json")}
         return {"resolution": self.settings.resolution} | shapes
 
     @cached_property
     def _buckets(self) -> tuple[list[tuple[int, int]], np.ndarray] | None:
-        """The buckets' sizes, and the number of each picture's."""
+        """The buckets' sizes, and the index of each picture's bucket."""
         if self.settings.buckets is None:
             return None
         sizes = bucket_sizes(self.settings.resolution, self.settings.buckets)
@@ -111,7 +111,7 @@ class FileSource(ABC):
 
 
 def decode(file: BinaryIO) -> Image.Image:
-    """The picture in `file`, RGB, upright, on white. Raises one of `UNREADABLE`."""
+    """The picture in `file`: RGB, upright, on white. Raises one of `UNREADABLE`."""
     with Image.open(file) as encoded:
         picture = ImageOps.exif_transpose(encoded)
     if picture.mode == "RGB" and not picture.has_transparency_data:
@@ -124,7 +124,7 @@ def header_size(file: BinaryIO) -> tuple[int, int]:
     """Width and height in px of the picture in `file` when upright, without decoding it; 0, 0 if it is unreadable."""
     try:
         with Image.open(file) as encoded:
-            # A PNG's orientation may stand behind its pixels; such a rarity is cut as if it had none.
+            # A PNG may store its orientation after its pixels; that is so rare that it is ignored.
             turned = encoded.format != "PNG" and encoded.getexif().get(_ORIENTATION) in _TURNED
             width, height = encoded.size
     except UNREADABLE:

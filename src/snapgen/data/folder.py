@@ -1,8 +1,8 @@
-"""Pictures in a folder, with captions: one's own few, or ImageNet's classes.
+"""Captioned pictures in a folder: a few of your own, or ImageNet's classes.
 
-Captions come from `metadata.jsonl` (`{"file_name": ..., "text": ...}`, the convention of Hugging Face's datasets),
-else from a text file beside each picture (`cat.jpg`, `cat.txt`), else, with `template`, from the name of the folder
-that a picture lies in ("a photo of {}", as the paper words ImageNet's classes).
+With `template`, a picture's caption is made from the name of its folder ("a photo of {}", as the paper words
+ImageNet's classes). Otherwise captions come from `metadata.jsonl` (`{"file_name": ..., "text": ...}`, the convention
+of Hugging Face's datasets), else from a text file beside each picture (`cat.jpg`, `cat.txt`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from snapgen.config import RecipeError
 from snapgen.data.files import PICTURES, FileSettings, FileSource, header_size
 from snapgen.messages import Progress, silent
 
-READERS = 16  # threads: headers are little work and much waiting
+READERS = 16  # threads; reading headers is mostly waiting
 METADATA = "metadata.jsonl"
 
 
@@ -27,8 +27,8 @@ class FolderSettings(FileSettings):
     """The `data:` section of a recipe that reads pictures from a folder."""
 
     source: Literal["folder"]
-    template: str | None = None  # caption of a class, "{}" stands for its name; None: captions come from files
-    class_names: Path | None = None  # lines "n01440764 tench, Tinca tinca": names of folders; the first name counts
+    template: str | None = None  # caption of a class, "{}" stands for its name; null: captions come from files
+    class_names: Path | None = None  # lines such as "n01440764 tench, Tinca tinca": a folder's class; first name used
 
     @field_validator("template")
     @classmethod
@@ -38,17 +38,17 @@ class FolderSettings(FileSettings):
         return template
 
     def open(self, progress: Progress = silent) -> FolderSource:
-        """The source; `progress` shows what takes long."""
+        """The source; `progress` shows slow work."""
         return FolderSource(self, progress)
 
 
 class FolderSource(FileSource):
-    """The source "folder": pictures in order of their names, below `path` at any depth."""
+    """The source "folder": the pictures below `path` at any depth, sorted by name."""
 
     settings: FolderSettings
 
     def __init__(self, settings: FolderSettings, progress: Progress = silent) -> None:
-        """`progress` is shown while sizes are read, which buckets need."""
+        """`progress` is shown while picture sizes are read (only buckets need them)."""
         super().__init__(settings)
         if not settings.path.is_dir():
             raise RecipeError(f"data.path: folder {settings.path} does not exist")
@@ -64,7 +64,7 @@ class FolderSource(FileSource):
         return len(self.files)
 
     def signature(self) -> Any:
-        """What decides the shapes, and every file's name, size and time of change."""
+        """The settings that decide the shapes, and every file's name, size and modification time."""
         files = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         return self.shape_signature() | {"files": files}
 
@@ -77,13 +77,13 @@ class FolderSource(FileSource):
         return self.files[index].open("rb")
 
     def sizes(self) -> np.ndarray:
-        """Widths and heights in px of all pictures (N 2)."""
+        """Widths and heights of all pictures in px (N 2)."""
         with ThreadPoolExecutor(READERS) as pool:
             sizes = self._progress(pool.map(_file_size, self.files), "reading sizes", len(self.files))
             return np.array(list(sizes))
 
     def caption(self, index: int, variant: int) -> str:
-        """The caption of picture `index`; there is one wording."""
+        """The caption of picture `index`; there is only one wording."""
         return self._captions[index]
 
     def _read_captions(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Latents of a source's pictures: cached in files before training on them, or encoded as they are needed."""
+"""Latents of a source's pictures: cached in files before training, or encoded as training needs them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from snapgen.messages import Progress
 from snapgen.pictures import to_tensor
 
 SHARD = 1024  # pictures
-BATCH = 32  # pictures read, and encoded at once if they are small
-PIXELS = BATCH * 256**2  # encoded at once: SD3's encoder holds 1.3 GB for a picture of 1024 px
-AHEAD = 2  # batches whose pictures are read while one is encoded and trained on
+BATCH = 32  # pictures read at once, and encoded at once if they are small
+PIXELS = BATCH * 256**2  # pixels encoded at once: SD3's encoder needs 1.3 GB for a picture of 1024 px
+AHEAD = 2  # batches that are read while another one is encoded and trained on
 
 Encode = Callable[[Tensor], Tensor]  # pictures B 3 H W in [-1, 1] -> latents B C h w
 Item = TypeVar("Item")
@@ -31,12 +31,12 @@ Result = TypeVar("Result")
 
 
 def pictures_at_once(height: int, width: int) -> int:
-    """How many pictures of this size, in px, are encoded together."""
+    """How many pictures of this size (px) are encoded together."""
     return max(1, min(BATCH, PIXELS // (height * width)))
 
 
 def encode_in_parts(encode: Encode, pictures: Sequence[np.ndarray]) -> Tensor:
-    """Latents of `pictures`, uint8 H W 3 of one size, `pictures_at_once` at a time."""
+    """Latents of `pictures` (uint8 H W 3, all of one size), encoded `pictures_at_once` at a time."""
     size = pictures_at_once(*pictures[0].shape[:2])
     parts = [list(pictures[start : start + size]) for start in range(0, len(pictures), size)]
     return torch.cat([encode(to_tensor(part)) for part in parts])
@@ -45,7 +45,7 @@ def encode_in_parts(encode: Encode, pictures: Sequence[np.ndarray]) -> Tensor:
 def read_ahead(
     pool: ThreadPoolExecutor, read: Callable[[Item], Result], batches: Iterable[Iterable[Item]]
 ) -> Iterator[list[Result]]:
-    """`read` of every item, batch by batch in order, by the threads of `pool`, which are `AHEAD` batches ahead."""
+    """Yields `read(item)` of every item, batch by batch in order; the threads of `pool` stay `AHEAD` batches ahead."""
     waiting: deque[list[Future[Result]]] = deque()
     for batch in batches:
         waiting.append([pool.submit(read, item) for item in batch])
@@ -61,29 +61,29 @@ class LatentBatch:
 
     latents: Tensor  # B C h w, normalised, fp32
     pictures: list[int]  # indices in the source
-    epochs: list[int]  # how often each picture was seen before: the variant of its caption
+    epochs: list[int]  # how often each picture was seen before: picks the variant of its caption
 
 
 class Batches(Protocol):
-    """Where training takes its latents from."""
+    """Where training gets its latents."""
 
     def __call__(self, step: int, own: slice) -> LatentBatch:
-        """The part `own` of the global micro-batch number `step`; a function of these alone."""
+        """The part `own` of global micro-batch `step`; depends on these two alone."""
         ...
 
 
 @dataclass(frozen=True)
 class StoredLatents:
-    """What a finished cache holds; from disk comes what is used."""
+    """The contents of a finished cache; latents are read from disk when used."""
 
-    latents: Rows  # of C h w, fp16
-    indices: np.ndarray  # of their pictures in the source
-    groups: list[np.ndarray]  # rows of one shape, which lie together
-    name: str  # of the cache's folder
+    latents: Rows  # each C h w, fp16
+    indices: np.ndarray  # index in the source of each row's picture
+    groups: list[np.ndarray]  # rows of the same shape, which are stored together
+    name: str  # name of the cache's folder
 
 
 class CachedBatches:
-    """`Batches` of a cache."""
+    """`Batches` from a cache."""
 
     def __init__(self, stored: StoredLatents, batch: int, seed: int) -> None:
         """`batch`: pictures in a global micro-batch."""
@@ -98,9 +98,9 @@ class CachedBatches:
 
 
 class EncodedBatches:
-    """`Batches` of pictures that are too many to cache: read ahead by threads, encoded when they are due.
+    """`Batches` for data too large to cache: threads read pictures ahead, and each batch is encoded when it is due.
 
-    In the place of a picture that cannot be read stands the next one of its shape; `warn` names it once.
+    A picture that cannot be read is replaced by the next one of its shape; `warn` names it once.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class EncodedBatches:
         self.warn = warn
         self._pool = ThreadPoolExecutor(workers)
         self._named: set[int] = set()
-        self._due: tuple[int, slice] | None = None  # what `_stream` gives next
+        self._due: tuple[int, slice] | None = None  # what `_stream` yields next
         self._stream: Iterator[list[tuple[int, int, np.ndarray]]] = iter(())
 
     @torch.no_grad()
@@ -151,9 +151,9 @@ class EncodedBatches:
 
 
 class LatentCache:
-    """Latents of all pictures of a source, fp16, as shards `latents_00000.safetensors` in a folder.
+    """A folder of shards `latents_00000.safetensors` with the fp16 latents of all pictures of a source.
 
-    `load` opens what all processes have built.
+    Every process calls `build`; once all are done, `load` opens the result.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
@@ -171,9 +171,9 @@ class LatentCache:
         warn: Callable[[str], object],
         workers: int = 1,
     ) -> None:
-        """Write this process's missing shards; `workers` threads read the pictures.
+        """Writes this process's missing shards; `workers` threads read the pictures.
 
-        Pictures that cannot be read are left out, and named to `warn`.
+        Pictures that cannot be read are skipped; `warn` names them.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = self.files.missing(rank, world)
@@ -186,7 +186,7 @@ class LatentCache:
                     pictures = []
                     for index, result in results:
                         if isinstance(result, BadSampleError):
-                            warn(f"{result}; it is left out")
+                            warn(f"{result}; it is skipped")
                         else:
                             kept.append(index)
                             pictures.append(result)
@@ -205,7 +205,7 @@ class LatentCache:
             return index, error
 
     def load(self) -> StoredLatents:
-        """All pictures that could be read; ValueError if there are none, or if a shard is damaged."""
+        """The latents of all readable pictures; ValueError if there are none, or if a shard is damaged."""
         parts = self.files.load()
         numbers = np.repeat([number for number, _ in self.files.shards], [len(part["indices"]) for part in parts])
         if not len(numbers):

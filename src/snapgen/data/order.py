@@ -1,4 +1,4 @@
-"""The order of training: which pictures make up each micro-batch."""
+"""The order of training: which pictures are in each micro-batch."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import numpy as np
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pictures of one shape, for all processes."""
+    """The pictures of one global micro-batch, all of one shape."""
 
-    pictures: np.ndarray  # their numbers, B
+    pictures: np.ndarray  # indices, B
     epochs: np.ndarray  # how often each was seen before, B
-    group: int  # which of `Order.groups` they are of
+    group: int  # the index of their group in `Order.groups`
 
 
 class Order:
-    """Global micro-batches as a function of (seed, step): processes and interruptions change nothing.
+    """Global micro-batches as a function of (seed, step), whatever the number of processes and interruptions.
 
-    Each group of pictures of one shape is an endless row: all of its pictures in a new order, then all in another one.
-    Micro-batches are cut from the rows, one after the other. What does not fill one at the end of an epoch waits, and
-    opens the group's first micro-batch of the next epoch: no picture has a visit more before all pictures of its group
-    have had one. An epoch consists of the micro-batches that its pictures complete, of all groups, shuffled.
+    Each group (pictures of one shape) is an endless row: all of its pictures, shuffled anew for every epoch.
+    Micro-batches are cut from the rows one after the other. A remainder at the end of an epoch opens the group's first
+    micro-batch of the next epoch, so every picture of a group is seen once before any is seen again. An epoch
+    is the micro-batches that its pictures complete, of all groups, shuffled.
     """
 
     def __init__(self, groups: Sequence[np.ndarray], batch: int, seed: int) -> None:
-        """`groups`: the numbers of the pictures of each shape; `batch`: pictures in a global micro-batch."""
+        """`groups`: the indices of the pictures of each shape; `batch`: pictures in a global micro-batch."""
         self.groups = [group for group in groups if len(group)]
         self.batch = batch
         self.seed = seed
         self._sizes = np.array([len(group) for group in self.groups], dtype=np.int64)
-        # The last epoch asked for, and the group of each of its steps; for each group, its last epoch and its order.
+        # The last epoch used, and the group of each of its steps; for each group, its last epoch and its order.
         self._shuffled: tuple[int, np.ndarray] = (-1, np.empty(0))
         self._permuted = [(-1, np.empty(0))] * len(self.groups)
 
     def micro_batch(self, step: int) -> MicroBatch:
-        """The pictures of the micro-batch number `step`, counted from 0."""
-        epoch = step * self.batch // int(self._sizes.sum())  # or a later one: rows hold back what does not fill a batch
+        """The pictures of micro-batch `step`, counted from 0."""
+        epoch = step * self.batch // int(self._sizes.sum())  # or a later one: remainders wait
         while self._completed(epoch + 1).sum() <= step:
             epoch += 1
         before = self._completed(epoch)
@@ -53,7 +53,7 @@ class Order:
         return MicroBatch(np.concatenate(rows), epochs, group)
 
     def _completed(self, epochs: int) -> np.ndarray:
-        """For each group, the micro-batches that fit into its first `epochs` epochs."""
+        """For each group, the number of micro-batches that fit into its first `epochs` epochs."""
         return epochs * self._sizes // self.batch
 
     def _permutation(self, group: int, epoch: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The rows of many files as one sequence, and the files of a cache that hold them."""
+"""Rows of tensors spread over many files, read as one sequence, and the cache files that hold them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from snapgen.files import remove_leftovers
 from snapgen.weights import load_file, save_file_atomic
 
-LEFT = 3600.0  # seconds after which a half-written file is nobody's: other processes write beside this one
+LEFT = 3600.0  # seconds after which a half-written file counts as abandoned: other processes may still be writing
 
 
 class Rows:
-    """The rows of `parts` one after the other; of parts that are mapped files, only rows asked for are read."""
+    """The rows of `parts`, one part after the other; from memory-mapped parts only the requested rows are read."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self.parts = parts
@@ -25,7 +25,7 @@ class Rows:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def locate(self, number: int) -> tuple[int, int]:
-        """The part that row `number` lies in, and its place there."""
+        """The part that holds row `number`, and the row's place in it."""
         if not 0 <= number < len(self):
             raise IndexError(f"row {number} of {len(self)}")
         part = int(np.searchsorted(self._ends, number, side="right"))
@@ -37,10 +37,10 @@ class Rows:
 
 
 class CacheFiles:
-    """The files `<name>_00000.safetensors` ... of a folder, each of up to `size` items of one group.
+    """The files `<name>_00000.safetensors`, ... in a folder, each with up to `size` items of one group.
 
-    Processes write them together: process r of n every n-th file. A file appears when it is complete, so that an
-    interrupted build goes on with the files that are missing.
+    Processes share the writing: process r of n writes every n-th file. A file appears only when it is complete, so an
+    interrupted build continues with the missing files.
     """
 
     def __init__(self, folder: Path, name: str, groups: Sequence[np.ndarray], size: int) -> None:
@@ -56,7 +56,7 @@ class CacheFiles:
         return self.folder / f"{self.name}_{shard:05d}.safetensors"
 
     def missing(self, rank: int, world: int) -> list[int]:
-        """The files that process `rank` of `world` has still to write; removes what a killed build left of others."""
+        """The files that process `rank` of `world` still has to write; also removes leftovers of a killed build."""
         remove_leftovers(self.folder, LEFT)
         return [shard for shard in range(rank, len(self.shards), world) if not self._path(shard).exists()]
 
@@ -65,5 +65,5 @@ class CacheFiles:
         save_file_atomic(tensors, self._path(shard))
 
     def load(self) -> list[dict[str, Tensor]]:
-        """All files, mapped; ValueError naming one that is damaged."""
+        """All files, memory-mapped; ValueError naming a damaged one."""
         return [load_file(self._path(shard)) for shard in range(len(self.shards))]

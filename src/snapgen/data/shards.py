@@ -1,8 +1,8 @@
 """Captioned pictures in tar files, as webdataset reads and img2dataset writes them.
 
 Members of one sample share their name up to the first dot: `000001.jpg` is a picture, `000001.txt` its caption, or
-`000001.json` holds the caption under a key; a list of strings there is several captions. The tars are scanned once, for
-where their members lie; this index is kept in files, so that any picture is one read at a known place from then on.
+`000001.json` holds the caption under a key; a list of strings there means several captions. The tars are scanned once
+to find where their members start. This index is kept in files, so that any picture is then a single read.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ from snapgen.files import atomic_folder, short_fingerprint
 from snapgen.messages import Progress, silent
 from snapgen.weights import load_file, save_file_atomic
 
-SCANNERS = 16  # threads: a scan waits more than it works
+SCANNERS = 16  # threads; a scan is mostly waiting
 INDEX = ".snapgen-index"  # folder beside the tars
 JSON_CAPTION = "caption"  # the key that img2dataset writes
 
-# Columns of an index, a row for each sample: offset and bytes of picture and caption, kind of caption, width, height.
+# Columns of an index, one row per sample: offset and bytes of picture and caption, kind of caption, width, height.
 PICTURE, CAPTION, IS_JSON, SIZE = slice(0, 2), slice(2, 4), 4, slice(5, 7)
 
 logger = logging.getLogger(__name__)
 
 
 class ShardSettings(FileSettings):
-    """The `data:` section of a recipe that reads pictures from tars; `path` is their folder, or a pattern of names.
+    """The `data:` section of a recipe that reads pictures from tars; `path` is their folder or a file pattern.
 
-    Patterns: `*` and `?`, and ranges as in `/data/{00000..00127}.tar`.
+    Patterns may use `*` and `?`, and ranges as in `/data/{00000..00127}.tar`.
     """
 
     source: Literal["shards"]
-    caption_key: str | None = None  # of the caption in a sample's .json; null: its .txt, else "caption" in its .json
+    caption_key: str | None = None  # the caption's key in a sample's .json; null: its .txt, else "caption" in its .json
     index: Path | None = None  # folder for the index; null: `.snapgen-index` beside the tars
 
     def open(self, progress: Progress = silent) -> ShardSource:
-        """The source; `progress` shows what takes long."""
+        """The source; `progress` shows slow work."""
         return ShardSource(self, progress)
 
 
 class ShardSource(FileSource):
-    """The source "shards": the samples that have a picture and a caption, in the order of tars and members."""
+    """The source "shards": all samples with a picture and a caption, in the order of tars and members."""
 
     settings: ShardSettings
 
@@ -73,7 +73,7 @@ class ShardSource(FileSource):
         self._kept = settings.kept(len(self._rows))
 
     def _index(self, tar: Path) -> Tensor:
-        """The index of one tar, from its file if the tar was scanned before."""
+        """The index of one tar, read from its file if the tar was scanned before."""
         state = tar.stat()
         key = short_fingerprint([tar.name, state.st_size, state.st_mtime_ns, self.settings.caption_key])
         path = (self.settings.index or tar.parent / INDEX) / f"{tar.stem}-{key}.safetensors"
@@ -89,13 +89,13 @@ class ShardSource(FileSource):
         return len(self._kept)
 
     def signature(self) -> Any:
-        """What decides the shapes and the choice of samples, and every tar's name, size and time of change."""
+        """The settings that decide shapes and choice of samples, and every tar's name, size and modification time."""
         tars = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in self.tars]
         choice = {"caption_key": self.settings.caption_key, "first": self._kept.start, "count": len(self)}
         return self.shape_signature() | choice | {"tars": tars}
 
     def name(self, index: int) -> str:
-        """The tar and the member of picture `index`."""
+        """The tar and the member that hold picture `index`."""
         number, place = self._rows.locate(self._kept[index])
         offset = int(self._rows.parts[number][place, PICTURE][0])
         header = _read(self.tars[number], offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
@@ -110,12 +110,12 @@ class ShardSource(FileSource):
         return BytesIO(_read(self.tars[number], *self._rows.parts[number][place, PICTURE].tolist()))
 
     def sizes(self) -> np.ndarray:
-        """Widths and heights in px of all pictures (N 2), from the index."""
+        """Widths and heights of all pictures in px (N 2), from the index."""
         sizes = torch.cat([part[:, SIZE] for part in self._rows.parts])
         return sizes[self._kept.start : self._kept.stop].numpy()
 
     def caption(self, index: int, variant: int) -> str:
-        """Caption `variant` of picture `index`, counted round where there are fewer."""
+        """Caption `variant` of picture `index`, modulo the number of its captions."""
         number, place = self._rows.locate(self._kept[index])
         row = self._rows.parts[number][place]
         content = _read(self.tars[number], *row[CAPTION].tolist())
@@ -124,7 +124,7 @@ class ShardSource(FileSource):
 
 
 def find_tars(path: Path) -> list[Path]:
-    """The tars in the folder `path` at any depth, or those that the pattern `path` names. RecipeError without any."""
+    """The tars below the folder `path`, or those that match the pattern `path`. RecipeError if there are none."""
     if path.is_dir():
         tars = sorted(path.rglob("*.tar"))
         if not tars:
@@ -140,7 +140,7 @@ def find_tars(path: Path) -> list[Path]:
 
 
 def _ranges(pattern: str) -> Iterator[str]:
-    """`pattern` with every range of numbers `{first..last}` written out, as a shell does."""
+    """`pattern` with every range of numbers `{first..last}` expanded, as a shell does."""
     match = re.search(r"{(\d+)\.\.(\d+)}", pattern)
     if match is None:
         yield pattern
@@ -151,7 +151,7 @@ def _ranges(pattern: str) -> Iterator[str]:
 
 
 def scan(tar: Path, caption_key: str | None) -> Tensor:
-    """The index of `tar`, int64, a row for each sample; of a damaged tar what stands before the damage."""
+    """The index of `tar`, int64, one row per sample; a damaged tar is read up to the damage."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     rows, uncaptioned, size = [], [], tar.stat().st_size
     try:
@@ -167,7 +167,7 @@ def scan(tar: Path, caption_key: str | None) -> Tensor:
             except (tarfile.TarError, OSError) as error:
                 logger.warning(f"{tar} is damaged: {error}; the {len(samples)} samples before that are kept")
             for sample in samples.values():
-                # A download that failed has left a caption without a picture: that is no sample.
+                # A failed download leaves a caption without a picture: that is no sample.
                 picture = next((member for kind, member in sample.items() if f".{kind}" in PICTURES), None)
                 if picture is not None and (caption := _caption_place(file, sample, caption_key)) is not None:
                     place = [picture.offset_data, picture.size]
@@ -175,16 +175,16 @@ def scan(tar: Path, caption_key: str | None) -> Tensor:
                 elif picture is not None:
                     uncaptioned.append(picture.name)
     except (tarfile.TarError, OSError) as error:
-        logger.warning(f"{tar} is left out, it is damaged or no uncompressed tar: {error}")
+        logger.warning(f"{tar} is skipped, it is damaged or no uncompressed tar: {error}")
     if uncaptioned:
-        logger.warning(f"{tar}: {len(uncaptioned)} pictures have no caption and are left out, first {uncaptioned[0]}")
+        logger.warning(f"{tar}: {len(uncaptioned)} pictures have no caption and are skipped, first {uncaptioned[0]}")
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 7)
 
 
 def _caption_place(
     file: tarfile.TarFile, sample: dict[str, tarfile.TarInfo], caption_key: str | None
 ) -> tuple[int, int, int] | None:
-    """Offset, bytes and kind (1 for JSON) of a sample's caption; None if there is none."""
+    """Offset, length in bytes and kind (1 for JSON) of a sample's caption; None if there is none."""
     is_json = caption_key is not None or "txt" not in sample
     member = sample.get("json" if is_json else "txt")
     if member is None or not _captions(_content(file, member).read(), is_json, caption_key):
@@ -213,9 +213,9 @@ def _read(path: Path, offset: int, count: int) -> bytes:
 
 
 def write_shards(source: FolderSource, out: Path, samples: int, progress: Progress = silent) -> list[Path]:
-    """Packs the files of `source` as they are, and their captions, into the new folder `out`: `samples` in each tar.
+    """Packs the unchanged files of `source` and their captions into the new folder `out`, `samples` per tar.
 
-    The folder appears when it is complete. Returns its tars. ValueError if `out` exists.
+    The folder appears only when it is complete. Returns its tars. ValueError if `out` exists.
     """
     if out.exists():
         raise ValueError(f"{out} exists already: name a new folder")

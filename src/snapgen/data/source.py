@@ -1,4 +1,4 @@
-"""What every source of captioned pictures offers to training."""
+"""The interface of a source: what every collection of captioned pictures offers to training."""
 
 from __future__ import annotations
 
@@ -16,71 +16,71 @@ class Source(Protocol):
     """A deterministic, indexable collection of captioned pictures."""
 
     def __len__(self) -> int:
-        """Number of pictures; indices run from 0 to this, exclusive."""
+        """The number of pictures; indices run from 0 up to this, exclusive."""
         ...
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 H W 3, sRGB; a function of (settings, index) alone. Raises `BadSampleError`."""
+        """Picture `index`, uint8 H W 3, sRGB; depends on (settings, index) alone. Raises `BadSampleError`."""
         ...
 
     def groups(self) -> list[np.ndarray]:
-        """The indices of all pictures, in groups of one shape; a group may be empty."""
+        """The indices of all pictures, grouped by shape; a group may be empty."""
         ...
 
     def signature(self) -> Any:
-        """A JSON value that changes when any picture may have."""
+        """A JSON value that changes whenever a picture may have changed."""
         ...
 
     def caption(self, index: int, variant: int) -> str:
-        """One paraphrase of what the picture shows; `variant` (any integer >= 0) picks the wording."""
+        """One caption of picture `index`; `variant` (any integer >= 0) picks the wording."""
         ...
 
 
 class Contrast(Protocol):
-    """A picture, a caption of it, and the same caption made wrong in one point."""
+    """A picture, a caption of it, and the same caption with one mistake."""
 
     @property
     def kind(self) -> str:
-        """Of the point."""
+        """The kind of mistake."""
         ...
 
     @property
     def picture(self) -> np.ndarray:
-        """uint8 H W 3."""
+        """The picture, uint8 H W 3."""
         ...
 
     @property
     def right(self) -> str:
-        """The caption."""
+        """The right caption."""
         ...
 
     @property
     def wrong(self) -> str:
-        """The caption made wrong."""
+        """The caption with the mistake."""
         ...
 
     @property
     def like_right(self) -> Sequence[np.ndarray]:
-        """Other pictures that the right caption describes."""
+        """Other pictures that match the right caption."""
         ...
 
     @property
     def like_wrong(self) -> Sequence[np.ndarray]:
-        """And the wrong one: the same but for the point."""
+        """Pictures that match the wrong caption, otherwise like those of `like_right`."""
         ...
 
 
 @runtime_checkable
 class ContrastingSource(Protocol):
-    """A source that knows what its captions say, and can make them wrong."""
+    """A source that can put mistakes into its captions, because it knows what they say."""
 
     def contrasts(self, count: int, alike: int) -> Sequence[Contrast]:
-        """`count` of every kind, always the same, each with `alike` (at least 2) other pictures of either caption."""
+        """`count` contrasts of every kind, always the same, each with `alike` (>= 2) more pictures per caption."""
         ...
 
 
 def first_readable(source: Source, count: int) -> tuple[list[int], list[np.ndarray]]:
-    """Indices and pictures of the first `count` pictures that can be read, again from the first where there are fewer.
+    """Indices and pictures of the first `count` readable pictures, repeated from the first if there are fewer.
 
     ValueError if there are none.
     """

@@ -1,6 +1,6 @@
-"""The registry of sources: the `data:` section of a recipe is one of these settings, told apart by its `source`.
+"""The registry of data sources: the key `source` of a recipe's `data:` section picks one of these settings.
 
-A source is one file with its settings, whose `open(progress)` gives the source, and one line here.
+A new source is one file with its settings, whose `open(progress)` returns the source, and one line here.
 """
 
 from __future__ import annotations
