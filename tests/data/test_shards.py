@@ -176,7 +176,7 @@ def test_of_a_damaged_tar_the_beginning_is_kept(tmp_path: Path, caplog: pytest.L
     (tmp_path / "none.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(RecipeError, match="hold no pictures with a caption"):
         open_shards(tmp_path / "none.tar")
-    assert "none.tar is left out" in caplog.text
+    assert "none.tar is skipped" in caplog.text
     assert "whole.tar" not in caplog.text
 
 

@@ -1,8 +1,8 @@
-"""Captions: a small English grammar with many paraphrases of one scene.
+"""Captions of scenes: a small English grammar that paraphrases each scene in many ways.
 
     [frame] [a|one|two|...] [size] [colour] noun [and | relation] [a] [colour] noun [background]
 
-Templates marked held out are built from words that other templates use, and appear in no training caption.
+Held-out templates use only words of other templates, and appear in no training caption.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from snapgen.world.vocabulary import (
 
 @dataclass(frozen=True)
 class Template:
-    """A sentence pattern, how often it is used relative to its alternatives, and whether training never sees it."""
+    """A sentence pattern, its weight among the alternatives, and whether it is held out from training."""
 
     text: str
     weight: float = 1
     held_out: bool = False
 
 
-# Around the whole of the content; {be} is "is" or "are".
+# Around the whole content; {be} is "is" or "are".
 FRAMES = (
     Template("{content}", 24),
     Template("a picture of {content}", 2),
@@ -58,7 +58,7 @@ FRAMES = (
     Template("here is a picture of {content}", 1.5, held_out=True),
 )
 
-# Two objects with nothing said of where they are.
+# Two objects whose places are not stated.
 PAIRS = (
     Template("{a} and {b}", 8),
     Template("{b} and {a}", 4),
@@ -68,7 +68,7 @@ PAIRS = (
     Template("{a} and also {b}", 0.5),
 )
 
-# The same, only for objects that are side by side.
+# The same for objects that are side by side.
 SIDE_BY_SIDE = (
     Template("{a} and {b}", 6),
     Template("{b} and {a}", 3),
@@ -125,7 +125,7 @@ BACKGROUND_PHRASES = (
     Template("{content} with {a_color} background behind", 1, held_out=True),
 )
 
-# Before it, where nothing frames the content.
+# Before the content, where it has no frame.
 BACKGROUND_OPENINGS = (
     Template("{a_color} background with {content}", 2),
     Template("on {a_color} background, {content}"),
@@ -134,7 +134,7 @@ BACKGROUND_OPENINGS = (
 
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge")}
 
-# How many of something, before the plural; {n} is the word, {d} the digit.
+# A count before a plural; {n} is the word, {d} the digit.
 COUNTS = (
     Template("{n} {things}", 12),
     Template("{d} {things}", 3),
@@ -144,7 +144,7 @@ COUNTS = (
 )
 TWOS = (*COUNTS, Template("a pair of {things}", 2), Template("a couple of {things}"))
 
-# One or several coloured things.
+# One coloured thing, or several.
 COLORED = (
     Template("{color} {thing}", 20),
     Template("{color}-colored {thing}"),
@@ -157,7 +157,7 @@ BARE_SHARE = 0.2  # of unframed captions: no articles ("red apple on white backg
 
 
 class _Writer:
-    """The choices of one caption, all from one generator, within one split's templates."""
+    """Makes the random choices of one caption, from one generator and one split's templates."""
 
     def __init__(self, rng: np.random.Generator, split: Split) -> None:
         self._rng = rng
@@ -170,7 +170,7 @@ class _Writer:
         return options[int(self._rng.random() * len(options))]
 
     def template(self, templates: Sequence[Template], only_held_out: bool = False) -> str:
-        """One template's text by weight; "train" gets none held out."""
+        """The text of a random template, by weight; "train" gets no held-out ones."""
         usable = [t for t in templates if t.held_out or not only_held_out]
         if self._split == "train":
             usable = [t for t in usable if not t.held_out]
@@ -182,7 +182,7 @@ class _Writer:
         return template.text
 
     def thing(self, name: str, color: str | None, size_word: str | None, many: bool) -> str:
-        """The noun with its adjectives, without article or number."""
+        """The noun with its adjectives, but without article or number."""
         synonyms = NOUN[name].synonyms
         noun = self.pick(synonyms) if synonyms and self.chance(SYNONYM_SHARE) else name
         phrase = plural(noun) if many else noun
@@ -226,9 +226,9 @@ class _Writer:
 
 
 def write_caption(rng: np.random.Generator, scene: Scene, split: Split) -> str:
-    """One caption of `scene`, true of it and complete: names, colours, counts, and what the scene marks as stated."""
+    """A true and complete caption of `scene`: names, colours, counts, and what the scene marks as stated."""
     writer = _Writer(rng, split)
-    # A lone object in its own colours is new to nobody: there the held-out sentences are the test.
+    # A lone object in its own colours is never held out: there the held-out sentences are the test.
     frame = writer.template(FRAMES, only_held_out=split == "heldout" and scene.category == "single")
     unframed = frame == FRAMES[0].text
     bare = unframed and writer.chance(BARE_SHARE)
@@ -263,7 +263,7 @@ def words_of(text: str) -> list[str]:
 
 
 def all_words() -> list[str]:
-    """Every word that a caption may hold, lower case, sorted; the tables are the whole grammar."""
+    """Every word that a caption may contain, in lower case, sorted; the tables are the whole grammar."""
     return sorted({word for text in _texts() for word in words_of(text)})
 
 

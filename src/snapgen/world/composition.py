@@ -1,4 +1,4 @@
-"""What a scene shows: its category's things, colours, counts and relation, drawn within a split."""
+"""Samples scenes: the things, colours, counts and relation of a category, within a split; and variants of a scene."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMES = [noun.name for noun in NOUNS]
 _COLORS = list(COLORS)
 _BACKGROUNDS = [background.name for background in BACKGROUNDS if background.name != "white"]
 
-# With these, a caption that names no background has a white one in two of three pictures.
+# With these, two thirds of the pictures whose captions name no background have a white one.
 WHITE_SHARE = 0.42  # of all pictures
 WHITE_STATED = 0.25  # of pictures on white
 OTHER_STATED = 0.72  # of pictures on any other background
@@ -28,20 +28,20 @@ SIZE_STATED = 0.15  # of lone objects
 COUNTED_COLORED = 0.25  # of counting scenes
 POSITION_COLORED = 0.2  # of position scenes
 
-DRAWS = 10_000  # after which a scene is thought not to exist
+DRAWS = 10_000  # attempts after which a scene is assumed not to exist
 
 T = TypeVar("T")
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of `options`, each as likely."""
+    """One of `options`, uniformly at random."""
     return options[int(rng.random() * len(options))]
 
 
 def draw_scene(rng: np.random.Generator, category: Category, split: Split, names: Sequence[str] | None = None) -> Scene:
-    """A scene of `category` that `split` may draw, of things called `names` (by default, of `NOUNS`).
+    """Samples a scene of `category` allowed in `split`, of things called `names` (default: `NOUNS`).
 
-    ValueError if so few names have no such composition.
+    ValueError if so few names allow no such scene.
     """
     for _ in range(DRAWS):
         scene = _draw(rng, category, names or _NAMES)
@@ -75,7 +75,7 @@ def _background(rng: np.random.Generator) -> str:
 
 
 def _hidden_relation(rng: np.random.Generator) -> Relation:
-    """Where nothing is said of where: side by side mostly."""
+    """The relation where captions state none: mostly side by side."""
     return pick(rng, ("left", "right") if rng.random() < 0.75 else ("above", "below"))
 
 
@@ -86,11 +86,11 @@ def _two_different(rng: np.random.Generator, options: Sequence[T]) -> tuple[T, T
 
 
 def draw_twin(rng: np.random.Generator, scene: Scene, split: Split, names: Sequence[str] | None = None) -> Scene:
-    """`scene` with exactly one stated attribute changed: the hardest of negatives.
+    """`scene` with exactly one stated attribute changed: a hard negative.
 
-    One of: another noun (of `names`, by default of `NOUNS`), another colour, the two colours swapped, another
-    count, the relation reversed or turned, another size word, another background. Only what captions state is
-    changed, so that no caption of one is true of the other. A "train" twin holds nothing held out.
+    The change is one of: another noun (of `names`, default `NOUNS`), another colour, the two colours swapped, another
+    count, the relation reversed or turned, another size word, another background. Only what captions state
+    changes, so no caption of one is true of the other. A "train" twin contains no held-out composition.
     """
     changes: list[Callable[[np.random.Generator, Scene], Scene]] = [partial(_other_noun, names=names or _NAMES)]
     colored = scene.objects[0].color is not None
@@ -109,16 +109,16 @@ def draw_twin(rng: np.random.Generator, scene: Scene, split: Split, names: Seque
     twin_split: Split = "train" if split == "train" else "all"
     while True:
         twin = pick(rng, changes)(rng, scene)
-        # Only backgrounds change what stands out of what; a tint or noun that vanishes is drawn again.
+        # The change may hide a thing in front of its background: then sample again.
         if all(visible(o.name, o.color, twin.background) for o in twin.objects) and allowed(twin, twin_split):
             return twin
 
 
 def draw_mistake(rng: np.random.Generator, scene: Scene, names: Sequence[str] | None = None) -> Scene:
-    """`scene` with what its category is about changed in one point, whatever the split.
+    """`scene` with one mistake in what its category is about, whatever the split.
 
-    single: another noun (of `names`, by default of `NOUNS`). color: another colour. counting: one more or less. two:
-    one of the nouns is another. position: the relation reversed, which is the nouns swapped. attribution: the colours
+    single: another noun (of `names`, default `NOUNS`). color: another colour. counting: one more or one less. two:
+    one of the nouns replaced. position: the relation reversed, that is, the nouns swapped. attribution: the colours
     swapped.
     """
     changes: dict[Category, Callable[[np.random.Generator, Scene], Scene]] = {
@@ -136,9 +136,9 @@ def draw_mistake(rng: np.random.Generator, scene: Scene, names: Sequence[str] | 
 
 
 def draw_alike(rng: np.random.Generator, scene: Scene, other: Scene) -> Scene:
-    """Another scene that the captions of `scene` are true of: another layout, and a background where none is stated.
+    """Another scene that fits the captions of `scene`: a new layout, and a new background if none is stated.
 
-    On that the things of `other` stand out too: it may get the same.
+    The things of `other` stand out from a new background too, so that it can get the same one.
     """
     things, background = _things(scene), scene.background
     while not scene.background_stated:
@@ -163,7 +163,7 @@ def _with(scene: Scene, objects: Sequence[Placed]) -> Scene:
 
 
 def _changed(rng: np.random.Generator, scene: Scene) -> list[int]:
-    """Which objects change together: all of a counted group, else one."""
+    """The indices of the objects that change: all of a counted group, else one."""
     if scene.category == "counting":
         return list(range(len(scene.objects)))
     return [int(rng.random() * len(scene.objects))]

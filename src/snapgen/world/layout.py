@@ -1,6 +1,6 @@
-"""Where objects go: inside the frame, apart from each other, in the relation asked for.
+"""Places the objects of a scene: inside the frame, apart from each other, in the relation asked for.
 
-Every object is kept in a square as wide as its longer side, so layouts need no sprites.
+Every object gets a square as wide as its longer side, so layouts need no sprites.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Thing = tuple[str, str | None]  # name, colour
 
 
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A float in [low, high)."""
+    """A uniform random float in [low, high)."""
     return low + (high - low) * rng.random()
 
 
 def _inside(rng: np.random.Generator, size: float) -> float:
-    """A centre whose square of `size` lies inside the frame."""
+    """A random centre coordinate that keeps a square of `size` inside the frame."""
     reach = MARGIN + size / 2
     return uniform(rng, reach, 1 - reach)
 
@@ -42,7 +42,7 @@ def place_one(rng: np.random.Generator, thing: Thing, size_word: SizeWord | None
 
 
 def place_many(rng: np.random.Generator, thing: Thing, count: int) -> tuple[Placed, ...]:
-    """`count` objects of one size (within 6 %), scattered without overlap."""
+    """`count` objects of the same size (within 6 %), scattered without overlap."""
     base = uniform(rng, *_COUNTED_SIZES[count])
     while True:
         placed: list[Placed] = []
@@ -57,13 +57,13 @@ def place_many(rng: np.random.Generator, thing: Thing, count: int) -> tuple[Plac
 
 
 def place_pair(rng: np.random.Generator, first: Thing, second: Thing, relation: Relation) -> tuple[Placed, ...]:
-    """Two objects, `first` to the left of / to the right of / above / below `second`, clearly so."""
+    """Two objects, `first` clearly to the left of / to the right of / above / below `second`."""
     sizes = [uniform(rng, *_PAIR_SIZES) for _ in range(2)]
     room = 1 - 2 * MARGIN - GAP - sum(sizes)
     before, between, _ = np.diff(np.sort(rng.random(2)), prepend=0, append=1).tolist()
     near = MARGIN + before * room + sizes[0] / 2
     far = near + sum(sizes) / 2 + GAP + between * room
-    # Across the axis both lie about one line, so that the relation is the only one that holds.
+    # Across the axis both lie near one line, so that no other relation holds.
     line = uniform(rng, 0.32, 0.68)
     across = [float(np.clip(line + uniform(rng, -0.1, 0.1), MARGIN + s / 2, 1 - MARGIN - s / 2)) for s in sizes]
     along = [near, far]

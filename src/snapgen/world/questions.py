@@ -1,7 +1,7 @@
-"""Questions about a scene that every caption of it answers: what a text encoder must have understood to draw it.
+"""Questions that every caption of a scene answers: they test what a text encoder has understood.
 
-The colour, place, count and size of a noun; whether it is there at all; the noun at a place or of a colour; the
-background; which nouns there are. What the captions leave open is an answer too ("unstated"), and the right one.
+They ask for the colour, place, count and size of a noun; whether it is there at all; the noun at a place or of a
+colour; the background; all nouns. Where the captions leave something open, the right answer is "unstated".
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Question:
 
     kind: Kind
     subject: str  # a noun; for "at" a relation; for "colored" a colour; `WHOLE`
-    answers: tuple[str, ...]  # one, but for "nouns", which has one for each different noun
+    answers: tuple[str, ...]  # a single one, except for "nouns": every different noun
 
 
 def subjects(nouns: Sequence[str]) -> tuple[str, ...]:
-    """All that questions about scenes of `nouns` can be about."""
+    """Everything that questions about scenes of `nouns` can be about."""
     return (*nouns, *RELATIONS, *COLORS, WHOLE)
 
 
@@ -53,9 +53,9 @@ def choices(nouns: Sequence[str]) -> dict[Kind, tuple[str, ...]]:
 
 
 def ask(scene: Scene, others: Iterable[str] = ()) -> list[Question]:
-    """Every question about `scene`; "at" only where a relation is stated, "colored" only of colours that are.
+    """All questions about `scene`; "at" only if a relation is stated, "colored" only for stated colours.
 
-    Whether it is there is asked of its own nouns, and of `others`.
+    "there" is asked for its own nouns and for `others`.
     """
     things = {placed.name: placed for placed in scene.objects}  # in the order of the caption
     questions = [
@@ -80,12 +80,12 @@ def ask(scene: Scene, others: Iterable[str] = ()) -> list[Question]:
 
 
 def encode_questions(scenes: Sequence[Scene], nouns: Sequence[str]) -> dict[Kind, tuple[Tensor, Tensor, Tensor]]:
-    """All questions about `scenes` of `nouns`, by kind: of Q each the scene, the subject and the truth.
+    """All questions about `scenes` of `nouns`, by kind: scenes, subjects and truths of the Q questions of a kind.
 
-    A scene is also asked whether the nouns of another are there: a reader learns to find a noun before there is
-    anything to find out about it.
+    Scenes and subjects are indices, Q. Truths are indices of answers, Q, except for "nouns": 0 or 1 per answer, Q A.
 
-    The first two are numbers, Q; the truth is the number of the answer, Q, but for "nouns" 0 or 1 for each, Q A.
+    Each scene is also asked whether the nouns of another scene are there: a reader must learn to find a noun before it
+    can answer anything else about it.
     """
     subject_of = {subject: number for number, subject in enumerate(subjects(nouns))}
     answer_of = {
@@ -93,7 +93,7 @@ def encode_questions(scenes: Sequence[Scene], nouns: Sequence[str]) -> dict[Kind
     }
     found: dict[Kind, list[tuple[int, int, list[int]]]] = {}
     for index, scene in enumerate(scenes):
-        following = scenes[(index + 2) % len(scenes)]  # but one: twins stand together
+        following = scenes[(index + 2) % len(scenes)]  # not the next: twins are neighbours
         for question in ask(scene, [placed.name for placed in following.objects]):
             answers = [answer_of[question.kind][answer] for answer in question.answers]
             found.setdefault(question.kind, []).append((index, subject_of[question.subject], answers))

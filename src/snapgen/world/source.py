@@ -1,4 +1,4 @@
-"""The embedded world: captioned emoji scenes with exact ground truth, in GenEval's six categories."""
+"""The source "scenes": renders and captions the emoji scenes of the embedded world, with exact ground truth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from snapgen.world.splits import Split
 from snapgen.world.sprites import SpriteSheet
 from snapgen.world.vocabulary import BACKGROUND, BACKGROUNDS, named_nouns
 
-# Several objects are harder to learn than one: they get most of the samples.
+# Several objects are harder to learn than one, so they get most of the samples.
 DEFAULT_MIXTURE: dict[Category, float] = {
     "single": 0.12,
     "color": 0.14,
@@ -27,28 +27,28 @@ DEFAULT_MIXTURE: dict[Category, float] = {
     "attribution": 0.18,
 }
 
-# Streams of randomness: a picture, its captions, its twin and its contrast never share draws.
+# Random streams: a picture, its captions, its twin and its contrast share no random numbers.
 _SCENE, _CAPTION, _TWIN, _CONTRAST = 0, 1, 2, 3
 
-KEPT = 65_536  # scenes, about 1 kB each: drawing one takes four times as long as writing a caption of it
+KEPT = 65_536  # scenes kept in memory, about 1 kB each: sampling one takes four times as long as captioning it
 
 
 class SceneSettings(Settings):
-    """The `data:` section of a recipe that draws on scenes."""
+    """The `data:` section of a recipe that uses scenes."""
 
     source: Literal["scenes"] = "scenes"
     resolution: int = Field(default=128, ge=32)  # side of the square picture, px
     count: int = Field(default=100_000, gt=0)  # scenes in an epoch
     seed: int = Field(default=0, ge=0)
     split: Split = "train"
-    mixture: dict[Category, float] = DEFAULT_MIXTURE  # weights, need not sum to 1; a category left out is not drawn
-    # The things that scenes show: the bundled world's 64 if not given; [everything] stands for the whole vocabulary.
+    mixture: dict[Category, float] = DEFAULT_MIXTURE  # weights, of any sum; omitted categories never occur
+    # The things that scenes show; null: the bundled world's 64; [everything]: the whole vocabulary.
     nouns: tuple[str, ...] | None = None
     snap: int = Field(default=1, ge=1)  # px: sides and corners of objects are multiples of it
-    # px: objects have one of these longer sides, the largest that is not larger than their own would be (none larger
-    # than the smallest: that one). Fewer sizes are fewer pictures of a thing to learn.
+    # px; the longer side of every object is rounded down to one of these, or up to the smallest. With fewer sizes there
+    # are fewer pictures of a thing to learn.
     sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
-    font: str | None = None  # path of NotoColorEmoji.ttf; looked up if not given
+    font: str | None = None  # path of NotoColorEmoji.ttf; null: look it up
 
     @field_validator("mixture")
     @classmethod
@@ -65,31 +65,31 @@ class SceneSettings(Settings):
         return None if nouns is None else named_nouns(nouns)
 
     def validation(self, count: int) -> SceneSettings:
-        """`count` scenes of held-out compositions."""
+        """Settings for `count` scenes of held-out compositions."""
         return self.model_copy(update={"split": "heldout", "seed": self.seed + 1, "count": count})
 
     def open(self, progress: Progress = silent) -> SceneSource:
-        """The source; `progress` shows what takes long."""
+        """The source; `progress` is not used, because opening it takes no time."""
         return SceneSource(self, progress)
 
 
 @dataclass(frozen=True)
 class SceneContrast:
-    """A scene's picture, a caption of it, and the same caption made wrong in one point (`snapgen.data.Contrast`)."""
+    """A picture, a caption of it, and the same caption with one mistake (`snapgen.data.source.Contrast`)."""
 
     kind: str  # the scene's category
     picture: np.ndarray  # uint8 H W 3
     right: str
     wrong: str
-    like_right: list[np.ndarray]  # other pictures that the right caption describes
-    like_wrong: list[np.ndarray]  # and the wrong one: the same but for the point
+    like_right: list[np.ndarray]  # other pictures that match the right caption
+    like_wrong: list[np.ndarray]  # pictures that match the wrong caption, otherwise like those of `like_right`
 
 
 class SceneSource:
-    """The source "scenes": `scene(index)` is the truth that `image` draws and `caption` tells."""
+    """The source "scenes": `scene(index)` is the ground truth that `image` renders and `caption` describes."""
 
     def __init__(self, settings: SceneSettings, progress: Progress = silent) -> None:
-        """Raises `FontMissingError` only when the first picture is drawn: captions need no font."""
+        """The font is opened when the first picture is rendered, which may raise `FontMissingError`."""
         self.settings = settings
         weights = np.array([settings.mixture.get(category, 0.0) for category in CATEGORIES], dtype=np.float64)
         self._thresholds = np.cumsum(weights / weights.sum())
@@ -101,15 +101,15 @@ class SceneSource:
         return self.settings.count
 
     def __getstate__(self) -> dict[str, Any]:
-        # A font handle cannot go to a worker process; the worker opens its own.
+        # A font handle cannot be sent to a worker process; the worker opens its own.
         return self.__dict__ | {"_sprites": None, "_scenes": {}}
 
     def groups(self) -> list[np.ndarray]:
-        """All pictures are of one shape."""
+        """One group: all pictures have the same shape."""
         return [np.arange(len(self))]
 
     def signature(self) -> Any:
-        """The settings, of which the pictures are a function."""
+        """The settings, which decide every picture."""
         return self.settings.model_dump(mode="json")
 
     def _rng(self, stream: int, index: int, variant: int = 0) -> np.random.Generator:
@@ -133,9 +133,9 @@ class SceneSource:
         return draw_twin(self._rng(_TWIN, index), self.scene(index), self.settings.split, self.settings.nouns)
 
     def contrasts(self, count: int, alike: int) -> list[SceneContrast]:
-        """`count` of each of the six categories, whatever the mixture; those of captions made wrong in one point.
+        """`count` contrasts of each of the six categories, whatever the mixture.
 
-        `alike` pictures each show what captions say, right and wrong ones.
+        Each has `alike` more pictures for the right caption and as many for the wrong one.
         """
         names, split, found = self.settings.nouns, self.settings.split, []
         for number, category in enumerate(CATEGORIES):
@@ -158,19 +158,19 @@ class SceneSource:
         return self.render(self.scene(index))
 
     def caption(self, index: int, variant: int) -> str:
-        """Caption `variant` (>= 0) of picture `index`."""
+        """A caption of picture `index`; `variant` (>= 0) picks the wording."""
         return self.describe(self.scene(index), variant, index)
 
     def describe(self, scene: Scene, variant: int, index: int = 0) -> str:
-        """A caption of `scene`; (seed, index, variant) picks the wording, within the templates of the split."""
+        """A caption of `scene`; (seed, index, variant) picks the wording from the templates of the split."""
         return write_caption(self._rng(_CAPTION, index, variant), scene, self.settings.split)
 
     def boxes(self, scene: Scene) -> list[tuple[int, int, int, int]]:
-        """Each object's box in px: left, top, right, bottom (exclusive), inside the picture."""
+        """Each object's box in px: left, top, right, bottom (the last two exclusive), inside the picture."""
         return [self._box(placed)[:4] for placed in scene.objects]
 
     def _box(self, placed: Placed) -> tuple[int, int, int, int, int]:
-        """The box, and the longer side in px."""
+        """The object's box and the longer side of its sprite, px."""
         resolution, snap = self.settings.resolution, self.settings.snap
         side = max(snap, int(placed.size * resolution) // snap * snap)
         if self.settings.sizes is not None:
@@ -188,7 +188,7 @@ class SceneSource:
         return self._sprites
 
     def render(self, scene: Scene) -> np.ndarray:
-        """`scene` drawn, uint8 H W 3 with H = W = resolution; later objects over earlier ones."""
+        """`scene` as a picture, uint8 H W 3 with H = W = resolution; later objects cover earlier ones."""
         picture = self._backgrounds[scene.background].copy()
         for placed in scene.objects:
             left, top, right, bottom, side = self._box(placed)

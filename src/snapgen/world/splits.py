@@ -1,6 +1,6 @@
-"""What is held out: compositions that training never sees, chosen by a stable hash of their words.
+"""The held-out split: compositions that training never sees, chosen by a stable hash of their words.
 
-About 10 % of (object, colour), 20 % of unordered object pairs in all relations, 10 % of
+Held out are about 10 % of (object, colour), 20 % of unordered object pairs in all relations, 10 % of
 (object, count), and some sentence templates (marked in captions.py).
 """
 
@@ -25,7 +25,7 @@ def held_out(kind: str, *words: str) -> bool:
 
 
 def held_out_compositions(scene: Scene) -> list[tuple[str, ...]]:
-    """The held-out compositions in `scene`, each its kind and its words; empty: training may see it."""
+    """The held-out compositions in `scene`, each as its kind and its words; empty: training may see the scene."""
     names = sorted({placed.name for placed in scene.objects})
     found = {("color", placed.name, placed.color) for placed in scene.objects if placed.color}
     compositions: list[tuple[str, ...]] = sorted(found)
@@ -37,7 +37,7 @@ def held_out_compositions(scene: Scene) -> list[tuple[str, ...]]:
 
 
 def allowed(scene: Scene, split: Split) -> bool:
-    """Whether `split` may draw `scene`. A lone object in its own colours is no composition: every split has it."""
+    """Whether `split` may contain `scene`. A lone object in its own colours is no composition: every split has it."""
     if split == "all" or scene.category == "single":
         return True
     return bool(held_out_compositions(scene)) == (split == "heldout")

@@ -1,6 +1,6 @@
-"""Ways to spoil pictures: what is trained on renders shall judge pictures that are softer and less regular.
+"""Spoils renders (blur, warp, noise), so that a judge trained on them can also read softer, generated pictures.
 
-Pure functions of one picture 3 H W in [-1, 1] and the numbers that were drawn for it.
+Pure functions of one picture 3 H W in [-1, 1] and its random numbers.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from snapgen.config import Settings
 
-BEND_CELLS = 7  # a side of the field of displacements
-BLOTCH_CELLS = 8  # a side of the coarse noise
+BEND_CELLS = 7  # cells along each side of the displacement field
+BLOTCH_CELLS = 8  # cells along each side of the coarse noise
 
 
 class Spoiling(Settings):
-    """Shares of pictures that are treated otherwise, and the strongest of each kind of spoiling."""
+    """Shares of clean and shuffled pictures, and the maximum strength of each kind of spoiling."""
 
-    clean: float = Field(default=0.2, ge=0, le=1)  # share left as it is
-    shuffled: float = Field(default=0.1, ge=0, le=1)  # share cut into tiles and shuffled, then showing nothing
-    bend: float = Field(default=0.04, ge=0)  # displacement, of the side
-    coarsest: float = Field(default=0.12, gt=0, le=1)  # resolution to which it is reduced, of the full one
+    clean: float = Field(default=0.2, ge=0, le=1)  # share of pictures left unchanged
+    shuffled: float = Field(default=0.1, ge=0, le=1)  # share cut into tiles and shuffled, so that they show nothing
+    bend: float = Field(default=0.04, ge=0)  # displacement, fraction of the side
+    coarsest: float = Field(default=0.12, gt=0, le=1)  # lowest resolution, fraction of the full one
     blotch: float = Field(default=0.2, ge=0)  # amplitude of coarse noise; pictures span 2
-    grain: float = Field(default=0.1, ge=0)  # amplitude of noise a pixel
+    grain: float = Field(default=0.1, ge=0)  # amplitude of noise per pixel
 
 
 def spoil(picture: Tensor, rng: np.random.Generator, settings: Spoiling) -> Tensor:
-    """`picture` bent, made coarse, blotched and grained, each as strongly as `rng` says, from not at all."""
+    """`picture` bent, coarsened, blotched and grained, each with a random strength from 0 to its maximum."""
     bending, coarseness, blotching, graining = rng.random(4)
     side = picture.shape[-1]
     picture = bend(picture, _normal(rng, 2, BEND_CELLS) * (settings.bend * bending))
@@ -41,7 +41,7 @@ def spoil(picture: Tensor, rng: np.random.Generator, settings: Spoiling) -> Tens
 
 
 def bend(picture: Tensor, displacement: Tensor) -> Tensor:
-    """`picture` read at places moved by a smooth field of `displacement` (2 c c: x and y, fractions of the side)."""
+    """`picture` warped by a smooth field of `displacement` (2 c c: x and y, fractions of the side)."""
     identity = torch.eye(2, 3)[None]
     grid = F.affine_grid(identity, [1, *picture.shape], align_corners=False)  # spans 2
     field = 2 * stretch(displacement, picture.shape[-1]).permute(1, 2, 0)[None]
@@ -49,13 +49,13 @@ def bend(picture: Tensor, displacement: Tensor) -> Tensor:
 
 
 def coarsen(picture: Tensor, factor: float) -> Tensor:
-    """`picture` reduced to `factor` (0 to 1) of its resolution and enlarged again."""
+    """`picture` scaled down to `factor` (0 to 1) of its resolution and up again."""
     side = max(1, round(factor * picture.shape[-1]))
     return stretch(F.interpolate(picture[None], size=(side, side), mode="area")[0], picture.shape[-1])
 
 
 def shuffle_tiles(picture: Tensor, tile: int, order: Tensor) -> Tensor:
-    """`picture` cut into tiles of `tile` px, laid in `order` (indices, row by row)."""
+    """`picture` cut into tiles of `tile` px and rearranged in `order` (indices, row by row)."""
     tiles = F.unfold(picture[None], tile, stride=tile)[0]
     return F.fold(tiles[:, order], picture.shape[-2:], tile, stride=tile)
 

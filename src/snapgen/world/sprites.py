@@ -1,6 +1,6 @@
-"""Sprites: glyphs of the Noto Color Emoji font, trimmed, scaled, tinted.
+"""Sprites: glyphs of the Noto Color Emoji font, trimmed, scaled and tinted.
 
-The font holds one bitmap strike, 109 px; the sprites are OFL-1.1 like the font.
+The font has a single bitmap strike of 109 px; the sprites are OFL-1.1 like the font.
 """
 
 from __future__ import annotations
@@ -17,15 +17,53 @@ from snapgen.world.vocabulary import COLORS, NOUN
 
 STRIKE = 109  # px, the font's only size
 
-# Levels of the tint ramp that a sprite's low, middle and high luminance take: dark and light sprites both
-# show the tint, and their dark parts keep enough of it to be told from black.
+_FONT_NAME = "NotoColorEmoji.ttf"
+_FONT_FOLDERS = (
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "~/Library/Fonts",
+    "/Library/Fonts",
+)
+
+
+# Where a sprite's low, middle and high luminance fall on the tint ramp: dark and light sprites both show the tint,
+# and even their dark parts differ from black.
 TINT_LEVELS = (25, 127.5, 215)
 
 _Master = tuple[Image.Image, tuple[float, float, float]]
 
 
+class FontMissingError(FileNotFoundError):
+    """The emoji font is missing, or is not the one with bitmaps; the message says how to install it."""
+
+
+@cache
+def find_font(font: str | None = None) -> Path:
+    """The path of the emoji font: `font` if given, else the first found in the system's font folders."""
+    if font is not None:
+        candidates = [Path(font)]
+    else:
+        folders = [Path(folder).expanduser() for folder in _FONT_FOLDERS]
+        candidates = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(_FONT_NAME))]
+    for path in candidates:
+        if path.is_file():
+            return path
+    given = "" if font is None else f" at {font}"
+    raise FontMissingError(
+        f"Noto Color Emoji font not found{given}; install it: apt-get install fonts-noto-color-emoji (or set data.font)"
+    )
+
+
+@cache
+def font_sha256(font: str | None = None) -> str:
+    """Hexadecimal SHA-256 of the font file, recorded with weights trained on its sprites."""
+    return hashlib.sha256(find_font(font).read_bytes()).hexdigest()
+
+
 def tint_ramp(color: str) -> np.ndarray:
-    """uint8 256 3: the tint of each luminance, black (almost) at 0, `color` at 128, white (almost) at 255."""
+    """The tint for each luminance, uint8 256 3: almost black at 0, `color` at 128, almost white at 255."""
     level = np.linspace(0, 1, 256)[:, None]
     middle = np.array(COLORS[color], dtype=np.float64)
     dark = middle * (0.15 + 0.85 * np.minimum(level * 2, 1))
@@ -34,18 +72,18 @@ def tint_ramp(color: str) -> np.ndarray:
 
 
 def luminance(rgb: np.ndarray) -> np.ndarray:
-    """Rec. 601 luma in 0..255 of ... 3 sRGB values."""
+    """Rec. 601 luma (0..255) of sRGB values of shape ... 3."""
     return rgb @ np.array([0.299, 0.587, 0.114])
 
 
 class SpriteSheet:
-    """The sprites of one font, cached at every size asked for."""
+    """The sprites of one font, cached for every requested size."""
 
     def __init__(self, font: str | None = None) -> None:
         """`font`: a path, or None to look the font up. Raises `FontMissingError`."""
         path = find_font(font)
         try:
-            # Its bytes: given the path of a broken font, Pillow opens another one of that name.
+            # As bytes: given the path of a broken font, Pillow opens another font of that name.
             self._font = ImageFont.truetype(BytesIO(path.read_bytes()), STRIKE)
         except OSError:
             raise FontMissingError(
@@ -70,7 +108,7 @@ class SpriteSheet:
             pixels = np.asarray(glyph)
             solid = luminance(pixels[..., :3][pixels[..., 3] > 128])
             low, middle, high = np.percentile(solid, (2, 55, 98)).tolist()
-            # A flat sprite (a heart) keeps its faint shading: its range is not blown up.
+            # A flat sprite (a heart) keeps its faint shading: its range is not stretched.
             self._masters[name] = glyph, (min(low, middle - 60), middle, max(high, middle + 60))
         return self._masters[name]
 
@@ -83,16 +121,16 @@ class SpriteSheet:
     def _scale(self, name: str, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Colours (uint16 H W 3), tint levels (uint8 H W) and alpha (uint16 H W 1) at `side` px."""
         glyph, luminances = self._master(name)
-        # Pillow premultiplies RGBA before it resamples, so no dark fringes.
+        # Pillow premultiplies RGBA before it resamples, so there are no dark fringes.
         pixels = np.asarray(glyph.resize(self.box(name, side), Image.Resampling.LANCZOS))
         colors, alpha = pixels[..., :3], pixels[..., 3:]
         levels = np.interp(luminance(colors), luminances, TINT_LEVELS)
         return colors.astype(np.uint16), levels.astype(np.uint8), alpha.astype(np.uint16)
 
     def sprite(self, name: str, color: str | None, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """Colours (uint16 H W 3, 0..255, not premultiplied) and alpha (uint16 H W 1, 0..255); do not write to them.
+        """Colours (uint16 H W 3, 0..255, not premultiplied) and alpha (uint16 H W 1, 0..255), both read-only.
 
-        `side` is the longer side in px; `color` None leaves the sprite in its own colours.
+        `side` is the longer side in px; with `color` None the sprite keeps its own colours.
         """
         colors, levels, alpha = self._scaled(name, side)
         return (colors if color is None else self._ramps[color][levels].astype(np.uint16)), alpha

@@ -1,10 +1,10 @@
 """The words of the scene world and what they look like: nouns, colours, backgrounds; articles and plurals.
 
 Names follow Unicode's CLDR short names where people would type them; synonyms follow CLDR keywords
-and common usage. A noun's synonyms are said of that noun alone.
+and common usage. No two nouns share a synonym.
 
-The nouns are the lines of emoji.tsv: first `NOUNS`, the world of the bundled models, then what else of the font depicts
-a thing that can be told from the others. Of those `scripts/measure_vocabulary.py` fills and checks the last column.
+The nouns are the lines of emoji.tsv: first `NOUNS`, the world of the bundled models, then every other glyph of the font
+that depicts a distinguishable thing. For those, `scripts/measure_vocabulary.py` fills and checks the last column.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class Noun:
-    """A thing that a scene can show, drawn by one glyph of Noto Color Emoji."""
+    """A thing that a scene can show; one glyph of Noto Color Emoji depicts it."""
 
     name: str  # canonical, singular
     glyph: str  # the emoji
     synonyms: tuple[str, ...] = ()  # singular
-    tones: tuple[str, ...] = ()  # its own colours, where a background of that colour would hide it
+    tones: tuple[str, ...] = ()  # those of its own colours that hide it on a background of that colour
 
 
 def _read_emoji() -> tuple[Noun, ...]:
@@ -43,9 +43,9 @@ NOUN: dict[str, Noun] = {noun.name: noun for noun in EVERYTHING}
 
 
 def named_nouns(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, each once, "everything" standing for all.
+    """`names` without repetitions; "everything" stands for the whole vocabulary.
 
-    ValueError for one that is not in the vocabulary, and unless there are two.
+    ValueError if one is not in the vocabulary, or if there are fewer than two.
     """
     nouns = tuple(dict.fromkeys(noun for name in names for noun in (NOUN if name == "everything" else (name,))))
     for noun in nouns:
@@ -58,11 +58,11 @@ def named_nouns(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def known_nouns(names: Iterable[str] | None) -> tuple[str, ...]:
-    """What a judge of scenes of `names` (None: of `NOUNS`) must tell apart: `NOUNS`, then the others."""
+    """The nouns that a judge of scenes of `names` must tell apart: `NOUNS`, then those of `names` beyond them."""
     return tuple(dict.fromkeys((*(noun.name for noun in NOUNS), *(names or ()))))
 
 
-# Tints: the sRGB colour at mid luminance of a black -> colour -> white ramp.
+# Tints: the sRGB colour at the middle of a black -> colour -> white ramp.
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (222, 36, 42),
     "orange": (246, 128, 18),
@@ -74,7 +74,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "brown": (126, 76, 42),
 }
 
-# What a noun may look like: its own colours, or tinted.
+# The looks of a noun: its own colours, or a tint.
 LOOKS: tuple[str | None, ...] = (None, *COLORS)
 
 COLOR_SYNONYMS: dict[str, tuple[str, ...]] = {"purple": ("violet",), "gray": ("grey",)}
@@ -86,8 +86,8 @@ class Background:
 
     name: str
     stops: tuple[tuple[int, int, int], ...]  # evenly spaced from top to bottom
-    hides: tuple[str, ...]  # tints and tones that must not meet it
-    phrases: tuple[str, ...] = ()  # further ways to say it than "on a ... background"
+    hides: tuple[str, ...]  # tints and tones that do not stand out from it
+    phrases: tuple[str, ...] = ()  # alternatives to "on a ... background"
 
 
 BACKGROUNDS: tuple[Background, ...] = (
@@ -140,14 +140,14 @@ _IRREGULAR_PLURALS = {
     "thumbs down": "thumbs down",
 }
 
-# "face with tears of joy", "person climbing": what stands before is what there are several of.
+# "face with tears of joy", "person climbing": only the head noun takes the plural.
 _HEAD = re.compile(r"(.+?)( (?:of|with|without|in|on) .*)|(face|man|person|woman)( \w+ing\b.*)")
 
 _NO_VOWEL, _VOWEL = ("one", "uni", "ufo"), ("hour", "x-ray")  # by their sound, unlike their first letters
 
 
 def plural(noun: str) -> str:
-    """The plural of a singular noun of the vocabulary, synonyms included."""
+    """The plural of a noun of the vocabulary or one of its synonyms."""
     if noun in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[noun]
     if match := _HEAD.fullmatch(noun):

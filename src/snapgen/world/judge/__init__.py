@@ -1,1 +1,1 @@
-"""What reads a picture of the embedded world back into a scene, and judges it by GenEval's rules."""
+"""The judges of the embedded world: they read a picture back into a scene and score it by GenEval's rules."""

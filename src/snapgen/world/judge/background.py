@@ -1,7 +1,7 @@
-"""What lies behind the objects of a scene picture: one of the vocabulary's backgrounds, and its exact colours.
+"""Recognises the background of a scene picture: its name in the vocabulary, and its exact colours.
 
-The background is named from the frame of the picture, which objects leave free; its colours are then fitted to
-the picture, because a generated background is never exactly the one that was asked for.
+The border of the picture, which objects leave free, decides the name. The colours are then fitted to the picture,
+because a generated background is never exactly the one asked for.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from snapgen.world.source import background_picture
 from snapgen.world.vocabulary import BACKGROUNDS
 
 FRAME = 3  # px at the border of the picture that are read as background
-SATURATION = 90.0  # levels; a pixel farther than this from a background says no more against it
-INLIER = 40.0  # levels; a pixel nearer than this to the background is fitted
+SATURATION = 90.0  # levels; larger distances from a background count as this
+INLIER = 40.0  # levels; pixels closer than this to the background take part in the fit
 ITERATIONS = 3
 MAX_SHIFT = 45.0  # levels by which the fit may correct a channel of the known background
-MIN_SHARE = 0.5  # of the frame that must be background
+MIN_SHARE = 0.5  # share of the border that must be background
 
 
 @dataclass(frozen=True)
 class FittedBackground:
-    """A background as it is in one picture."""
+    """The background of one picture."""
 
-    name: str | None  # of the vocabulary; None: none of them is behind this picture
+    name: str | None  # its name in the vocabulary; None: it is none of those
     colors: np.ndarray  # float32 H 3, sRGB levels of each row
     distance: np.ndarray  # float32 H W, Euclidean levels from each pixel to the background
 
 
 @cache
 def known_colors(height: int) -> np.ndarray:
-    """The vocabulary's backgrounds, float32 13 H 3, levels of each row; do not write to it."""
+    """The vocabulary's backgrounds, float32 13 H 3, sRGB levels of each row; read-only."""
     return np.stack([background_picture(b.name, height)[:, 0] for b in BACKGROUNDS]).astype(np.float32)
 
 
@@ -43,7 +43,7 @@ def _length(difference: np.ndarray) -> np.ndarray:
 
 
 def fit_background(picture: np.ndarray) -> FittedBackground:
-    """The background behind `picture` (float32 H W 3, levels 0..255)."""
+    """The background of `picture` (float32 H W 3, levels 0..255)."""
     height, width = picture.shape[:2]
     frame = np.zeros((height, width), dtype=bool)
     frame[:FRAME] = frame[-FRAME:] = frame[:, :FRAME] = frame[:, -FRAME:] = True

@@ -1,6 +1,6 @@
-"""What measures the judges of the scene benchmark, so that none fails silently: pictures whose verdicts are known.
+"""Tests the judges of the scene benchmark on pictures with known verdicts, so that no judge fails silently.
 
-Ground-truth renders must be read exactly; pictures of something else must not be right.
+Ground-truth renders must be read exactly; pictures of something else must be judged wrong.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from snapgen.world.scene import CATEGORIES
 from snapgen.world.source import background_picture
 from snapgen.world.vocabulary import BACKGROUNDS, COLORS
 
-MIN_ACCURACY = 0.98  # of the detector in every category
+MIN_ACCURACY = 0.98  # the detector's, in every category
 MAX_FLOOR = 0.10  # mean score of pictures that show something else
 
 
 def reads_exactly(truth: ScenePrompt, seen: Sighting) -> bool:
-    """Whether the detector saw in a render all that is there and nothing else."""
+    """Whether the detector saw everything in a render, background included, and nothing else."""
     return counts_exactly(truth, seen) and seen.background == truth.scene.background
 
 
 def counts_exactly(truth: ScenePrompt, seen: Sighting) -> bool:
-    """Whether all things of a render were seen, as they are, and no other."""
+    """Whether all things of a render were seen correctly, and no others."""
     return judge(truth.scene, seen).correct and len(seen.objects) == len(truth.scene.objects)
 
 
 def check_accuracy(accuracy: dict[str, float], side: int) -> None:
-    """Raise ValueError if scores by this detector would mean nothing."""
+    """Raises ValueError if scores by this detector would be meaningless."""
     worst = min(accuracy, key=lambda category: accuracy[category])
     if accuracy[worst] < MIN_ACCURACY:
         raise ValueError(
@@ -43,7 +43,7 @@ def check_accuracy(accuracy: dict[str, float], side: int) -> None:
 
 
 def check_floor(floor: dict[str, float]) -> None:
-    """Raise ValueError if pictures of something else are right too often."""
+    """Raises ValueError if pictures of something else are judged right too often."""
     for name, score in floor.items():
         if score > MAX_FLOOR:
             raise ValueError(f"no score: {name} pictures reach {score:.1%}, more than {MAX_FLOOR:.0%}")
@@ -52,7 +52,7 @@ def check_floor(floor: dict[str, float]) -> None:
 def floor_of(
     truths: Sequence[ScenePrompt], sightings: Sequence[Sighting], nothing: Sequence[Sighting]
 ) -> dict[str, float]:
-    """The scores of pictures that show something else, from what was seen in renders of `truths` and in random ones."""
+    """The scores of pictures of something else: shuffled renders of `truths`, and random ones (`nothing`)."""
     cycled = [nothing[i % len(nothing)] for i in range(len(truths))]
     return {
         "shuffled": score_of(truths, shuffled(truths, sightings))["score"],
@@ -61,7 +61,7 @@ def floor_of(
 
 
 def shuffled(prompts: Sequence[ScenePrompt], sightings: Sequence[Sighting]) -> list[Sighting]:
-    """For every prompt what was seen for the next of its category that asks for other nouns; nothing if none does."""
+    """For each prompt the sighting of the next one of its category with other nouns; an empty one if there is none."""
     nouns = [{placed.name for placed in prompt.scene.objects} for prompt in prompts]
     moved: list[Sighting] = []
     for i, prompt in enumerate(prompts):
@@ -73,7 +73,7 @@ def shuffled(prompts: Sequence[ScenePrompt], sightings: Sequence[Sighting]) -> l
 
 
 def random_pictures(side: int) -> list[np.ndarray]:
-    """Pictures that show no object: coloured ellipses on every background, and noise, fine and coarse."""
+    """Pictures without objects: coloured ellipses on every background, and fine and coarse noise."""
     rng = np.random.default_rng(0)
     pictures = []
     for number, background in enumerate(BACKGROUNDS):
@@ -90,13 +90,13 @@ def random_pictures(side: int) -> list[np.ndarray]:
 
 
 def score_of(prompts: Sequence[ScenePrompt], sightings: Sequence[Sighting]) -> dict[str, Any]:
-    """The score of what was seen for `prompts`, and its parts."""
+    """The overall score of `sightings` for `prompts`, and that of each category."""
     categories = shares(prompts, judged(prompts, sightings))
     return {"score": mean(categories), "categories": categories}
 
 
 def judged(prompts: Sequence[ScenePrompt], sightings: Sequence[Sighting]) -> list[bool]:
-    """Whether each sighting is what its prompt asks for."""
+    """Whether each sighting matches its prompt."""
     return [judge(prompt.scene, seen).correct for prompt, seen in zip(prompts, sightings, strict=True)]
 
 

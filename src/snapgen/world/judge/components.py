@@ -1,4 +1,4 @@
-"""Boxes, and the connected components of a mask."""
+"""Connected components of a mask, and their boxes."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Box:
         )
 
     def gap(self, other: Box) -> int:
-        """Pixels between both along the axis that separates them most; negative: they overlap."""
+        """Pixels between both boxes along the axis that separates them most; negative: they overlap."""
         across = max(self.left, other.left) - min(self.right, other.right)
         down = max(self.top, other.top) - min(self.bottom, other.bottom)
         return max(across, down)
 
 
 def label(mask: np.ndarray) -> tuple[np.ndarray, list[Box]]:
-    """Components of the bool H W `mask`, touching corners included.
+    """Connected components of the bool H W `mask`; pixels that touch at a corner are connected.
 
-    Returns labels (int32 H W; 0 is outside, component i is i + 1) and the components' boxes.
+    Returns labels (int32 H W: 0 is outside, i + 1 is component i) and the components' boxes.
     """
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     found = ndimage.find_objects(labels)

@@ -1,12 +1,12 @@
-"""The detector of scene pictures: which nouns, in which colours, where, in front of what.
+"""The detector of scene pictures: finds which nouns are where, in which colours and in front of what.
 
-1. The background is named and fitted (background.py); what differs from it is foreground.
-2. Connected components of the foreground (components.py) are candidates; so are the halves of components that
-   resemble nothing (objects that touch), and unions of neighbours (a sprite that lost its thin parts); search.py.
-3. Every candidate is compared with every noun in every look (templates.py): overlap of the silhouettes, correlation
-   of the luminances, which says nothing of the tint, difference of the colours, and aspect ratio. Noun and colour
-   are decided together.
-4. What resembles nothing well enough is no object: a blob of the right colour is not recognised as anything.
+1. The background is named and fitted (background.py); whatever differs from it is foreground.
+2. Candidates are connected components of the foreground (components.py), halves of components that resemble nothing
+   (objects that touch), and unions of neighbours (a sprite that lost its thin parts); see search.py.
+3. Every candidate is compared with every noun in every look (templates.py) by the overlap of the silhouettes, the
+   correlation of the luminances (independent of the tint), the difference of the colours, and the aspect ratio. Noun
+   and colour are decided together.
+4. A candidate that resembles nothing well enough is no object: a blob of the right colour is not recognised.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from snapgen.world.vocabulary import known_nouns
 
 @dataclass(frozen=True)
 class Sighting:
-    """All that the detector found in one picture."""
+    """Everything that the detector found in one picture."""
 
     objects: tuple[Detection, ...]  # best first
-    background: str | None  # a name of the vocabulary; None: none of them
+    background: str | None  # its name in the vocabulary; None: unknown
 
 
 class SceneDetector:
     """Finds the objects of scene pictures of any size."""
 
     def __init__(self, font: str | None = None, nouns: Iterable[str] | None = None) -> None:
-        """`font`: path of the emoji font, None to look it up. `nouns`: of the scenes. Raises `FontMissingError`."""
+        """`font`: path of the emoji font, None to look it up; `nouns`: of the scenes. Raises `FontMissingError`."""
         self._sheet = _template_sheet(font, known_nouns(nouns))
 
     def __call__(self, picture: np.ndarray) -> Sighting:
-        """`picture`: uint8 H W 3, sRGB, square."""
+        """What `picture` (uint8 H W 3, sRGB, square) shows."""
         picture = resize_square(picture, SIDE)
         background = fit_background(picture.astype(np.float32))
         if background.name is None:

@@ -1,12 +1,12 @@
-"""A second opinion on pictures of scenes: a small network trained on spoilt renders (`recipes/mini/classifier.yaml`).
+"""A second opinion on scene pictures: a small network trained on spoilt renders (`recipes/mini/classifier.yaml`).
 
-It shares nothing with the detector but the rules: no background is fitted, nothing is cut out, no template compared.
-It looks at the whole picture and adds up what it believes to see (`snapgen.models.classifier`), so that a soft banana
-is still one where the detector finds nothing, and one in doubt between two nouns is neither.
+It shares only the rules with the detector: no background is fitted, nothing is cut out, no template is compared. It
+looks at the whole picture and sums expected counts (`snapgen.models.classifier`). So a soft banana still counts where
+the detector finds nothing, and a thing in doubt between two nouns counts as neither.
 
-What it sees goes through the same rules as what the detector sees (verdicts.py), with three differences. Its things
-have a place but no size, so that a relation asks for the direction of the centres alone. Things of one noun share one
-place, their mean. And it says nothing of the background.
+Its sightings are judged by the same rules as the detector's (verdicts.py), with three differences. Its things have a
+place but no size, so a relation depends only on the direction between the centres. Things of one noun share one place,
+their mean. And it does not read the background.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from snapgen.world.judge.canaries import mean
 from snapgen.world.judge.detector import Sighting
 
 FOLDER = Path(__file__).parent / "classifier"
-SIDE = 128  # px at which it, and the bundled autoencoder, were trained
+SIDE = 128  # px at which this classifier and the bundled autoencoder were trained
 BATCH = 32  # pictures read at once: bounds memory
 MIN_ACCURACY = 0.90  # on renders, in every category; below it the report says so
-LEAST = 0.5  # of an expected count: what is more likely not there is not seen
+LEAST = 0.5  # smallest expected count that counts as seen
 
 
 class SceneReader:
-    """Reads pictures of any size with the classifier in a folder, on the CPU: verdicts are the same everywhere."""
+    """Reads pictures of any size with the classifier in a folder; on the CPU, so that verdicts are reproducible."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         """Raises ValueError if the weights are missing or damaged."""
@@ -42,7 +42,7 @@ class SceneReader:
         self.sha256 = network_hash({"classifier": self._network})
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> list[Sighting]:
-        """What is seen in `pictures`, each uint8 H W 3, square."""
+        """What is seen in each of `pictures` (uint8 H W 3, square)."""
         sightings: list[Sighting] = []
         for start in range(0, len(pictures), BATCH):
             part = [resize_square(picture, SIDE) for picture in pictures[start : start + BATCH]]
@@ -56,9 +56,9 @@ class SceneReader:
 def sighting_of(
     counts: torch.Tensor, centres: torch.Tensor, nouns: Sequence[str], looks: Sequence[str | None]
 ) -> Sighting:
-    """The things in one picture: of each noun as many as its expected `counts` (N L) add up to, rounded.
+    """The things in one picture: each noun as often as its expected `counts` (N L) add up to, rounded.
 
-    They take the looks in which most is left to see, one after the other. `centres`: N 2, fractions of the side.
+    One after the other, they take the look with the largest remaining count. `centres`: N 2, fractions of the side.
     """
     objects: list[Detection] = []
     for index in torch.nonzero(counts.sum(dim=1) >= LEAST).flatten().tolist():
@@ -101,7 +101,7 @@ def opinion_summary(opinion: dict[str, Any]) -> list[str]:
 
 
 def picture_features(device: torch.device) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-    """The classifier's hash, and its last features averaged over a picture: uint8 H W 3 -> float64 128."""
+    """The classifier's hash, and a function from a picture (uint8 H W 3) to its mean last features (float64 128)."""
     network = load_network(SceneClassifier, str(FOLDER), dtype=torch.float32).to(device).eval()
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The search for objects among the foreground of one picture: components, their halves, unions of neighbours."""
+"""The detector's search for objects in the foreground of a picture: components, their halves, unions of neighbours."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from snapgen.world.judge.background import FittedBackground
 from snapgen.world.judge.components import Box, label
 from snapgen.world.judge.templates import SPECK, VISIBLE, Patches, Similarity, TemplateSheet, to_grid
 
-SIDE = 128  # px at which every picture is looked at
+SIDE = 128  # px; every picture is resized to this first
 
-# What is an object. Tuned on renders, blurred and noisy renders, and blobs, so that the latter are refused.
+# What counts as an object. Tuned on renders, blurred and noisy renders, and blobs, which must be rejected.
 MIN_RESEMBLANCE = 0.75
 MIN_TEXTURE = 0.6
 MIN_LENGTH = 12  # px, the longer side of its box
 MIN_AREA = 60  # px of foreground
 
-# How much resemblance differences cost.
-TEXTURE_SHARE = 0.5  # the rest is the share of the shape
-COLOR_SCALE = 150.0  # levels of colour difference that cost as much as no resemblance at all
-ASPECT_SCALE = 0.8  # of the logarithm of width / height, likewise
+# How resemblance is weighed.
+TEXTURE_SHARE = 0.5  # weight of the texture; the rest is the shape's
+COLOR_SCALE = 150.0  # levels of colour difference that cost a whole point of resemblance
+ASPECT_SCALE = 0.8  # the same for the difference in log(width / height)
 
-NEIGHBOUR = 6  # px between components that may be pieces of one sprite
+NEIGHBOUR = 6  # px; components at most this far apart may be pieces of one sprite
 LINES = 3  # places along each axis where a component may be cut
-CUT_GAIN = 0.1  # of resemblance by which the halves must surpass the whole
-GROW = (-1, 0, 1)  # px by which a candidate's box is tried larger: blur moves its edges
+CUT_GAIN = 0.1  # resemblance by which the halves must beat the whole
+GROW = (-1, 0, 1)  # px by which a candidate's box is enlarged on trial: blur moves its edges
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A piece of the foreground that may be an object, and the best that it could be."""
+    """A piece of the foreground that may be an object, and its best match."""
 
     mask: np.ndarray  # bool SIDE SIDE
     box: Box
     area: int  # px of the mask
     kind: int = 0  # index into the sheet's kinds
     score: float = 0.0  # resemblance, at most 1
-    texture: float = 0.0  # that of it which the luminances have, before it was weighed
+    texture: float = 0.0  # the unweighted correlation of the luminances in it
 
 
 def candidate_of(mask: np.ndarray) -> Candidate:
-    """The candidate, not rated yet, that fills `mask` (not empty)."""
+    """An unrated candidate that fills `mask` (not empty)."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     return Candidate(mask, box, int(np.count_nonzero(mask)))
@@ -53,7 +53,7 @@ class Search:
     """The search for objects in one picture."""
 
     def __init__(self, picture: np.ndarray, name: str, background: FittedBackground, sheet: TemplateSheet) -> None:
-        """`picture`: uint8 SIDE SIDE 3; `name`: what is behind it."""
+        """`picture`: uint8 SIDE SIDE 3; `name`: that of its background."""
         self._picture = picture
         self._name = name
         self._background = background
@@ -61,7 +61,7 @@ class Search:
         self._foreground = background.distance > VISIBLE
 
     def run(self) -> list[Candidate]:
-        """The objects."""
+        """The objects found."""
         labels, boxes = label(self._foreground)
         areas = np.bincount(labels.ravel(), minlength=len(boxes) + 1)[1:].tolist()
         pieces = [Candidate(labels == i + 1, boxes[i], area) for i, area in enumerate(areas) if area >= SPECK]
@@ -69,7 +69,7 @@ class Search:
         return [candidate for candidate in self._merged(parts) if _is_object(candidate)]
 
     def _cut(self, candidate: Candidate) -> list[Candidate]:
-        """A candidate that resembles nothing is cut along the line that makes the most of it; its halves likewise."""
+        """Cuts a candidate that resembles nothing along the line with the best halves, and these likewise."""
         if candidate.score >= MIN_RESEMBLANCE or candidate.area < 2 * MIN_AREA:
             return [candidate]
         best: list[Candidate] = []
@@ -84,7 +84,7 @@ class Search:
         return [part for half in best for part in self._cut(half)] or [candidate]
 
     def _lines(self, candidate: Candidate) -> list[np.ndarray]:
-        """Where to cut: the rows and columns with the least foreground, each as the bool mask of what is before it."""
+        """Where to cut: rows and columns with the least foreground, each as a bool mask of what comes before it."""
         box = candidate.box
         part = (slice(box.top, box.bottom), slice(box.left, box.right))
         amount = np.where(candidate.mask[part], self._background.distance[part], 0)
@@ -93,7 +93,7 @@ class Search:
         return lines + [places[:, None] < box.top + y for y in _valleys(amount.sum(axis=1))]
 
     def _merged(self, candidates: list[Candidate]) -> list[Candidate]:
-        """`candidates` with neighbours joined for as long as the whole resembles something better than its parts."""
+        """`candidates` with neighbours joined as long as a whole resembles something more than its parts do."""
         wholes: dict[tuple[Candidate, Candidate], Candidate] = {}
         while True:
             best, gain = None, 0.0
@@ -112,7 +112,7 @@ class Search:
             candidates = [candidate for candidate in candidates if candidate not in best] + [wholes[best]]
 
     def _rate(self, candidate: Candidate) -> Candidate:
-        """`candidate` with the kind that it resembles most."""
+        """`candidate` with the kind it resembles most."""
         box = candidate.box
         templates = self._sheet.before(self._name, (box.top + box.bottom) / 2 / SIDE)
         similarity = templates.compare(self._patches(candidate))
@@ -122,12 +122,12 @@ class Search:
         return replace(candidate, kind=int(kind), score=float(scores[patch, kind]), texture=texture)
 
     def _patches(self, candidate: Candidate) -> Patches:
-        """The candidate cut out along slightly different boxes; other pieces of foreground are painted over."""
+        """The candidate cut out along slightly different boxes, with other pieces of foreground painted over."""
         box = candidate.box
         around = Box(max(0, box.left - 2), max(0, box.top - 2), min(SIDE, box.right + 2), min(SIDE, box.bottom + 2))
         part = (slice(around.top, around.bottom), slice(around.left, around.right))
         own = candidate.mask[part]
-        # Soft edges lie outside of the mask: only what belongs to others is taken away.
+        # Soft edges lie outside the mask: only the other pieces' own pixels are removed.
         other = self._foreground[part] & ~own
         pixels = np.where(other[..., None], self._background.colors[part[0], None], self._picture[part])
         mask = 255 * own.astype(np.uint8)
@@ -143,7 +143,7 @@ class Search:
 
 
 def resemblance(similarity: Similarity) -> np.ndarray:
-    """How much patches are like kinds, P K, at most 1: what the detector decides by."""
+    """How much each patch resembles each kind, P K, at most 1: the detector's criterion."""
     alike = TEXTURE_SHARE * similarity.texture + (1 - TEXTURE_SHARE) * similarity.shape
     return np.asarray(alike - (similarity.color / COLOR_SCALE) ** 2 - (similarity.aspect / ASPECT_SCALE) ** 2)
 

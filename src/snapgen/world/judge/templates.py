@@ -1,7 +1,7 @@
-"""What the detector knows: every noun in every look, as it appears in front of a given background.
+"""The detector's templates: every noun in every look, as it appears in front of a given background.
 
-All templates and all patches of a picture are brought to one small grid, the box of what is visible: a comparison
-of every patch with every template is then a few matrix products.
+All templates and all patches of a picture are cropped to their visible part and resampled to one small grid, so that
+comparing every patch with every template takes a few matrix products.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from snapgen.world.source import background_picture
 from snapgen.world.sprites import SpriteSheet, luminance
 from snapgen.world.vocabulary import BACKGROUND, LOOKS
 
-GRID = 24  # cells a side
-SPRITE_SIDE = 44  # px at which templates are drawn: the size of most objects in pictures of 128 px
-VISIBLE = 36.0  # Euclidean levels from the background above which a pixel is foreground
+GRID = 24  # cells along each side
+SPRITE_SIDE = 44  # px at which templates are rendered: the size of most objects in pictures of 128 px
+VISIBLE = 36.0  # levels (Euclidean); pixels farther than this from the background are foreground
 SPECK = 16  # px of foreground; smaller components are ignored
-NOISE = 10.0  # levels; luminance differences of this size are as good as none
+NOISE = 10.0  # levels; luminance differences of this size count as none
 
 
 Kind = tuple[str, str | None]  # a noun and its tint; None: its own colours
@@ -30,7 +30,7 @@ Kind = tuple[str, str | None]  # a noun and its tint; None: its own colours
 
 @dataclass(frozen=True)
 class Patches:
-    """P pieces of pictures, each stretched to the grid."""
+    """P pieces of a picture, each resampled to the grid."""
 
     colors: np.ndarray  # float32 P G*G 3, levels
     masks: np.ndarray  # float32 P G*G, 0..1: how much of a cell is foreground
@@ -39,7 +39,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Similarity:
-    """How P patches compare with K kinds; all float32 P K."""
+    """The comparison of P patches with K kinds; all float32 P K."""
 
     shape: np.ndarray  # overlap of the silhouettes, 0..1
     texture: np.ndarray  # correlation of the luminances within the silhouette, -1..1
@@ -51,7 +51,7 @@ class Templates:
     """The templates of K kinds in front of one background colour."""
 
     def __init__(self, sheet: SpriteSheet, kinds: Sequence[Kind], background: np.ndarray) -> None:
-        """`background`: 3 levels."""
+        """`background`: its colour, 3 levels."""
         cells = GRID * GRID
         count = len(kinds)
         colors = np.empty((count, cells, 3), dtype=np.float32)
@@ -65,7 +65,7 @@ class Templates:
             seen = sprite * opacity + background * (1 - opacity)
             mask = ((seen - background) ** 2).sum(axis=-1) > VISIBLE**2
             labels, boxes = label(mask)
-            if len(boxes) > 1:  # as the search does, which ignores them
+            if len(boxes) > 1:  # drop specks, as the search does
                 mask = (np.bincount(labels.ravel()) >= SPECK)[labels] & mask
             if mask.mean() < 0.02:
                 self.visible[index] = False
@@ -80,7 +80,7 @@ class Templates:
             alphas[index] = to_grid(levels, alpha[..., 0], box)[:, 3]
         self._masks = masks
         self._mask_energy = (masks**2).sum(axis=1)
-        # Cells weigh by how much of the sprite they hold.
+        # A cell's weight is how much of the sprite it contains.
         self._weights = alphas / alphas.sum(axis=1, keepdims=True)
         light = luminance(colors).astype(np.float32)
         light -= (light * self._weights).sum(axis=1, keepdims=True)
@@ -90,7 +90,7 @@ class Templates:
         self._color_energy = (colors**2 * self._weights[..., None]).sum(axis=(1, 2))
 
     def compare(self, patches: Patches) -> Similarity:
-        """Every patch with every template."""
+        """Compares every patch with every template."""
         common = patches.masks @ self._masks.T
         energy = (patches.masks**2).sum(axis=1)[:, None] + self._mask_energy
         shape = common / (energy - common)
@@ -113,13 +113,13 @@ class Templates:
 class TemplateSheet:
     """Templates of nouns in every look, in front of every background of the vocabulary.
 
-    They are made when first needed: 12 kB and a millisecond for each noun in a look.
+    They are made when first needed: 12 kB and a millisecond per noun and look.
     """
 
     BANDS = 4  # parts of a gradient, from top to bottom, that have templates of their own
 
     def __init__(self, nouns: Sequence[str], font: str | None = None) -> None:
-        """Raises `FontMissingError` unless the font (path, or None to look it up) is there."""
+        """`font`: its path, or None to look it up. Raises `FontMissingError` if it is missing."""
         self.kinds: tuple[Kind, ...] = tuple((noun, look) for noun in nouns for look in LOOKS)
         self._sheet = SpriteSheet(font)
         self._made = cache(self._make)
@@ -135,12 +135,12 @@ class TemplateSheet:
 
 
 def to_grid(colors: np.ndarray, layer: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
-    """The part `box` (left, top, right, bottom, px, inside) resampled: float32 G*G 4.
+    """The part `box` (left, top, right, bottom in px, inside the picture) resampled to the grid: float32 G*G 4.
 
     `colors`: uint8 H W 3; `layer`: uint8 H W, the fourth channel.
     """
     layers = np.concatenate([colors, layer[..., None]], axis=-1, dtype=np.uint8, casting="unsafe")
-    # RGBX: four channels that Pillow resamples independently of each other.
+    # RGBX: Pillow resamples its four channels independently.
     image = Image.frombuffer("RGBX", (layers.shape[1], layers.shape[0]), layers.tobytes())
     resized = image.resize((GRID, GRID), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized).reshape(-1, 4).astype(np.float32)

@@ -1,15 +1,15 @@
-"""GenEval's rules: whether what a detector saw is what a prompt asked for.
+"""GenEval's rules: decide whether a detector saw what a prompt asked for.
 
-The rules are those of `evaluate_images.py` of djghosh13/geneval, with the scene detector in place of Mask2Former:
+The rules are those of `evaluate_images.py` in djghosh13/geneval, with the scene detector in place of Mask2Former:
 
-- single object, two objects: every object asked for is there; further objects do no harm;
-- counting: exactly as many as asked for;
-- colours, colour attribution: of each noun, the best-detected objects, as many as asked for, have its colour;
-- position: both are there, and the centres of the best-detected of each stand in the relation, by `relations`.
+- single object, two objects: every requested object is there; extra objects do no harm;
+- counting: exactly the requested number is there;
+- colours, colour attribution: the best-detected objects of each noun, as many as requested, have its colour;
+- position: both are there, and the centres of the best-detected of each satisfy the relation (`relations`).
 
-Four things differ, all because the world is exact. Confidence has one threshold, the detector's. Colour is part of
-what was detected. A noun whose own look is like a tint (a heart is red) has that colour in both looks, see `alike`.
-There is no limit of 16 boxes.
+Four things differ, all because the world is exact. There is only one confidence threshold, the detector's. Colour is
+part of the detection. A noun whose own look resembles a tint (a heart is red) has that colour in both looks, see
+`alike`. There is no limit of 16 boxes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from snapgen.world.judge.detector import Sighting
 from snapgen.world.scene import Scene
 from snapgen.world.sprites import SpriteSheet
 
-ALIKE = 27.0  # levels of RMS difference below which two looks of a noun are taken for each other: 7 of 512 pairs
+ALIKE = 27.0  # levels of RMS difference below which two looks of a noun count as the same: 7 of 512 pairs
 
 
 def judge(scene: Scene, sighting: Sighting, font: str | None = None) -> Verdict:
-    """The verdict on a picture that was asked to show `scene`."""
+    """The verdict on a picture that should show `scene`, given what was seen in it."""
     wanted: dict[str, tuple[int, str | None]] = {}
     for placed in scene.objects:
         count = wanted[placed.name][0] if placed.name in wanted else 0
@@ -55,7 +55,7 @@ def judge(scene: Scene, sighting: Sighting, font: str | None = None) -> Verdict:
 
 
 def has_color(seen: Detection, color: str, font: str | None = None) -> bool:
-    """Whether a detected object is `color`."""
+    """Whether a detected object counts as `color`."""
     if seen.color == color:
         return True
     return seen.color is None and alike(seen.name, color, font)
@@ -63,7 +63,7 @@ def has_color(seen: Detection, color: str, font: str | None = None) -> bool:
 
 @cache
 def alike(name: str, color: str, font: str | None = None) -> bool:
-    """Whether the noun `name` in its own colours is as good as tinted `color`, measured on its sprite."""
+    """Whether the noun `name` in its own colours looks as if tinted `color`, measured on its sprite."""
     sheet = _sheet(font)
     own, alpha = sheet.sprite(name, None, 64)
     tinted, _ = sheet.sprite(name, color, 64)
