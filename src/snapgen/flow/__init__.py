@@ -1,1 +1,1 @@
-"""Flow matching: the path (Eq. 1-2), noise levels, guidance, sampling."""
+"""Flow matching: the path from data to noise (Eq. 1-2), noise levels, guidance, sampling."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """`values` of shape (B,) viewed so that it broadcasts over `like` (B ...)."""
+    """`values` of shape (B,), reshaped to broadcast over `like` (B ...)."""
     return values.reshape(-1, *([1] * (like.ndim - 1)))
 
 
@@ -19,10 +19,10 @@ def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 # Eq. 2
 def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
-    """`eps - x_0`: what the network predicts, the derivative of Eq. 1 with respect to sigma."""
+    """`eps - x_0`: what the network predicts; the derivative of Eq. 1 with respect to sigma."""
     return noise - x0
 
 
 def predict_x0(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The data that `x` and its velocity point to, `x_t - sigma v`. sigma: (B,)."""
+    """The data that `x` and its velocity point to: `x_t - sigma v`. sigma: (B,)."""
     return x - per_sample(sigma, x) * velocity

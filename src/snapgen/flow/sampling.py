@@ -1,4 +1,4 @@
-"""Sampling: the step that follows a velocity from noise to data."""
+"""Sampling: the Euler step that follows the velocity from noise to data."""
 
 from __future__ import annotations
 

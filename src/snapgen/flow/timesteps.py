@@ -1,6 +1,6 @@
-"""Which noise levels are trained on, and which are visited when sampling.
+"""Noise levels: those that training samples, and those that sampling visits.
 
-`sigma` in [0, 1] is the share of noise; the network is told `1000 * sigma` (`TIMESTEP_SCALE`).
+`sigma` in [0, 1] is the share of noise; the network is given `1000 * sigma` (`TIMESTEP_SCALE`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TIMESTEP_SCALE = 1000.0
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     """`s sigma / (1 + (s - 1) sigma)` (Stable Diffusion 3, Eq. 23): moves levels towards noise for s > 1.
 
-    Keeps 0 and 1. To be applied once: shifts compose, shift 3 twice is shift 9.
+    Keeps 0 and 1. Apply it once: shifts compose, and shift 3 twice is shift 9.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
 
@@ -25,7 +25,7 @@ def sample_sigmas(count: int, generator: torch.Generator, shift: float, mean: fl
 
 
 def sampling_sigmas(steps: int, shift: float) -> Tensor:
-    """The levels that `steps` Euler steps visit: from 1, evenly spaced before the shift, and a final 0; (steps + 1,).
+    """The levels that `steps` Euler steps visit, shape (steps + 1,): from 1, evenly spaced before the shift, to 0.
 
     With shift 3 and 4 steps: 1, 0.9, 0.75, 0.5, 0.
     """

@@ -1,7 +1,7 @@
-"""Knowledge distillation of Sec. 3.3: output and feature losses, and how they are weighed against the task loss.
+"""Knowledge distillation (Sec. 3.3): output and feature losses, and how they are weighted against the task loss.
 
-All losses are given and returned for each sample of a batch, shape B, as means over elements; the expectation of the
-equations is the mean over the batch. `t` in [0, 1] is the noise level that the network sees, shape B.
+All losses have one value per sample, shape B, each a mean over elements; the expectation in the equations is
+the mean over the batch. `t` in [0, 1] is the noise level that the network sees, shape B.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from snapgen.losses.task import squared_error
 
-SMALLEST = 1e-12  # of a loss that another is divided by
+SMALLEST = 1e-12  # lower bound of a loss used as a divisor
 
 
 # Eq. 4
 def output_distillation(velocity: Tensor, teacher_velocity: Tensor) -> Tensor:
-    """`||v_T - v||^2` of velocities B C H W."""
+    """`||v_T - v||^2` for velocities B C H W."""
     return squared_error(velocity, teacher_velocity.detach())
 
 
 # Eq. 5
 def feature_distillation(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum over layers of `||f_T - psi(f)||^2`; pairs of projected student and teacher features, each B C H W."""
+    """The sum over layers of `||f_T - psi(f)||^2`; pairs: projected student and teacher features, each B C H W."""
     losses = [squared_error(projected, feature.detach()) for projected, feature in pairs]
     return torch.stack(losses).sum(dim=0)
 
@@ -40,9 +40,9 @@ def constant_weights(task: Tensor, distillations: Iterable[tuple[float, Tensor]]
 
 
 def task_share(t: Tensor) -> Tensor:
-    """`lambda(t)`: the density of the standard logit-normal distribution, normalised to its maximum of 1 at 1/2.
+    """`lambda(t)`: the density of the standard logit-normal distribution, scaled to a maximum of 1 at t = 1/2.
 
-    0 at t = 0 and t = 1, where the teacher alone counts. Computed in fp64, returned as t's dtype.
+    It is 0 at t = 0 and t = 1, where only the teacher counts. Computed in fp64, returned in t's dtype.
     """
     level = t.double().clamp(1e-9, 1 - 1e-9)
     density = torch.exp(-torch.logit(level).square() / 2) / (level * (1 - level)) / math.sqrt(2 * math.pi)

@@ -1,4 +1,4 @@
-"""Losses that train an autoencoder. Pictures are B 3 H W in [-1, 1]; every function returns a scalar mean."""
+"""Losses and metrics of an autoencoder. Pictures are B 3 H W in [-1, 1]; losses are scalar means."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 
 def gradient_loss(prediction: torch.Tensor, target: torch.Tensor, scales: int = 3) -> torch.Tensor:
-    """Mean absolute difference of horizontal and vertical finite differences, over `scales` halvings.
+    """Mean absolute error of horizontal and vertical finite differences, at `scales` scales, each half the last.
 
-    It asks for edges where mean squared error is content with blur. Height and width must be at least 2^scales.
+    It rewards sharp edges where mean squared error tolerates blur. Height and width must be at least 2^scales.
     """
     total = prediction.new_zeros(())
     for scale in range(scales):
@@ -21,7 +21,7 @@ def gradient_loss(prediction: torch.Tensor, target: torch.Tensor, scales: int = 
 
 
 def kl_loss(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """Mean over elements of KL(N(mean, exp(log_variance)) || N(0, 1)), in nats."""
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, averaged over elements."""
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
 
 

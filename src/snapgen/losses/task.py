@@ -1,4 +1,4 @@
-"""The task loss of flow matching (Eq. 2), for each sample of a batch."""
+"""The task loss of flow matching (Eq. 2), one value per sample."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from snapgen.flow.path import velocity_target
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample, in fp32: B ... -> B."""
+    """The mean squared error of each sample, in fp32: B ... -> B."""
     return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
 # Eq. 2
 def flow_matching(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-    """`||(eps - x_0) - v||^2` of each sample: velocities, data and noise B C H W -> B."""
+    """`||(eps - x_0) - v||^2` for each sample: velocities, data and noise B C H W -> B."""
     return squared_error(velocity, velocity_target(x0, noise))

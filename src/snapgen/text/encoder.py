@@ -1,8 +1,8 @@
 """Frozen text encoders behind one protocol: prompts in, token states and their mask out.
 
-Any text model of transformers fits (`TransformersTextEncoder`). The empty prompt stands for "no text": its
-states are zeros and only its first token is visible. That is the unconditional branch of classifier-free
-guidance, at training (a dropped caption) and at inference (the negative prompt) alike.
+Any text model of transformers fits (`TransformersTextEncoder`). The empty prompt means "no text": its states are
+zeros and only its first token is visible. It is the unconditional branch of classifier-free guidance, both in
+training (a dropped caption) and at inference (the negative prompt).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class TextStates:
 
     @staticmethod
     def cat(parts: Sequence[TextStates]) -> TextStates:
-        """One batch of `parts`, which must have as many tokens each."""
+        """One batch made of `parts`, which must all have the same number of tokens."""
         return TextStates(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]))
 
     def split(self, size: int) -> list[TextStates]:
-        """The batch in pieces of `size`; the last may be smaller."""
+        """The batch in pieces of `size` elements; the last may be smaller."""
         return [TextStates(*part) for part in zip(self.states.split(size), self.mask.split(size), strict=True)]
 
     def repeat(self, count: int) -> TextStates:
-        """Every element of the batch `count` times in a row."""
+        """The batch with every element repeated `count` times in a row."""
         return TextStates(self.states.repeat_interleave(count, dim=0), self.mask.repeat_interleave(count, dim=0))
 
     def trimmed(self) -> TextStates:
-        """Without the tokens that nothing in the batch may attend to: they cost time and change nothing."""
+        """The states without tokens that are masked in the whole batch: they cost time and change nothing."""
         seen = self.mask.any(dim=0)
         return TextStates(self.states[:, seen], self.mask[:, seen])
 
@@ -54,22 +54,21 @@ class TextEncoder(Protocol):
         ...
 
 
-LANGUAGE_MAX_LENGTH = 300  # tokens of a language model's states, as Sana takes of Gemma's
+LANGUAGE_MAX_LENGTH = 300  # tokens used of a language model, as in Sana's use of Gemma
 
 
 def is_clip(model: Any) -> bool:
-    """Whether a text model of transformers is CLIP's; any other is taken for a language model."""
+    """Whether a text model of transformers is CLIP's; any other counts as a language model."""
     return str(model.config.model_type).startswith("clip")
 
 
 class TransformersTextEncoder:
     """A text model and tokenizer of transformers as a `TextEncoder`.
 
-    CLIP's states are those of the penultimate layer, before the final norm, as Stable Diffusion 3 takes them;
-    any other model's are its last hidden states. Either way each token is scaled to unit RMS. `prefix` is an
-    instruction put before every prompt (Sana's use of Gemma): it colours the prompt's states, its own are left out,
-    and it is no part of an empty prompt. `warn` tells of prompts that are cut; training, where thousands of captions
-    go by, switches it off.
+    CLIP's states are those of the penultimate layer, before the final norm, as in Stable Diffusion 3; any other
+    model's are its last hidden states. Either way each token is scaled to unit RMS. `prefix` is an instruction put
+    before every prompt (Sana's use of Gemma): it influences the prompt's states, but its own are omitted, and the empty
+    prompt has none. `warn` reports truncated prompts; training switches it off, because it reads thousands of captions.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class TransformersTextEncoder:
         self.is_clip = is_clip(model)
         longest = model.config.max_position_embeddings if self.is_clip else LANGUAGE_MAX_LENGTH
         self.max_length = max_length or min(tokenizer.model_max_length, longest)
-        # Without the space at its end, which many tokenizers make part of the word that follows.
+        # Without the final space, which many tokenizers make part of the following word.
         self.prefix_length = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"]) if prefix else 0
         self.prefix_start = int(bool(prefix) and tokenizer(prefix)["input_ids"][0] == tokenizer.bos_token_id)
 
@@ -119,18 +118,18 @@ class TransformersTextEncoder:
         device = self.model.device
         empty = torch.tensor([not prompt.strip() for prompt in prompts], device=device)
         first = torch.arange(self.max_length, device=device) == 0
-        if empty.all():  # nothing to read: an encoder that is left out costs nothing
+        if empty.all():  # nothing to read: an omitted encoder costs nothing
             states = torch.zeros(len(prompts), self.max_length, self.width, device=device, dtype=self.model.dtype)
             return TextStates(states, first.repeat(len(prompts), 1))
         ids, attention = (part.to(device) for part in self.tokenize(prompts))
         output = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True)
         hidden = self._without_prefix(output.hidden_states[-2 if self.is_clip else -1])
         mask = torch.where(empty[:, None], first, self._without_prefix(attention).bool())
-        # Every token to unit RMS: encoders differ by orders of magnitude, and they are joined side by side.
+        # Unit RMS for every token: encoders differ by orders of magnitude, and their states are joined side by side.
         states = F.rms_norm(hidden, (self.width,)) * mask[..., None]  # zeros where masked
         return TextStates(states.masked_fill(empty[:, None, None], 0.0), mask)
 
     def _without_prefix(self, tokens: Tensor) -> Tensor:
-        """B N' ... -> B N ...: the token that starts every text, if there is one, and what follows the prefix."""
+        """B N' ... -> B N ...: keeps the token that starts every text, if there is one, and what follows the prefix."""
         start = self.prefix_start
         return torch.cat([tokens[:, :start], tokens[:, start + self.prefix_length :]], dim=1)

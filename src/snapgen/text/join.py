@@ -1,8 +1,8 @@
-"""Several encoders' states joined as Stable Diffusion 3 joins its three (Sec. 4: CLIP-L, CLIP-G and Gemma-2-2b).
+"""Joins the states of several text encoders as Stable Diffusion 3 does (Sec. 4: CLIP-L, CLIP-G and Gemma-2-2b).
 
-CLIP states stand side by side along the features, zero-padded to the language model's width; the language
-model's tokens follow along the sequence. An encoder that is left out reads the empty prompt: it contributes
-zeros, of which the first token stays visible.
+CLIP states are concatenated along the features and zero-padded to the language model's width; the language model's
+tokens follow along the sequence. An omitted encoder reads the empty prompt: it contributes zeros, with only the
+first token visible.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # a pipeli
 
 
 def tokenizer_of(text_encoder: str) -> str:
-    """Name of the tokenizer that belongs to the component `text_encoder`."""
+    """The name of the tokenizer that belongs to the component `text_encoder`."""
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def join(clips: list[TextStates], language: TextStates | None = None) -> TextStates:
-    """One context from CLIP states (equal lengths, at least one unless `language` is given) and a language model's."""
+    """One context from CLIP states (all of one length; may be empty if `language` is given) and a language model's."""
     parts: list[TextStates] = []
     if clips:
         lengths = {clip.states.shape[1] for clip in clips}
@@ -64,10 +64,10 @@ class JointTextEncoder:
         language_prefix: str = "",
         warn: bool = True,
     ) -> JointTextEncoder:
-        """Of a pipeline's text models and tokenizers, by the names of its components; those that are None are absent.
+        """The encoder made of a pipeline's text models and tokenizers, by component name; None means absent.
 
-        CLIPs come first, at most one language model last, which alone has a `language_prefix` and at most
-        `language_max_length` tokens; ValueError otherwise. `warn`: see `TransformersTextEncoder`.
+        CLIPs come first, then at most one language model; ValueError otherwise. `language_prefix` and
+        `language_max_length` (tokens) apply to the language model alone. `warn`: see `TransformersTextEncoder`.
         """
         encoders = []
         for name in TEXT_ENCODERS:
@@ -90,7 +90,7 @@ class JointTextEncoder:
     def __call__(self, prompts: list[str], dropped: Tensor | None = None) -> TextStates:
         """States B N D of `prompts`.
 
-        dropped: B E, or 1 E, True where a prompt's states are to do without one of the E encoders (CLIPs first).
+        dropped: B E, or 1 E; True where one of the E encoders (CLIPs first) is omitted for a prompt.
         """
         if dropped is None:
             dropped = torch.zeros(1, len(self.encoders), dtype=torch.bool)

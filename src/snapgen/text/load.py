@@ -1,4 +1,4 @@
-"""Text encoders from disk or the hub, as the components of a pipeline."""
+"""Loads text encoders from disk or the hub, as components of a pipeline."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import transformers
 from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
 from snapgen.weights import load_network, load_pretrained
 
-# Of these the text half alone: the other one would be loaded for nothing, or its inputs be missed.
+# Models with a second half that is not needed and would waste memory or ask for inputs: load their text half alone.
 TEXT_HALVES = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 
 
 def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Frozen text models in `dtype` and their tokenizers, named as a pipeline's components.
+    """Frozen text models in `dtype` and their tokenizers, named like a pipeline's components.
 
-    Each of `sources` is a folder with text_encoder/ and tokenizer/ (and text_encoder_2/ ..., as pipelines have), or a
+    Each of `sources` is a folder with text_encoder/ and tokenizer/ (and text_encoder_2/ ..., as in pipelines), or the
     folder or hub name of one text model of transformers with its tokenizer. ValueError names what cannot be loaded.
     """
     places = [place for source in sources for place in _places(source)]
@@ -33,7 +33,7 @@ def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, 
 
 
 def _places(source: str) -> list[tuple[str, str]]:
-    """Folders or hub names of the models and tokenizers that `source` stands for."""
+    """Folders or hub names of the models in `source`, each with that of its tokenizer."""
     folder = Path(source)
     names = [name for name in TEXT_ENCODERS if (folder / name).is_dir()]
     return [(str(folder / name), str(folder / tokenizer_of(name))) for name in names] or [(source, source)]
@@ -42,7 +42,7 @@ def _places(source: str) -> list[tuple[str, str]]:
 def _load_model(place: str, dtype: torch.dtype) -> torch.nn.Module:
     kind = load_pretrained(transformers.AutoConfig.from_pretrained, place).model_type
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # it lists the tensors of the other half
+    transformers.utils.logging.set_verbosity_error()  # transformers lists the other half's tensors
     try:
         model = load_network(getattr(transformers, TEXT_HALVES.get(kind, "AutoModel")), place, dtype=dtype)
     finally:

@@ -1,4 +1,4 @@
-"""A small tokenizer made from captions: lower-cased WordPiece, so that known words are one token each."""
+"""Makes a small tokenizer from captions: lower-cased WordPiece in which every known word is one token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-# Not 2 for the end token: transformers' CLIP treats that number as a legacy case.
+# The end token must not be 2: transformers' CLIP treats that number as a legacy case.
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
 CHARACTERS = string.ascii_lowercase + string.digits
 
@@ -17,8 +17,8 @@ CHARACTERS = string.ascii_lowercase + string.digits
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """A tokenizer of at most `vocabulary_size` tokens: single characters, and the most frequent words of `captions`.
 
-    Other words are spelled, so that any text in letters and digits is expressible. The same captions give the same
-    tokens in the same order, on every process and after every resume; the trainers of `tokenizers` do not.
+    Other words are spelled out, so that any text in letters and digits can be encoded. The same captions give the same
+    tokens in the same order, in every process and after every resume; the trainers of `tokenizers` do not ensure that.
     """
     normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
     splitter = pre_tokenizers.BertPreTokenizer()
