@@ -1,1 +1,1 @@
-"""Networks; each knows its configuration and nothing else."""
+"""The networks; each knows only its own configuration."""

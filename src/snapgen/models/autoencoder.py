@@ -1,12 +1,13 @@
 """SnapGenAutoencoder: SD3's encoder with the tiny decoder of Sec. 3.2 (Fig. 4 (b), Tab. 2).
 
 The tiny decoder has no attention and no conv shortcuts; its blocks are separable and thin; the upsampling
-layers change the width; only the first block of each stage has a GroupNorm: enough to hold colours, few
+layers change the width; only the first block of each stage has a GroupNorm: enough to keep colours stable, few
 enough to be fast at high resolution.
 
-The paper leaves open how the convolutions stand. At high resolution memory takes the time, not arithmetic. So
-upsampling is sub-pixel convolution (Shi et al. 2016), which holds no wide map at the higher resolution; a block has one
-depthwise convolution and one activation, the cheapest; and what can be overwritten is (`benchmarks/decoder_search.py`).
+The paper leaves the arrangement of the convolutions open. At high resolution memory traffic takes the time, not
+arithmetic. So upsampling is sub-pixel convolution (Shi et al. 2016), which needs no wide map at the higher resolution;
+a block has one depthwise convolution and one cheap activation; and operations work in place where they can
+(`benchmarks/decoder_search.py`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, pointwise
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-DECODING = ("decoder.", "post_quant_conv.")  # an autoencoder's weights that do not touch its latents
+DECODING = ("decoder.", "post_quant_conv.")  # prefixes of the weights that do not affect the latents
 
 
 class TinyBlock(nn.Module):
-    """Residual [GN] - DW3x3 - PW(expand) - ReLU - PW, of one width."""
+    """A residual block of constant width: [GN] - DW3x3 - PW(expand) - ReLU - PW."""
 
     def __init__(self, channels: int, expansion: int, groups: int | None):
         super().__init__()
@@ -47,8 +48,8 @@ class TinyBlock(nn.Module):
 class SubPixelUpsample(nn.Sequential):
     """Doubles height and width: a separable convolution to four times the channels, then pixel shuffle.
 
-    The four pixels of a position start alike: at first it is nearest-neighbour upsampling, without checkerboards
-    (Aitken et al. 2017).
+    The four pixels of a position are initialised alike, so that it starts as nearest-neighbour upsampling, without
+    checkerboards (Aitken et al. 2017).
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -59,9 +60,9 @@ class SubPixelUpsample(nn.Sequential):
 
 
 class TinyStage(nn.Module):
-    """The blocks of one resolution, the first with a GroupNorm, then (but for the last stage) upsampling.
+    """The blocks of one resolution, the first with a GroupNorm, then (except in the last stage) upsampling.
 
-    The norm stands inside the residual branch: on the trunk it would take away the level of flat areas.
+    The norm is inside the residual branch: on the trunk it would remove the level of flat areas.
     """
 
     def __init__(self, channels: int, next_channels: int | None, blocks: int, expansion: int, groups: int):
@@ -77,7 +78,7 @@ class TinyStage(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """Latent B 16 h w (unscaled) -> picture B 3 8h 8w, in about [-1, 1]."""
+    """The tiny decoder: latents B 16 h w (unscaled) -> pictures B 3 8h 8w in about [-1, 1]."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class TinyDecoder(nn.Module):
 class SnapGenAutoencoder(ModelMixin, ConfigMixin):
     """Pictures to latents and back: `encode` is SD3's (diffusers' `Encoder`), `decode` is the tiny decoder.
 
-    Diffusion runs on `(z - shift_factor) * scaling_factor`; `normalize` and `denormalize` convert.
+    Diffusion works on `(z - shift_factor) * scaling_factor`; `normalize` and `denormalize` convert.
     """
 
     @register_to_config
@@ -119,7 +120,7 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
         encoder_channels: tuple[int, ...] = (128, 256, 512, 512),  # high to low resolution; SD3's
         encoder_layers_per_block: int = 2,
         decoder_channels: tuple[int, ...] = (192, 224, 192, 64),  # low to high resolution
-        decoder_blocks: tuple[int, ...] = (1, 1, 4, 1),  # most where a position is worth its memory: at half size
+        decoder_blocks: tuple[int, ...] = (1, 1, 4, 1),  # most at half size, where they are worth their memory
         decoder_expansion: int = 2,
         norm_num_groups: int = 32,
         scaling_factor: float = 1.5305,  # SD3's
@@ -148,25 +149,25 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels per latent position along a side: 8 for four encoder stages."""
+        """Pixels per latent position along each side: 8 for four encoder stages."""
         return 2 ** (len(self.config.encoder_channels) - 1)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """Posterior over latents of pictures B 3 H W in [-1, 1]; H and W divisible by `spatial_factor`."""
+        """The posterior over latents of pictures B 3 H W in [-1, 1]; H and W must be divisible by `spatial_factor`."""
         posterior = DiagonalGaussianDistribution(self.encoder(x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
-        """Pictures B 3 8h 8w in about [-1, 1] from latents B C h w as `encode` gives them (not normalised)."""
+        """Pictures B 3 8h 8w in about [-1, 1] from latents B C h w as `encode` returns them (not normalised)."""
         picture = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
         return DecoderOutput(sample=picture) if return_dict else (picture,)
 
     @torch.no_grad()
     def whiten(self, latents: torch.Tensor) -> None:
-        """Changes weights so that `latents`, B C h w as `encode` gave them, would have mean 0 and covariance 1.
+        """Changes the weights so that `latents`, B C h w from `encode`, would have mean 0 and covariance 1.
 
-        Reconstructions stay what they were: the inverse goes into `post_quant_conv`. The transformation is the
-        symmetric one (ZCA), which moves channels least; the posterior's log-variances follow its diagonal only.
+        Reconstructions do not change: the inverse goes into `post_quant_conv`. The transformation is the symmetric one
+        (ZCA), which moves channels least; the posterior's log-variances follow only its diagonal.
         """
         if self.post_quant_conv is None:
             raise ValueError("whitening needs an autoencoder with use_post_quant_conv")
@@ -188,11 +189,11 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
         self.register_to_config(scaling_factor=1.0, shift_factor=0.0)
 
     def normalize(self, z: torch.Tensor) -> torch.Tensor:
-        """Encoder's latents -> the latents that diffusion sees."""
+        """The encoder's latents -> the latents that diffusion sees."""
         return (z - self.config.shift_factor) * self.config.scaling_factor
 
     def denormalize(self, z: torch.Tensor) -> torch.Tensor:
-        """Inverse of `normalize`."""
+        """The inverse of `normalize`."""
         return z / self.config.scaling_factor + self.config.shift_factor
 
     def forward(
@@ -202,19 +203,19 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Reconstruct pictures B 3 H W, from the posterior's mode or, with `sample_posterior`, from a draw."""
+        """Reconstructs pictures B 3 H W from the posterior's mode or, with `sample_posterior`, from a sample of it."""
         posterior = self.encode(sample, return_dict=False)[0]
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
 
 
 def encoding_weights(autoencoder: nn.Module) -> dict[str, torch.Tensor]:
-    """The part of the state dict of an autoencoder, ours or diffusers' AutoencoderKL, that decides its latents."""
+    """The part of an autoencoder's state dict (ours or diffusers' AutoencoderKL) that decides its latents."""
     return {name: tensor for name, tensor in autoencoder.state_dict().items() if not name.startswith(DECODING)}
 
 
 def same_latents(one: SnapGenAutoencoder, other: SnapGenAutoencoder | AutoencoderKL) -> bool:
-    """Whether two autoencoders give pictures the same normalised latents; half precision may lie between them."""
+    """Whether two autoencoders produce the same normalised latents, up to the rounding of half precision."""
     ours, theirs = encoding_weights(one), encoding_weights(other)
     return (
         ours.keys() == theirs.keys()

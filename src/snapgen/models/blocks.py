@@ -22,8 +22,8 @@ class ResidualBlock(nn.Module):
     """GN - SiLU - conv - [+ time] - GN - SiLU - conv, with a 1x1 shortcut where the widths differ.
 
     Expanded and separable (Fig. 2 (c); MobileNetV4's universal inverted bottleneck), the convolutions are
-    DW3x3 - PW(in -> expansion * in) and DW3x3 - PW(-> out), and the time embedding enters in the expanded width.
-    Without expansion the width between them is that of the output.
+    DW3x3 - PW(in -> expansion * in) and DW3x3 - PW(-> out), and the time embedding is added at the expanded width.
+    Without expansion the width between them is the output's.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ResidualBlock(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm layer: self-attention (where the stage has it), cross-attention, gated FFN."""
+    """A pre-norm transformer layer: self-attention (where the stage has it), cross-attention, gated FFN."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class TransformerLayer(nn.Module):
         mask: torch.Tensor | None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
-        """x: B N D; context: B M D', or its keys and values; mask: B 1 1 M boolean."""
+        """x: B N D; context: B M D', or its keys and values; mask: B 1 1 M boolean. Returns B N D."""
         if self.attn1 is not None and self.norm1 is not None:
             x = x + self.attn1(self.norm1(x), rotary=rotary)
         x = x + self.attn2(self.norm2(x), context, mask)
@@ -88,7 +88,7 @@ class TransformerLayer(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer layers over the positions of a feature map, between 1x1 projections, with a residual.
+    """Transformer layers over the positions of a feature map, between two 1x1 projections, with a residual.
 
     Where the first stage's residual blocks are replaced (Fig. 2 (e)), the input may be wider than the
     output (a concatenated skip): then the residual starts after a 1x1 channel projection.
@@ -97,7 +97,7 @@ class SpatialTransformer(nn.Module):
     def __init__(
         self, in_channels: int, channels: int, layers: int, groups: int, positions: bool = False, **layer: Any
     ):
-        """`positions`: add sinusoidal ones to the tokens. `layer`: what `TransformerLayer` takes but its width."""
+        """`positions`: add sinusoidal embeddings to the tokens; `layer`: the other arguments of `TransformerLayer`."""
         super().__init__()
         self.positions = positions
         self.channel_proj = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
@@ -107,7 +107,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels)
 
     def key_values(self, context: torch.Tensor) -> list[KeyValue]:
-        """What each layer's cross-attention makes of B M D' states; `forward` takes it in their place."""
+        """Each layer's cross-attention keys and values of B M D' states; `forward` accepts them in place of these."""
         return [cast(TransformerLayer, layer).attn2.key_value(context) for layer in self.layers]
 
     def forward(

@@ -1,4 +1,4 @@
-"""SceneClassifier: a small convolutional network that says what is where in a picture, cell by cell."""
+"""SceneClassifier: a small convolutional network that predicts what is where in a picture, cell by cell."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-CELL = 16  # px a side: four convolutions of stride 2
+CELL = 16  # px along each side: four convolutions of stride 2
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a batch of pictures shows, N nouns in L looks: sums over all cells, so expected values."""
+    """What a batch of pictures shows, for N nouns in L looks: expected values, summed over all cells."""
 
-    counts: torch.Tensor  # B N L: how many things there are of each noun in each look
-    centres: torch.Tensor  # B N 2: x and y of a noun's mean centre, fractions of the side
+    counts: torch.Tensor  # B N L: number of things of each noun in each look
+    centres: torch.Tensor  # B N 2: x and y of each noun's mean centre, fractions of the side
 
 
 class ResidualConv(nn.Module):
@@ -35,10 +35,10 @@ class ResidualConv(nn.Module):
 
 
 class SceneClassifier(ModelMixin, ConfigMixin):
-    """Tells for every cell of 16 px whether the centre of a thing lies in it, of which noun, and in which look.
+    """Predicts for every cell of 16 px whether the centre of a thing lies in it, which noun it is, and in which look.
 
-    There are no boxes and no search: the probabilities are added over the picture, which counts a thing once even if
-    its centre lies between cells, and a thing in doubt as the fraction that it probably is.
+    There are no boxes and no search: the probabilities are summed over the picture. This counts a thing once even if
+    its centre lies between cells, and a doubtful thing as a fraction.
     """
 
     @register_to_config
@@ -61,7 +61,7 @@ class SceneClassifier(ModelMixin, ConfigMixin):
         self.look = nn.Conv2d(channels[-1], len(looks), 1)
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits B N+1 h w of the nouns and none, and B L h w of the looks; a look means something where a noun is.
+        """Logits B N+1 h w of the nouns and "none", and B L h w of the looks, which matter only where a noun is.
 
         pictures: B 3 H W in [-1, 1], sides divisible by 16; h, w = H/16, W/16.
         """
@@ -70,7 +70,7 @@ class SceneClassifier(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def read(self, pictures: torch.Tensor) -> Reading:
-        """What `pictures` (as for `forward`) show."""
+        """What `pictures` (as in `forward`) show."""
         nouns, looks = self(pictures)
         noun = nouns.float().softmax(dim=1)[:, :-1]
         look = looks.float().softmax(dim=1)
@@ -83,5 +83,5 @@ class SceneClassifier(ModelMixin, ConfigMixin):
 
 
 def _middles(cells: int, like: torch.Tensor) -> torch.Tensor:
-    """The cells' middles along an axis, fractions of the side."""
+    """The centres of the cells along an axis, fractions of the side."""
     return (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5) / cells

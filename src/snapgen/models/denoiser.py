@@ -1,4 +1,4 @@
-"""What predicts velocities: the efficient UNet, or a teacher's transformer under the same call."""
+"""The networks that predict velocities: the efficient UNet, or a teacher's transformer with the same call."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Denoiser = SnapGenUNet | TeacherTransformer
 
 
 def network_class(config: Path) -> type[SnapGenUNet] | type[TeacherTransformer]:
-    """What the network of the configuration file `config` is loaded as."""
+    """The class that loads the network with the configuration file `config`."""
     kind = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
     return TeacherTransformer if kind in (TeacherTransformer.__name__, "SD3Transformer2DModel") else SnapGenUNet
 
 
 def load_denoiser(folder: Path) -> Denoiser:
-    """The UNet or the transformer in `folder`, as its configuration says, in fp32."""
+    """The UNet or transformer in `folder`, whichever its configuration names, in fp32."""
     return cast(Denoiser, load_network(network_class(folder / "config.json"), str(folder), dtype=torch.float32))
 
 
 def text_width(network: Denoiser) -> int:
-    """Width of the text states that `network` reads."""
+    """The width of the text states that `network` reads."""
     config = network.config
     return int(config.joint_attention_dim if isinstance(network, TeacherTransformer) else config.cross_attention_dim)
 
 
 def feature_widths(network: Denoiser) -> list[int]:
-    """Channels of the features that the taps 0, 1, ... of `network` give, one for each of its layers or blocks."""
+    """The channels of the features at taps 0, 1, ... of `network`, one per layer or block."""
     config = network.config
     if isinstance(network, TeacherTransformer):
         return [config.num_attention_heads * config.attention_head_dim] * config.num_layers

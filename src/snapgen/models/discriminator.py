@@ -1,4 +1,4 @@
-"""What judges pictures while a decoder is trained (Sec. 3.2)."""
+"""The discriminator that judges pictures while a decoder is trained (Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 
 
 class PatchDiscriminator(nn.Sequential):
-    """A PatchGAN (Isola et al. 2017): pictures B 3 H W -> logits B 1 H/8 W/8, each of a patch of 54 px.
+    """A PatchGAN (Isola et al. 2017): pictures B 3 H W -> logits B 1 H/8 W/8, one for each patch of 54 px.
 
-    Groups are normalised, not batches: a step of few patches has no statistics to speak of.
+    It uses group norm, not batch norm: a step of few patches has poor statistics.
     """
 
     def __init__(self, channels: tuple[int, ...] = (64, 128, 256, 512)):

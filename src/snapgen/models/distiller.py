@@ -1,4 +1,4 @@
-"""What only distillation needs: the projector between two networks' features, and the heads of the discriminator."""
+"""Networks that only distillation needs: the projector from student to teacher features, the discriminator's heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Projector(nn.Sequential):
 
 
 class DistilledStudent(nn.Module):
-    """A UNet and the projector that is trained with it and then thrown away."""
+    """A UNet with the projector that is trained with it and discarded afterwards."""
 
     def __init__(self, unet: SnapGenUNet, teacher_channels: int):
         super().__init__()
@@ -41,16 +41,16 @@ class DistilledStudent(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The velocity B C H W, and the last layer's features projected onto the teacher's `grid`, B C' h w."""
         velocity, (features,) = self.unet(sample, timestep, encoder_hidden_states, encoder_attention_mask, taps=(-1,))
-        # Where that is the coarser one, as in our recipes, averaging loses nothing that a teacher's token could hold.
+        # The teacher's grid is the coarser one in our recipes: averaging loses nothing that its tokens could contain.
         return velocity, self.projector(F.adaptive_avg_pool2d(features, grid))
 
 
 class DiscriminatorHead(nn.Module):
-    """Judges every position of one feature map, told the noise level: two linear layers (Sec. 3.4)."""
+    """Judges every position of one feature map, given the noise level: two linear layers (Sec. 3.4)."""
 
     def __init__(self, channels: int, hidden: int, time_dim: int):
         super().__init__()
-        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # features differ in size from depth to depth
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)  # feature scales differ with depth
         self.linear_in = nn.Linear(channels, hidden)
         self.time = nn.Linear(time_dim, hidden)
         self.linear_out = nn.Linear(hidden, 1)
@@ -63,7 +63,7 @@ class DiscriminatorHead(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """`D` of Eq. 9 without its frozen body: a head for each of the teacher's feature maps."""
+    """`D` of Eq. 9 without its frozen backbone: one head for each of the teacher's feature maps."""
 
     def __init__(self, channels: Sequence[int], hidden: int = 256, time_dim: int = 256):
         super().__init__()
@@ -72,7 +72,7 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList([DiscriminatorHead(width, hidden, time_dim) for width in channels])
 
     def forward(self, features: Sequence[Tensor], timestep: Tensor) -> Tensor:
-        """features: a map B C h w for every head; timestep: B in [0, 1000].
+        """features: one map B C h w per head; timestep: B in [0, 1000].
 
         Returns the logits of all heads and positions, B N: high for what looks like data.
         """

@@ -1,4 +1,4 @@
-"""The layers every network here is made of: separable convolution, 2D RoPE, attention, gated FFN.
+"""The layers that the networks here are made of: separable convolution, 2D RoPE, attention, gated FFN.
 
 Shapes: `B C H W` for feature maps, `B N D` for tokens, `B N heads head_dim` inside attention.
 """
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def pointwise(in_channels: int, out_channels: int, gain: float = 1.0) -> nn.Conv2d:
-    """A 1x1 convolution that starts by keeping the variance of its input times `gain` squared."""
+    """A 1x1 convolution, initialised to scale the variance of its input by `gain` squared."""
     conv = nn.Conv2d(in_channels, out_channels, 1)
     nn.init.normal_(conv.weight, std=gain / in_channels**0.5)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
@@ -21,8 +21,8 @@ def pointwise(in_channels: int, out_channels: int, gain: float = 1.0) -> nn.Conv
 class SeparableConv2d(nn.Sequential):
     """Depthwise 3x3 followed by pointwise 1x1 (MobileNets; Sec. 3.1 "SepConv"). B C H W -> B C' H/stride W/stride.
 
-    Initialised to keep the variance of its input times `gain` squared. PyTorch's default divides it by nine, and
-    a signal that passes five such convolutions outside any residual starts 243 times too small.
+    Initialised to scale the variance of its input by `gain` squared. PyTorch's default divides the variance by nine, so
+    a signal that passes five such convolutions outside any residual would start 243 times too small.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, gain: float = 1.0):
@@ -33,13 +33,13 @@ class SeparableConv2d(nn.Sequential):
 
 
 def conv3x3(in_channels: int, out_channels: int, separable: bool, stride: int = 1, gain: float = 1.0) -> nn.Module:
-    """A 3x3 convolution, plain (rungs (a) and (b) of Fig. 2) or separable (from (c) on)."""
+    """A 3x3 convolution: plain (rungs (a) and (b) of Fig. 2) or separable (from (c) on)."""
     if separable:
         return SeparableConv2d(in_channels, out_channels, stride, gain)
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
 
 
-# Residual branches end with this gain: near the identity at the start, yet with gradients everywhere.
+# The gain at the end of residual branches: near the identity at first, yet with gradients everywhere.
 RESIDUAL_GAIN = 0.1
 
 
@@ -75,8 +75,8 @@ def rotary_embedding_2d(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of 2D RoPE (RoFormer, extended to two axes) for a `height` x `width` grid in row order.
 
-    The first half of the head's pairs turns with the row, the second half with the column, so that a dot
-    product of rotated vectors depends on the offset between their positions alone.
+    The first half of the head's pairs rotates with the row, the second half with the column, so that a dot
+    product of rotated vectors depends only on the offset between their positions.
 
     Returns two fp32 tensors of shape `height * width, head_dim / 2`. `head_dim` must be divisible by 4.
     """
@@ -94,14 +94,14 @@ def rotary_embedding_2d(
 
 
 def sinusoidal_embedding_2d(height: int, width: int, dim: int, device: torch.device) -> torch.Tensor:
-    """Sines and cosines that say where in the picture each position of a `height` x `width` grid lies.
+    """Sinusoidal embeddings of the positions of a `height` x `width` grid.
 
-    The first half of the features tells the row, the second half the column, both as fractions of the picture, in
-    waves from two pictures long to an eighth of one: a larger grid has the same layout.
+    The first half of the features encodes the row, the second half the column, both as fractions of the picture, with
+    wavelengths from two pictures to an eighth of one: a larger grid has the same layout.
 
     Returns fp32, `height * width, dim` in row order. `dim` must be divisible by 4.
     """
-    waves = torch.pi * 2 ** torch.linspace(0, 4, dim // 4, device=device)  # radians a picture
+    waves = torch.pi * 2 ** torch.linspace(0, 4, dim // 4, device=device)  # radians per picture
 
     def phases(count: int) -> torch.Tensor:
         places = (torch.arange(count, device=device, dtype=torch.float32) + 0.5) / count
@@ -113,13 +113,13 @@ def sinusoidal_embedding_2d(height: int, width: int, dim: int, device: torch.dev
 
 
 def apply_rotary(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate `x` (B N heads head_dim) by `rotary` of `rotary_embedding_2d`; computed in fp32, returned in x's dtype."""
+    """`x` (B N heads head_dim) rotated by `rotary_embedding_2d`'s result; computed in fp32, returned in x's dtype."""
     cos, sin = (part[:, None] for part in rotary)  # N 1 head_dim/2
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-# Of one attention: keys and values, each B M kv_heads head_dim.
+# The keys and values of one attention layer, each B M kv_heads head_dim.
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -127,8 +127,8 @@ class Attention(nn.Module):
     """Attention whose query heads share one key and value head, or (rungs (a) to (d)) have one each.
 
     Sharing is multi-query attention (Shazeer 2019; Fig. 2 (e')). `qk_norm`: queries and keys are RMS-normalised
-    per head after projection (Fig. 2 (f)). With `context_dim` it is cross-attention; without, self-attention, for
-    which 2D RoPE may be given.
+    per head after projection (Fig. 2 (f)). With `context_dim` it is cross-attention; without, self-attention,
+    optionally with 2D RoPE.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Attention(nn.Module):
         k, v = context if isinstance(context, tuple) else self.key_value(x if context is None else context)
         if rotary is not None:
             q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
-        # To attention, N tokens of many heads that share a key and value are N * heads queries of one head.
+        # N tokens of many heads that share keys and values are, to attention, N * heads queries of one head.
         q = q.reshape(batch, -1, self.kv_heads, self.head_dim).transpose(1, 2)  # B kv_heads N*heads/kv_heads head_dim
         k, v = k.transpose(1, 2).to(q.dtype), v.transpose(1, 2).to(q.dtype)  # B kv_heads M head_dim
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -180,7 +180,7 @@ class Attention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """GEGLU feed-forward: the first linear is twice `ratio * dim` wide, one half gates the other (Fig. 2 (d))."""
+    """GEGLU feed-forward: the first projection is twice `ratio * dim` wide; one half gates the other (Fig. 2 (d))."""
 
     def __init__(self, dim: int, ratio: int):
         super().__init__()

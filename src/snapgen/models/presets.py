@@ -1,7 +1,7 @@
-"""Every named configuration of the networks. Full size and miniature are the same classes.
+"""The named configurations of all networks. Full-size and miniature ones use the same classes.
 
 `t2i` and `imagenet` are the paper's UNets (379 M and 372 M parameters); `decoder` is its 1.38 M-parameter
-decoder behind SD3's encoder; `mini` is the embedded world's.
+decoder behind SD3's encoder; `mini` is for the embedded world.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ UNETS: dict[str, dict[str, Any]] = {
     "imagenet": {"cross_attention_dim": 768, "sample_size": 32},  # CLIP-L's width
     # Two stages: a 16x16 latent is too small for three. Self-attention only in the lowest, as in the paper. At so few
     # positions the first stage's residual blocks are cheap, and they mix neighbours: they stay, before its
-    # transformers. A first stage only six times as wide as the latent is slow to learn to hand the noise through to
-    # the velocity. With the best linear prediction added to the output it need not. 0.6 is the usual spread of the
-    # latent's components (`benchmarks/latent_spectrum.py`). Where a thing is to stand is told by sinusoidal positions.
+    # transformers. A first stage only six times as wide as the latent is slow to learn to pass the noise on to the
+    # velocity; with the best linear prediction added to the output, it need not. 0.6 is the typical spread of the
+    # latent's components (`benchmarks/latent_spectrum.py`). Sinusoidal positions show where a thing belongs.
     "mini": {
         "sample_size": 16,
         "block_out_channels": (96, 192),
@@ -49,7 +49,7 @@ UNETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Four times smaller: a student for `mini`, where a transformer of `mini`'s multiple cannot be trained.
+# Four times smaller than `mini`: a student for machines that cannot train a teacher several times the size of `mini`.
 UNETS["mini-small"] = UNETS["mini"] | {
     "block_out_channels": (48, 96),
     "transformer_layers": (1, 1),
@@ -103,7 +103,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Of `mini-small`, trainable on a CPU: 64 tokens a picture.
+# The teacher of `mini-small`, trainable on a CPU: 64 tokens per picture.
 TEACHERS["mini-small-teacher"] = TEACHERS["mini-teacher"] | {
     "patch_size": 2,
     "num_layers": 6,
@@ -112,8 +112,8 @@ TEACHERS["mini-small-teacher"] = TEACHERS["mini-teacher"] | {
     "pos_embed_max_size": 16,
 }
 
-# Fig. 2 and 3, rung by rung: what each changes of the one before. (c0) is (c) without the expansion, (e1) the
-# paper's (e'). Measured as the paper does: with ImageNet's light text encoder.
+# Fig. 2 and 3, rung by rung: what each changes relative to the one before. (c0) is (c) without the expansion, (e1) is
+# the paper's (e'). As in the paper, they are measured with ImageNet's light text encoder.
 RUNG_CHANGES: dict[str, dict[str, Any]] = {
     "a": {
         "cross_attention_dim": 768,
@@ -162,11 +162,11 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
         "shift_factor": 0.0,
     },
 }
-# As `mini` and `debug`, with the convolution that lets the stage whiten the latents.
+# Like `mini` and `debug`, with the convolution that lets the stage whiten the latents.
 for _name in ("mini", "debug"):
     AUTOENCODERS[f"{_name}-white"] = AUTOENCODERS[_name] | {"use_post_quant_conv": True}
 
-# What goes with a UNet's preset where nothing else is said: the autoencoder of its latents, and the teacher.
+# The defaults for a UNet's preset: the autoencoder of its latents, and the teacher.
 AUTOENCODER_OF = {"t2i": "decoder", "imagenet": "decoder", "mini": "mini", "mini-small": "mini", "debug": "debug"}
 TEACHER_OF = {
     "t2i": "sd3.5-large",
@@ -174,7 +174,7 @@ TEACHER_OF = {
     "mini-small": "mini-small-teacher",
     "debug": "debug-teacher",
 }
-# Teachers have their students' latents.
+# Teachers use their students' latents.
 AUTOENCODER_OF |= {teacher: AUTOENCODER_OF[student] for student, teacher in TEACHER_OF.items()}
 
 
@@ -185,14 +185,14 @@ def _preset(presets: dict[str, dict[str, Any]], name: str, kind: str) -> dict[st
 
 
 def create_unet(name: str, **changes: Any) -> SnapGenUNet:
-    """A randomly initialised UNet of the preset `name` but for `changes` of its configuration."""
+    """A randomly initialised UNet of the preset `name`, with `changes` to its configuration."""
     from snapgen.models.unet import SnapGenUNet
 
     return SnapGenUNet(**_preset(UNETS, name, "UNet") | changes)
 
 
 def create_denoiser(name: str, **changes: Any) -> SnapGenUNet | TeacherTransformer:
-    """A randomly initialised UNet, or transformer, of the preset `name` but for `changes` of its configuration."""
+    """A randomly initialised UNet or transformer of the preset `name`, with `changes` to its configuration."""
     if name not in TEACHERS:
         return create_unet(name, **changes)
     from snapgen.models.teacher import TeacherTransformer

@@ -1,7 +1,7 @@
-"""Reader: answers questions from the token states of a text encoder as a UNet reads them, by one attention.
+"""Reader: answers questions about a text encoder's token states with one cross-attention, as a UNet reads them.
 
-What it can answer, the states say in a form that one cross-attention finds. Trained together with the encoder it makes
-the states say it; trained on frozen states it measures whether they do.
+What it can answer, the states express in a form that one cross-attention can find. Trained together with the encoder,
+it teaches the states to express it; trained on frozen states, it measures whether they do.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 
 class Reader(nn.Module):
-    """A query for every kind and subject of question, one attention over the states, one linear layer a kind."""
+    """A query per kind and subject of question, one attention over the states, and one linear layer per kind."""
 
     def __init__(self, width: int, subjects: int, answers: Mapping[str, int], heads: int = 4):
         """
         Args:
-            width: of the text states, D.
+            width: width of the text states, D.
             subjects: number of things that questions can be about.
-            answers: number of possible answers of each kind of question.
-            heads: of the attention.
+            answers: number of possible answers for each kind of question.
+            heads: number of attention heads.
         """
         super().__init__()
         if width % heads:
@@ -35,12 +35,12 @@ class Reader(nn.Module):
     def forward(
         self, states: Tensor, mask: Tensor, questions: Mapping[str, tuple[Tensor, Tensor]]
     ) -> dict[str, Tensor]:
-        """Logits of the answers, Q A for each kind.
+        """The logits of the answers, Q A for each kind.
 
         Args:
             states: text states B N D, each token of unit RMS.
             mask: B N, True where a token may be attended.
-            questions: for each kind its Q questions: the element of the batch that each is about, and its subject.
+            questions: the Q questions of each kind: the batch element that each is about, and its subject.
         """
         keys, values = self.to_kv(states).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
         logits = {}
@@ -58,14 +58,14 @@ class Reader(nn.Module):
 
 
 def unit_rms(states: Tensor) -> Tensor:
-    """`states` ... D with every token scaled to a root mean square of 1, as `TransformersTextEncoder` gives them."""
+    """`states` ... D with every token scaled to a root mean square of 1, as `TransformersTextEncoder` returns them."""
     return F.rms_norm(states.float(), states.shape[-1:])
 
 
 def right_answers(logits: Tensor, truth: Tensor) -> Tensor:
-    """Which of Q questions are answered right, bool Q.
+    """Which of Q questions are answered correctly, bool Q.
 
-    `truth`: the number of the right answer, Q; or Q A, 1 for each of several right answers, all of which must be given.
+    `truth`: the index of the right answer, Q; or Q A with 1 for each of several right answers, which must all be given.
     """
     if truth.ndim == 1:
         return logits.argmax(dim=1) == truth
@@ -73,7 +73,7 @@ def right_answers(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def answer_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the right answers, a scalar; of several, summed over all that might be given."""
+    """Mean negative log-likelihood of the right answers, a scalar; for several, summed over all possible answers."""
     if truth.ndim == 1:
         return F.cross_entropy(logits.float(), truth)
     return F.binary_cross_entropy_with_logits(logits.float(), truth, reduction="none").sum(dim=1).mean()

@@ -1,4 +1,4 @@
-"""The teacher: an SD3-family transformer, diffusers' own, called as `SnapGenUNet` is, with feature taps."""
+"""The teacher: diffusers' SD3 transformer, called like `SnapGenUNet` and with feature taps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from diffusers.models.modeling_utils import ModelMixin
 class TeacherTransformer(SD3Transformer2DModel, ModelMixin):  # diffusers looks for ModelMixin in this very module
     """Stable Diffusion 3's MMDiT (Esser et al. 2024): SD3.5-Large, or a small one trained here.
 
-    Configuration and weights are `SD3Transformer2DModel`'s: `from_pretrained` reads its folders. Only the call differs:
-    that of `SnapGenUNet`, so that stages, pipeline and evaluation take either. It too predicts `eps - x_0`.
+    Configuration and weights are those of `SD3Transformer2DModel`: `from_pretrained` reads its folders. Only the call
+    is that of `SnapGenUNet`, so that stages, pipeline and evaluation accept either. It too predicts `eps - x_0`.
     """
 
     def forward(
@@ -33,10 +33,10 @@ class TeacherTransformer(SD3Transformer2DModel, ModelMixin):  # diffusers looks 
             sample: noisy latent x_t, B C H W; height and width divisible by the patch size.
             timestep: 1000 * sigma, in [0, 1000]; a number or a tensor of shape () or (B,).
             encoder_hidden_states: text states, B M D.
-            encoder_attention_mask: B M; SD3 attends to all tokens, so those that are not visible are set to zero.
+            encoder_attention_mask: B M; SD3 attends to all tokens, so masked ones are set to zero.
             return_dict: False returns a plain tuple.
             pooled_projections: B D'; by default the mean of the visible tokens.
-            taps: numbers of the blocks whose image tokens to return too, as maps B D'' H/patch W/patch; -1 is the
+            taps: indices of the blocks whose image tokens are returned too, as maps B D'' H/patch W/patch; -1 is the
                 last. The result is then a tuple of the velocity and the list of maps.
         """
         batch, _, height, width = sample.shape
@@ -68,5 +68,5 @@ class TeacherTransformer(SD3Transformer2DModel, ModelMixin):  # diffusers looks 
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     def text_key_values(self, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
-        """The states themselves: here text tokens change from block to block, so nothing can be projected ahead."""
+        """The states themselves: text tokens change from block to block, so nothing can be projected in advance."""
         return encoder_hidden_states

@@ -1,9 +1,9 @@
-"""SnapGenUNet: the efficient denoising UNet of Sec. 3.1. Its defaults are the final form, rung (f) of Fig. 2.
+"""SnapGenUNet: the efficient denoising UNet of Sec. 3.1.
 
-It is SDXL's UNet made thin and short; self-attention only in the lowest stage; every convolution separable,
-residual blocks expanded; gated FFN of ratio 3; multi-query attention; text conditions from the first
-stage, whose residual blocks are transformer blocks; RMS-normalised queries and keys; 2D RoPE. The rungs before
-it are other settings of the same class (`snapgen.models.presets.RUNGS`).
+Its defaults are the final form, rung (f) of Fig. 2: SDXL's UNet made thinner and shorter; self-attention only in the
+lowest stage; separable convolutions, expanded residual blocks; gated FFN of ratio 3; multi-query attention; text
+conditioning from the first stage, with transformer blocks in place of its residual blocks; RMS-normalised queries and
+keys; 2D RoPE. Earlier rungs are other settings of the same class (`snapgen.models.presets.RUNGS`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from snapgen.models.blocks import ResidualBlock, SpatialTransformer
 from snapgen.models.layers import Downsample, KeyValue, Upsample, conv3x3, rotary_embedding_2d
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
-# Keys and values of the text for every cross-attention: by `UNetLayer` in the order of `forward`, then by layer.
+# The text's keys and values for every cross-attention: by `UNetLayer` in the order of `forward`, then by layer.
 TextKeyValues = list[list[KeyValue]]
 
 
 def linear_velocity(sigma: torch.Tensor, spread: float) -> torch.Tensor:
-    """The factor by which x_t predicts the velocity best, for data of standard deviation `spread`.
+    """The factor of the best linear prediction of the velocity from x_t, for data of standard deviation `spread`.
 
-    `Cov(v, x_t) / Var(x_t)` with `x_t = (1 - sigma) x_0 + sigma eps` and `v = eps - x_0`: -1 at sigma 0, 1 at sigma 1,
-    and in between the smaller `spread`, the nearer to 1 / sigma, with which what is left to predict is -x_0 / sigma,
+    `Cov(v, x_t) / Var(x_t)` with `x_t = (1 - sigma) x_0 + sigma eps` and `v = eps - x_0`: -1 at sigma 0, 1 at sigma 1.
+    In between, it approaches 1 / sigma as `spread` shrinks; what then remains to be predicted is -x_0 / sigma, which is
     free of noise.
     """
     variance = spread**2
@@ -40,7 +40,7 @@ def linear_velocity(sigma: torch.Tensor, spread: float) -> torch.Tensor:
 
 
 class UNetLayer(nn.Module):
-    """One position of the UNet: a residual block, a spatial transformer, or the one and then the other."""
+    """One position of the UNet: a residual block, a spatial transformer, or the first followed by the second."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class UNetLayer(nn.Module):
         channels: int,
         time_dim: int,
         groups: int,
-        residual: dict[str, Any] | None,  # arguments of the residual block, None: there is no such block
-        layers: int,  # of the transformer, 0: there is none
+        residual: dict[str, Any] | None,  # arguments of the residual block; None: no such block
+        layers: int,  # layers of the transformer; 0: no transformer
         transformer: dict[str, Any],
     ):
         super().__init__()
@@ -81,7 +81,7 @@ class UNetLayer(nn.Module):
 class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the velocity `eps - x_0` (Eq. 2) of a noisy latent, given the time and text states.
 
-    The arguments are the configuration; `snapgen.models.presets` names the ones that are used.
+    The arguments are the configuration; `snapgen.models.presets` has the named ones.
     """
 
     _supports_gradient_checkpointing = True
@@ -91,7 +91,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 128,  # height and width of the latent it is made for; others work
+        sample_size: int = 128,  # intended height and width of the latent; others work
         in_channels: int = 16,  # latent channels
         out_channels: int = 16,
         block_out_channels: tuple[int, ...] = (256, 512, 896),  # width of each stage, high to low resolution
@@ -107,7 +107,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         multi_query: bool = True,  # one key and value head for all query heads (e')
         qk_norm: bool = True,  # RMS-normalised queries and keys (f)
         rotary: bool = True,  # 2D RoPE in self-attention (f)
-        positions: bool = False,  # sinusoidal ones in every transformer: not in the paper, for the preset `mini`
+        positions: bool = False,  # sinusoidal embeddings in every transformer: not in the paper, for the preset `mini`
         skip_spread: float | None = None,  # see `linear_velocity`: not in the paper, for the preset `mini`
         time_embedding_dim: int = 512,
         norm_num_groups: int = 32,
@@ -185,7 +185,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.gradient_checkpointing = False
 
     def text_key_values(self, encoder_hidden_states: torch.Tensor) -> TextKeyValues:
-        """What cross-attention needs of text states B M D: projected here once, `forward` need not at every step."""
+        """The keys and values of text states B M D: projected once here instead of by `forward` at every step."""
         blocks = cast(Iterable[UNetLayer], [*chain(*self.down), self.mid, *chain(*self.up)])
         return [
             [] if block.transformer is None else block.transformer.key_values(encoder_hidden_states) for block in blocks
@@ -206,16 +206,16 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             sample: noisy latent x_t, B C H W; any height and width.
             timestep: 1000 * sigma, in [0, 1000]; a number or a tensor of shape () or (B,).
             encoder_hidden_states: text states, B M D, or their `text_key_values`.
-            encoder_attention_mask: B M, True or 1 where a text token may be attended; every row needs one.
+            encoder_attention_mask: B M, True or 1 where a text token may be attended to; every row needs one.
             return_dict: False returns a plain tuple, as diffusers' models do.
-            taps: numbers of the layers (down, middle, up) whose features B C' H' W' to return too; -1 is the last
+            taps: indices of the layers (down, middle, up) whose features B C' H' W' are returned too; -1 is the last
                 (Eq. 5). The result is then a tuple of the velocity and the list of features.
 
-        Returns: the velocity, shaped as `sample`.
+        Returns: the velocity, of the same shape as `sample`.
         """
         timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)  # B, or 1 for all samples alike
         frequencies = self.time_proj(timestep).to(sample.dtype)
-        time = nn.functional.silu(self.time_embedding(frequencies))  # every block starts by activating it: do it once
+        time = nn.functional.silu(self.time_embedding(frequencies))  # activated once here, for all blocks
 
         mask = None
         if encoder_attention_mask is not None:
