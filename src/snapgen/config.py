@@ -1,20 +1,20 @@
 """Recipes: one strict YAML file per stage, read into typed settings, overridden by dotted keys.
 
-A stage defines its own recipe class beside its code by extending `Recipe`; this file knows only
-what every stage shares. Anything unknown, mistyped or impossible is a `RecipeError` of one line
+A stage defines its own recipe class next to its code by extending `Recipe`; this file has only
+what all stages share. Anything unknown, mistyped or impossible is a one-line `RecipeError`
 that names the key and the file.
 
-A recipe may extend another one and then says only what is its own:
+A recipe may extend another one; then it contains only what differs:
 
     base: flow.yaml                 # relative to this file; it may have a base itself
-    seed: 1                         # a value, a list or null replaces what the base says
+    seed: 1                         # a value, a list or null replaces the base's
     train: {steps: 600}             # a section is merged with the base's, key by key, at any depth,
-    data: !replace {source: folder} # unless it is tagged: then nothing of the base's remains
-    contrasts: !remove              # as if the base did not say it: the default applies (in braces: `!remove }`)
+    data: !replace {source: folder} # unless it is tagged: then nothing of the base's section remains
+    contrasts: !remove              # removes the base's setting: the default applies (in braces: `!remove }`)
     prompts: prompts.txt            # a list, or a text file relative to this file
 
 The text file has one prompt per line. Blank lines are skipped and spaces around a prompt removed; a
-line `""` is the empty prompt. Overrides change the merged recipe: whatever they name, they replace.
+line `""` is the empty prompt. Overrides are applied to the merged recipe and always replace.
 """
 
 from __future__ import annotations
@@ -36,41 +36,41 @@ class RecipeError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values are not coerced, instances are frozen."""
+    """The base class of all settings: rejects unknown keys, does not coerce values; instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class TrainSettings(Settings):
-    """What the one training loop needs to know."""
+    """The settings of the training loop."""
 
     steps: int = Field(gt=0)  # optimiser steps
-    batch_size: int = Field(gt=0)  # samples a step, over all processes and accumulation rounds
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, and AdamW for the rest
+    batch_size: int = Field(gt=0)  # samples per step, over all processes and accumulation rounds
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, with AdamW for the rest
     learning_rate: float = Field(gt=0)  # after warm-up
     warmup_steps: int = Field(default=0, ge=0)  # linear, from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after warm-up; the last two end at 0
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW
     weight_decay: float = Field(default=0.01, ge=0)  # on matrices and kernels only
     gradient_clip: float = Field(default=1.0, gt=0)  # global norm
-    gradient_accumulation: int = Field(default=1, gt=0)  # rounds a step
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)  # of the weights that are saved; 0: no average
+    gradient_accumulation: int = Field(default=1, gt=0)  # rounds per step
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)  # of the saved weights; 0: no average
     ema_power: float | None = Field(default=0.75, gt=0)  # after n steps at most 1 - n^-power; null: constant decay
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
     compile: bool = False  # torch.compile the network
-    skip_factor: float = Field(default=20.0, gt=1)  # a step whose loss is that many times the average is left out
-    max_skipped: int = Field(default=10, gt=0)  # steps left out in a row that stop the run
+    skip_factor: float = Field(default=20.0, gt=1)  # a step whose loss is that many times the average is skipped
+    max_skipped: int = Field(default=10, gt=0)  # this many skipped steps in a row stop the run
     log_every: int = Field(default=10, gt=0)  # steps between lines of metrics.jsonl's console echo and TensorBoard
     sample_every: int = Field(default=500, gt=0)  # steps between sample grids and loss curves
     checkpoint_every: int = Field(default=500, gt=0)  # steps
-    keep_checkpoints: int = Field(default=2, gt=0)  # the newest N stay
+    keep_checkpoints: int = Field(default=2, gt=0)  # the newest N are kept
 
 
 class Recipe(Settings):
-    """What the recipes of all stages share."""
+    """The base class of all stages' recipes."""
 
-    retired: ClassVar[tuple[str, ...]] = ()  # settings without effect here, which runs of before have on record
+    retired: ClassVar[tuple[str, ...]] = ()  # former settings, without effect, that saved recipes may contain
 
     stage: str
     seed: int = Field(default=0, ge=0)
@@ -81,7 +81,7 @@ RecipeType = TypeVar("RecipeType", bound=Recipe)
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: for PyYAML, which reads YAML 1.1, 1e-3 without a point is text."""
+    """Reads numbers as YAML 1.2 does: to PyYAML, which follows YAML 1.1, 1e-3 without a point is text."""
 
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
@@ -92,15 +92,15 @@ class Whole(dict[Any, Any]):
 
 
 class Removed:
-    """What stands for a setting tagged `!remove`."""
+    """A placeholder for a setting tagged `!remove`."""
 
 
 class FileLoader(Loader):
-    """The YAML of recipe files, with the tags of extending recipes."""
+    """Reads recipe files: YAML with the tags `!replace` and `!remove`."""
 
 
 def whole(loader: FileLoader, node: yaml.MappingNode) -> Whole:
-    """The section that is tagged."""
+    """The tagged section."""
     return Whole(loader.construct_mapping(node, deep=True))
 
 
@@ -109,7 +109,7 @@ FileLoader.add_constructor("!remove", lambda loader, node: Removed())
 
 
 class RecipeFile(NamedTuple):
-    """A recipe file by itself: what it says, but for its base."""
+    """The content of one recipe file, without its base."""
 
     path: Path
     settings: dict[str, Any]
@@ -119,11 +119,11 @@ class Draft(NamedTuple):
     """A recipe before its stage checks it."""
 
     settings: dict[str, Any]  # plain values, merged and overridden
-    files: Sequence[RecipeFile]  # what they come from: the recipe, its base, the base's base, ...
+    files: Sequence[RecipeFile]  # where they come from: the recipe, its base, the base's base, ...
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Draft:
-    """The recipe in the YAML file `path` on its bases, after `overrides`, each `dotted.key=value` with a YAML value."""
+    """The recipe in the YAML file `path`, merged with its bases; `overrides`: `dotted.key=value` with YAML values."""
     files = read_files(path)
     settings: dict[str, Any] = {}
     for file in reversed(files):
@@ -134,7 +134,7 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Draft:
 
 
 def read_files(path: Path, *extending: Path) -> list[RecipeFile]:
-    """The recipe in the file `path`, its base, the base's base and so on; `extending`: the files that led to it."""
+    """The recipe in the file `path`, its base, the base's base, and so on; `extending`: the files that led here."""
     if path.resolve() in {file.resolve() for file in extending}:
         circle = " -> ".join(str(file) for file in (*extending, path))
         raise RecipeError(f"recipe {extending[-1]}: base: the recipes extend one another in a circle: {circle}")
@@ -151,7 +151,7 @@ def read_files(path: Path, *extending: Path) -> list[RecipeFile]:
 
 
 def read_yaml(path: Path, name: str) -> dict[str, Any]:
-    """The mapping in the YAML file `path`; `name` is what errors call it."""
+    """The mapping in the YAML file `path`; errors call it `name`."""
     try:
         mapping = yaml.load(path.read_text(encoding="utf-8"), FileLoader)  # a SafeLoader: plain values and two tags
     except FileNotFoundError:
@@ -166,7 +166,7 @@ def read_yaml(path: Path, name: str) -> dict[str, Any]:
 
 
 def read_prompts(path: Path, recipe: Path) -> list[str]:
-    """The prompts in the text file `path`, which the file `recipe` names."""
+    """The prompts in the text file `path`, which the recipe file `recipe` names."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def read_prompts(path: Path, recipe: Path) -> list[str]:
 
 
 def merge(base: Any, own: Any, recipe: Path, *keys: str) -> Any:
-    """`own`, what `recipe` says under `keys`, on top of what its `base` says there; plain values."""
+    """Merges `own`, the value at `keys` in `recipe`, over `base`, the value there in its base; plain values."""
     if isinstance(own, Removed):
         raise RecipeError(f"recipe {recipe}: {'.'.join(keys)}: !remove, but no base says it")
     if isinstance(own, list):
@@ -197,7 +197,7 @@ def merge(base: Any, own: Any, recipe: Path, *keys: str) -> Any:
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
-    """Puts the value of `override`, `dotted.key=value`, into `settings`."""
+    """Applies `override`, `dotted.key=value`, to `settings`."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RecipeError(f"override '{override}' is not of the form key=value, for example train.steps=2000")
@@ -217,9 +217,9 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
 def parse_recipe(
     recipe_type: type[RecipeType], settings: dict[str, Any], origin: str, files: Sequence[RecipeFile] = ()
 ) -> RecipeType:
-    """`settings` as a `recipe_type`; an error names the first thing wrong by its dotted key and `origin`.
+    """`settings` as a `recipe_type`; an error names the first wrong setting by its dotted key and `origin`.
 
-    `files`: those of `read_recipe`; where it is one of the bases that says it, the error names that too.
+    `files`: those of `read_recipe`; if the wrong value comes from a base, the error names that file too.
     """
     try:
         # JSON mode: a YAML list is a valid tuple, 1 a valid float, while "1" stays a wrong type.
@@ -236,11 +236,11 @@ def parse_recipe(
 
 
 def in_base(files: Sequence[RecipeFile], location: Sequence[int | str], value: Any) -> str:
-    """ " (in its base ...)" if that, and no file that extends it, says `value` at `location`; else nothing."""
+    """ " (in its base ...)" if `value` at `location` comes from a base and not from the recipe itself; else ""."""
     for file in files:
         node: Any = file.settings
         for part in location:
-            if isinstance(node, dict) and part in node:  # else: which of several types was tried
+            if isinstance(node, dict) and part in node:  # else the part names one of several types tried
                 node = node[part]
         if node == value:
             return "" if file is files[0] else f" (in its base {file.path})"
@@ -248,14 +248,14 @@ def in_base(files: Sequence[RecipeFile], location: Sequence[int | str], value: A
 
 
 def to_yaml(content: dict[str, Any]) -> str:
-    """`content`, plain values, as YAML that `read_recipe` reads."""
+    """`content`, plain values, as YAML that `read_recipe` can read."""
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def complete_recipe(recipe_type: type[Recipe], saved: dict[str, Any]) -> dict[str, Any]:
-    """`saved`, a recipe as it was run, with today's settings: defaults for new ones, without those that are retired."""
+    """`saved`, the recipe of an earlier run, updated: new settings get their defaults, retired ones are dropped."""
     known = {name: value for name, value in saved.items() if name not in recipe_type.retired}
     try:
         return recipe_type.model_validate_json(json.dumps(known)).model_dump(mode="json")
-    except ValidationError:  # other settings: as they are, they can be compared
+    except ValidationError:  # keep the unknown ones: they can still be compared
         return saved

@@ -1,4 +1,4 @@
-"""Files and folders on disk: written whole or not at all, and identified by hashes."""
+"""Writes files and folders whole or not at all, and identifies them by hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to (same suffix), renamed to `path` on success, removed on failure."""
+    """Yields a temporary sibling of `path` (same suffix) to write to; renamed on success, removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -28,7 +28,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty temporary sibling folder of `path` to fill; it takes the place of `path` on success only."""
+    """Yields an empty temporary sibling folder of `path` to fill; it replaces `path` only on success."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     replaced = path.with_name(f".tmp-{os.getpid()}-replaced-{path.name}")
@@ -54,7 +54,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:
-    """Removes what killed writers left in `folder`, if untouched for `age` seconds."""
+    """Removes what killed writers left in `folder`, if it was not touched for `age` seconds."""
     for leftover in folder.glob(".tmp-*"):
         try:
             young = time.time() - leftover.stat().st_mtime < age
@@ -75,7 +75,7 @@ def sha256(path: Path) -> str:
 
 
 def manifest(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by its relative path, sorted."""
+    """The SHA-256 of every file below `folder`, by relative path, sorted."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
 
@@ -89,7 +89,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def short_fingerprint(*parts: Any) -> str:
-    """The first twelve digits of `fingerprint`: what caches are named by."""
+    """The first twelve digits of `fingerprint`, used to name caches."""
     return fingerprint(*parts)[:12]
 
 

@@ -1,4 +1,4 @@
-"""What people read: errors in one line, progress, intervals and Markdown tables."""
+"""Text for people: one-line errors, progress, intervals and Markdown tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def silent(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
 
 
 def one_line(message: object, limit: int | None = None) -> str:
-    """`message`, an exception or a text, on one line; at most `limit` characters of it."""
+    """`message`, an exception or a text, on one line, cut to at most `limit` characters."""
     return " ".join(str(message).split())[:limit]
 
 
@@ -25,5 +25,5 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 
 
 def between(interval: Sequence[float] | None, form: str) -> str:
-    """An interval for people, its ends in the format `form`; empty if there is none."""
+    """`interval` as text, its ends in the format `form`; "" if it is None."""
     return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"

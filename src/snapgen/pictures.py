@@ -1,4 +1,4 @@
-"""Pictures as arrays, tensors, contact sheets and files."""
+"""Converts pictures between arrays, tensors, contact sheets and files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PAPER, _INK = (245, 245, 245), (30, 30, 30)
 
 
 def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
-    """uint8 pictures H W 3 of one size -> float32 B 3 H W in [-1, 1]."""
+    """uint8 pictures H W 3, all of one size -> float32 B 3 H W in [-1, 1]."""
     import torch  # contact sheets and files need no torch
 
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -37,7 +37,7 @@ def to_uint8(pictures: torch.Tensor) -> list[np.ndarray]:
 
 
 def random_crop(picture: np.ndarray, size: int, seed: tuple[int, ...]) -> np.ndarray:
-    """A `size` x `size` part of `picture` (H W 3), at a place that `seed` decides; the picture itself if no larger."""
+    """A `size` x `size` part of `picture` (H W 3) at a place chosen by `seed`; `picture` itself if it is no larger."""
     height, width = picture.shape[:2]
     if height <= size and width <= size:
         return picture
@@ -46,16 +46,16 @@ def random_crop(picture: np.ndarray, size: int, seed: tuple[int, ...]) -> np.nda
 
 
 def resize_square(picture: np.ndarray, side: int) -> np.ndarray:
-    """`picture`, uint8 H W 3, at `side` x `side` px (Lanczos); itself if it has that size."""
+    """`picture`, uint8 H W 3, resized to `side` x `side` px (Lanczos); itself if it has that size already."""
     if picture.shape[:2] == (side, side):
         return picture
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> Image.Image:
-    """An RGB sheet of `images` (uint8 H W 3, all of one size), row by row, `captions` wrapped underneath.
+    """An RGB sheet of `images` (uint8 H W 3, all of one size), row by row, each with its caption wrapped underneath.
 
-    Raises ValueError if there are no images, if captions do not match, or if `columns` < 1.
+    Raises ValueError if there are no images, if the number of captions differs, or if `columns` < 1.
     """
     if not len(images) or len(images) != len(captions) or columns < 1:
         raise ValueError(f"a sheet of {columns} columns for {len(images)} images with {len(captions)} captions")
@@ -79,7 +79,7 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
 
 
 def save_png(image: Image.Image, path: Path, facts: dict[str, str] | None = None) -> None:
-    """Writes `image` to `path` as a PNG, whole or not at all; `facts` become its text chunks."""
+    """Writes `image` to `path` as a PNG, whole or not at all, with `facts` as its text chunks."""
     info = PngInfo()
     for name, value in (facts or {}).items():
         info.add_text(name, value)
@@ -88,12 +88,12 @@ def save_png(image: Image.Image, path: Path, facts: dict[str, str] | None = None
 
 
 def encode_picture(image: Image.Image, kind: str, **settings: Any) -> bytes:
-    """`image` as the content of a file of this kind, such as "webp"; `settings` are Pillow's."""
+    """`image` as the content of a file of this kind, such as "webp"; `settings` are passed to Pillow."""
     file = BytesIO()
     image.save(file, format=kind, **settings)
     return file.getvalue()
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """The content of a picture file as a URL that holds it."""
+    """A data URL with the content of a picture file."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

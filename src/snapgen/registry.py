@@ -1,4 +1,4 @@
-"""Registries are dictionaries from a name to "module:attribute": what stands there is imported when it is asked for."""
+"""Registries: dictionaries from a name to "module:attribute", which is imported only when it is needed."""
 
 from __future__ import annotations
 

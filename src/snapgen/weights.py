@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors in and out, networks loaded whole or not at all, and where a model came from."""
+"""Weights on disk: saves and loads safetensors, loads only complete networks, and records where a model came from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save_file_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[s
 
 
 def load_file(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of the safetensors file `path`; a truncated or foreign file is a ValueError naming it."""
+    """The tensors in the safetensors file `path`; ValueError naming the file if it is truncated or of another kind."""
     try:
         return safetensors.torch.load_file(path, device=device)
     except SafetensorError as error:
@@ -34,18 +34,18 @@ def load_file(path: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def load_pretrained(load: Callable[..., Any], place: str, **settings: Any) -> Any:
-    """`load`, a library's `from_pretrained`, of the folder or hub name `place`; ValueError of one line if it cannot."""
+    """Calls `load`, a library's `from_pretrained`, on folder or hub name `place`; one-line ValueError if it fails."""
     try:
         return load(place, **settings)
-    except Exception as error:  # each library has its own for what is missing, truncated, offline or something else
+    except Exception as error:  # each library has its own for missing, truncated, offline or other cases
         where = "/".join([place, *filter(None, [settings.get("subfolder")])])
         raise ValueError(f"{where} cannot be loaded: {one_line(error, 300)}") from error
 
 
 def load_network(kind: Any, place: str, **settings: Any) -> Any:
-    """The network of class `kind` in the folder or hub name `place`; ValueError of one line unless it is complete.
+    """The network of class `kind` in the folder or hub name `place`; one-line ValueError unless it is complete.
 
-    diffusers and transformers fill weights that are missing with random numbers and only warn.
+    diffusers and transformers fill missing weights with random numbers and only warn.
     """
     network, report = load_pretrained(
         kind.from_pretrained, place, output_loading_info=True, ignore_mismatched_sizes=True, **settings
@@ -58,7 +58,7 @@ def load_network(kind: Any, place: str, **settings: Any) -> Any:
 
 
 def network_hash(parts: dict[str, torch.nn.Module], settings: dict[str, Any] | None = None) -> str:
-    """SHA-256 of the names, shapes, types and values of all tensors of `parts`, and of plain `settings`."""
+    """The SHA-256 of the names, shapes, types and values of all tensors of `parts`, and of plain `settings`."""
     digest = hashlib.sha256()
     for name, part in sorted(parts.items()):
         for tensor_name, tensor in sorted(part.state_dict().items()):
@@ -69,5 +69,5 @@ def network_hash(parts: dict[str, torch.nn.Module], settings: dict[str, Any] | N
 
 
 def provenance(folder: Path, recipe: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """Where the model in `folder` came from: its recipe, step, library versions and the files' SHA-256."""
+    """Where the model in `folder` came from: its recipe, step, library versions, and the SHA-256 of its files."""
     return {"recipe": dict(recipe), "step": step, "versions": library_versions(), "files": manifest(folder)}

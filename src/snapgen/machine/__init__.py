@@ -1,1 +1,1 @@
-"""What the computer offers: memory, precision, device."""
+"""What the computer offers: its device, memory and precision."""

@@ -1,4 +1,4 @@
-"""Counts what networks compute and hold: parameters, multiply-accumulates, bytes alive. Works on the meta device."""
+"""Counts parameters, multiply-accumulates and live bytes of networks, also on the meta device."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one network: parameters, MACs, and how many of the MACs are attention's two products."""
+    """The size of one network: parameters, MACs, and the MACs of attention's two products."""
 
     parameters: int
     macs: int
     attention_macs: int
-    modules: dict[str, int]  # parameters of each top-level part
+    modules: dict[str, int]  # parameters of each top-level module
 
 
 def count(network: nn.Module, run: Callable[[], Any]) -> Counts:
-    """Of `network` and of `run`, a call of it; both may be on the `meta` device."""
+    """The counts of `network` and of `run`, a call of it; both may be on the `meta` device."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
     by_operation = counter.get_flop_counts()["Global"]
@@ -44,16 +44,15 @@ def count(network: nn.Module, run: Callable[[], Any]) -> Counts:
 
 
 def _is_attention(operation: Any) -> bool:
-    """Whether `operation` belongs to attention's products: fused, or batched as its plain form does them."""
+    """Whether `operation` is one of attention's products: fused, or batched as in its plain form."""
     name = str(operation)
     return "attention" in name or name.startswith("aten.bmm") or name.startswith("aten.baddbmm")
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within it, `peak` is the most bytes alive at any time of the tensors that operators return.
+    """A context in which `peak` is the maximum number of live bytes of tensors that operators returned.
 
-    What an operator needs inside and gives back before it returns does not show. Tensors that were there before
-    (weights, inputs) do not count.
+    Memory that an operator frees before it returns is not seen. Earlier tensors (weights, inputs) do not count.
     """
 
     def __init__(self) -> None:
@@ -85,10 +84,10 @@ class LiveMemory(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Within it attention keeps what a fused kernel keeps (queries, result), not the matrix of weights."""
+    """A context in which attention keeps what a fused kernel keeps (queries, result), not the attention matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """`func`, or in place of attention something of the same shape that holds no matrix."""
+        """Calls `func`, or for attention something with a result of the same shape but without the matrix."""
         if func is F.scaled_dot_product_attention:
             query, _, value = args
             return query * value.mean(dim=-2, keepdim=True)
@@ -96,7 +95,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes alive at a time in `run`, whose result is held to its end; attention is fused."""
+    """The peak of live bytes during `run`, its result included; attention counts as fused."""
     with FusedAttention(), LiveMemory() as memory:
         run()
     return memory.peak

@@ -1,4 +1,4 @@
-"""The device that networks run on, and the versions of the libraries that run them."""
+"""The device that networks run on, and the versions of the libraries in use."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-# What pictures and scores depend on; torchmetrics may not be installed.
+# The libraries that pictures and scores depend on; torchmetrics may not be installed.
 LIBRARIES = ("snapgen", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "torchmetrics")
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -28,7 +28,7 @@ def device_name(device: torch.device) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Python's version and those of the `LIBRARIES` that are installed."""
+    """The versions of Python and of those `LIBRARIES` that are installed."""
     versions = {"python": platform.python_version()}
     for package in LIBRARIES:
         try:

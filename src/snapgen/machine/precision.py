@@ -1,4 +1,4 @@
-"""Whether a processor gains by half precision."""
+"""Decides whether half precision makes a processor faster."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from functools import cache
 
 import torch
 
-INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of CPUs, for products of bf16 matrices; without one they crawl
-GAIN = 1.2  # how much faster such products must be to pay for conversions around them
-SIDE, REPEATS = 512, 8  # of the products that are timed
+INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # CPU instructions for bf16 products, which crawl without them
+GAIN = 1.2  # how much faster bf16 products must be to pay for the conversions around them
+SIDE, REPEATS = 512, 8  # size and number of the timed products
 
 
 @cache
 def gains_by_bfloat16(device: torch.device) -> bool:
     """Whether `device` multiplies matrices clearly faster in bf16 than in fp32.
 
-    A CPU that has instructions for it is timed, once a process and for some 50 ms: on AMD's they do twice the products
-    of fp32, Intel's AMX many times, but Intel's AVX-512 without AMX does half, and a picture took 1.5 times as long.
+    A CPU with such instructions is timed once per process, for some 50 ms. AMD's do twice as many products as in fp32,
+    Intel's AMX many times as many; but Intel's AVX-512 without AMX does half, and a picture took 1.5 times as long.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -30,9 +30,9 @@ def gains_by_bfloat16(device: torch.device) -> bool:
 
 
 def product_seconds(dtype: torch.dtype) -> float:
-    """What one product of two matrices takes on one thread of the CPU, the fastest of several."""
+    """The seconds that one matrix product takes on one CPU thread, the fastest of several."""
     matrix, seconds, threads = torch.ones(SIDE, SIDE, dtype=dtype), [], torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for each other would be timed on a busy machine
+    torch.set_num_threads(1)  # on a busy machine, several threads would wait for each other
     try:
         for _ in range(REPEATS):
             started = time.perf_counter()

@@ -79,7 +79,7 @@ SIDE_BY_SIDE = (
     Template("{b} with {a}"),
 )
 
-# Two objects and their relation; {r} says where a is from b, {s} where b is from a.
+# Two objects and their relation; {r} is that of a to b, {s} that of b to a.
 POSITIONS = (
     Template("{a} {r} {b}", 8),
     Template("{b} {s} {a}", 3),
