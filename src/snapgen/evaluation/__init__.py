@@ -1,4 +1,4 @@
-"""Measuring models. A suite is one file here and one line in `SUITES`."""
+"""The benchmarks that score a model, by name, and their common settings. A suite is one file and a line in `SUITES`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from snapgen.registry import load_attribute
 
-DRAWING = ("seeds", "steps", "guidance")  # options of suites that draw
+DRAWING = ("seeds", "steps", "guidance")  # options of suites that generate pictures
 
 
 @dataclass(frozen=True)
 class SuiteEntry:
-    """Where a suite is, and what it takes."""
+    """Where a suite is defined, and what it takes."""
 
-    function: str  # module:function of the type `Suite`, imported when run
-    takes: tuple[str, ...] = ("count", "nouns", *DRAWING)  # options that not every suite has a meaning for
+    function: str  # module:function of type `Suite`, imported when it runs
+    takes: tuple[str, ...] = ("count", "nouns", *DRAWING)  # options that only some suites take
     subjects: tuple[str, ...] = ("model",)  # what is scored: "model", "autoencoder" or "pictures" (a folder)
-    needs: str = ""  # what --prompts must name, if it must be given
+    needs: str = ""  # what --prompts must name, where it is required
 
 
 SUITES = {  # by the name on the command line
@@ -27,12 +27,12 @@ SUITES = {  # by the name on the command line
     "clip": SuiteEntry(
         "snapgen.evaluation.suites.clip:evaluate_clip",
         ("prompts", "weights", *DRAWING),
-        needs="FILE, a text file with a prompt a line",
+        needs="FILE, a text file with one prompt per line",
     ),
     "imagereward": SuiteEntry(
         "snapgen.evaluation.suites.imagereward:evaluate_imagereward",
         ("prompts", "weights", *DRAWING),
-        needs="FILE, a text file with a prompt a line",
+        needs="FILE, a text file with one prompt per line",
     ),
     "geneval": SuiteEntry(
         "snapgen.evaluation.suites.geneval:evaluate_geneval",
@@ -58,18 +58,18 @@ SUBJECTS = {"model": "a model", "autoencoder": "the folder of an autoencoder", "
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What a run of a suite is asked for; None leaves a value to the suite or to the model."""
+    """The options of a run; None means the suite's or the model's own value."""
 
-    count: int | None = None  # prompts a category, or pictures
-    seeds: tuple[int, ...] | None = None  # a picture a prompt and seed
+    count: int | None = None  # prompts per category, or pictures
+    seeds: tuple[int, ...] | None = None  # one picture per prompt and seed
     steps: int | None = None
     guidance: float | None = None
-    size: int | None = None  # px a side
+    size: int | None = None  # side of the pictures, px
     nouns: tuple[str, ...] | None = None  # of the scenes; the whole vocabulary if None
-    prompts: Path | None = None  # what is drawn; its form is the suite's
-    reference: Path | None = None  # what is compared with
+    prompts: Path | None = None  # what to generate, in the format that the suite expects
+    reference: Path | None = None  # what to compare with
     weights: str | None = None  # of the network that judges: a path, or a name on the hub
-    features: str | None = None  # the network that pictures are compared by
+    features: str | None = None  # the network whose features are compared
 
 
 Suite = Callable[[Any, EvaluationSettings, Path, Callable[[str], None]], dict[str, Any]]
@@ -77,14 +77,14 @@ Suite = Callable[[Any, EvaluationSettings, Path, Callable[[str], None]], dict[st
 
 
 def check_suites(names: list[str]) -> None:
-    """Raise ValueError unless every one of `names` is a suite."""
+    """Raise ValueError unless all `names` are suites."""
     for name in names:
         if name not in SUITES:
             raise ValueError(f"there is no suite '{name}': use {', '.join(SUITES)}")
 
 
 def check_options(names: list[str], given: list[str]) -> None:
-    """Raise ValueError if an option of `given` has no meaning for any of the suites."""
+    """Raise ValueError if none of the suites takes an option of `given`."""
     for option in given:
         if not any(option in SUITES[name].takes for name in names):
             takers = ", ".join(name for name, entry in SUITES.items() if option in entry.takes)
@@ -92,14 +92,14 @@ def check_options(names: list[str], given: list[str]) -> None:
 
 
 def check_subject(names: list[str], kind: str) -> None:
-    """Raise ValueError unless all suites score a subject of this `kind`."""
+    """Raise ValueError unless all suites can score a subject of this `kind`."""
     for name in names:
         if kind not in (subjects := SUITES[name].subjects):
             raise ValueError(f"the suite {name} scores {' or '.join(SUBJECTS[s] for s in subjects)}, no {kind} folder")
 
 
 def required_prompts(name: str, settings: EvaluationSettings) -> Path:
-    """`settings.prompts`; ValueError saying what the suite called `name` needs if there are none."""
+    """Return `settings.prompts`; without any, raise ValueError saying what the suite `name` needs."""
     if settings.prompts is None:
         raise ValueError(f"{name} needs --prompts {SUITES[name].needs}")
     return settings.prompts

@@ -1,15 +1,15 @@
-"""Networks that turn a picture into a vector, for distances between sets of pictures.
+"""Networks that turn a picture into a feature vector, for distances between sets of pictures.
 
-- inception: InceptionV3 of the TensorFlow evaluator, pool3, 2048 numbers: what FID is defined by (torch-fidelity's
-  port). Needs torch-fidelity (and its torchvision), and its weights, fetched or given by path.
+- inception: the TensorFlow evaluator's InceptionV3 (torch-fidelity's port), pool3, 2048 numbers: the features that
+  define FID. Needs torch-fidelity (and its torchvision), and the weights, downloaded or given by path.
 - scene-classifier: the scene benchmark's second judge, its last features averaged over the picture, 128 numbers. Needs
-  no download; made for the embedded world, a judge of which things are there in which colours and of nothing else.
+  no download. It is made for the embedded world and only sees which things are there, and in which colours.
 - mini-encoder: the encoder of the bundled autoencoder, the output of its last block averaged over the picture: colours
-  and textures. With it blobs in the right colours can come nearer to renders than other renders do; it tells models
-  apart only where they differ by much (`benchmarks/results/distillation_steps.md` was measured with it).
+  and textures. Blobs in the right colours can score closer to renders than other renders do, so it separates only
+  models that differ a lot (`benchmarks/results/distillation_steps.md` was measured with it).
 - a folder or hub name of a CLIP (transformers): its image embedding, of unit length.
 
-A distance by any but inception is a Frechet distance, and not to be called FID.
+Only the distance with inception is FID; with any other network, call it a Frechet distance.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from snapgen.registry import load_attribute
 from snapgen.weights import load_network, network_hash
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d"  # its first digits, which torch.hub's file names carry
+INCEPTION_SHA256 = "6726825d"  # its first digits, as in torch.hub's file names
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-NETWORKS = {  # by name: module:function of a device, which gives their hash and what they make of a picture
+NETWORKS = {  # by name: module:function that takes a device and returns (hash of the weights, feature extractor)
     "scene-classifier": "snapgen.world.judge.reader:picture_features",
     "mini-encoder": "snapgen.evaluation.features:encoder_features",
 }
-SIDE = 128  # px at which the bundled autoencoder was trained
+SIDE = 128  # px; the size that the bundled autoencoder was trained at
 OTHERS = "or choose --features scene-classifier or a CLIP"
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A named function of pictures."""
+    """A feature extractor with its name and the hash of its weights."""
 
     name: str
     sha256: str  # of its weights
@@ -51,7 +51,7 @@ class FeatureNetwork:
 
 
 def load_features(name: str, weights: str | None, device: torch.device) -> FeatureNetwork:
-    """The network called `name`; `weights`: the file of Inception's. Raises ValueError saying what is missing."""
+    """The network called `name`; `weights` is Inception's file. Raises ValueError saying what is missing."""
     if name == "inception":
         return _inception(weights, device)
     if weights is not None:
@@ -67,7 +67,7 @@ def load_features(name: str, weights: str | None, device: torch.device) -> Featu
 
 
 def encoder_features(device: torch.device) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-    """The bundled encoder's hash, and its last block's output averaged over a picture: uint8 H W 3 -> float64 D."""
+    """The bundled encoder's hash and its features, the last block's mean over a picture: uint8 H W 3 -> float64 D."""
     network = load_network(SnapGenAutoencoder, str(bundled_folder() / "vae"), dtype=torch.float32)
     network = network.to(device).eval()
     seen: list[torch.Tensor] = []
@@ -109,7 +109,7 @@ def _inception(weights: str | None, device: torch.device) -> FeatureNetwork:
 
 
 def inception_sha256(file: Path) -> str:
-    """The hash of `file`; ValueError unless it is the published one: torch-fidelity unpickles it."""
+    """The hash of `file`; ValueError unless it is the published file, because torch-fidelity unpickles it."""
     if not file.is_file():
         raise ValueError(f"FID's Inception: fetch {INCEPTION_URL} to {file} (--weights names another place), {OTHERS}")
     if not (found := sha256(file)).startswith(INCEPTION_SHA256):

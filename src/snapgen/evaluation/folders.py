@@ -1,4 +1,4 @@
-"""Folders of pictures that were not drawn here, read one after the other."""
+"""Reads folders of existing pictures, one file at a time, for the suites that score or compare with them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def picture_files(folder: Path, count: int | None = None) -> list[Path]:
 
 
 def read_picture(file: Path) -> np.ndarray:
-    """uint8 H W 3; ValueError if it is no picture."""
+    """The picture in `file` as uint8 H W 3; ValueError if it is not a picture."""
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
@@ -35,5 +35,5 @@ def read_picture(file: Path) -> np.ndarray:
 
 
 def files_hash(files: list[Path]) -> str:
-    """SHA-256 of names and contents."""
+    """SHA-256 of the files' names and contents."""
     return fingerprint([[file.name, sha256(file)] for file in files])

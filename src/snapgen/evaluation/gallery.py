@@ -1,4 +1,4 @@
-"""A page to look at what was scored: prompts, pictures and verdicts in one HTML file that needs nothing else."""
+"""The gallery of an evaluation: prompts, pictures and verdicts in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from snapgen.pictures import data_url, encode_picture
 
 THUMBNAIL = 192  # px, the longer side
-LIMIT = 2400  # pictures on a page, of about 5 kB each
+LIMIT = 2400  # pictures on a page, about 5 kB each
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222 }
@@ -33,9 +33,9 @@ figcaption { font-size: 12px; overflow-wrap: anywhere }
 
 
 def gallery_page(title: str, table: str, plot: bytes, pictures: Sequence[dict[str, Any]], folder: Path) -> str:
-    """The page as HTML: `table` (Markdown, shown as it is), `plot` (a PNG), the first `LIMIT` of `pictures`.
+    """The page as HTML: `table` (Markdown, shown as is), `plot` (a PNG) and the first `LIMIT` of `pictures`.
 
-    Each picture is a dictionary with `file` (relative to `folder`, or absolute), `prompt`, and if there are any
+    Each picture is a dictionary with `file` (relative to `folder`, or absolute), `prompt` and, optionally,
     `category`, `split`, `seed`, `verdict` (with `correct` and `reason`), `opinion` (a second verdict) and `score`.
     Pictures of one prompt share a card.
     """
@@ -67,7 +67,7 @@ def _section(picture: dict[str, Any]) -> str:
 
 
 def _figure(picture: dict[str, Any], folder: Path) -> str:
-    """One picture with its verdict, its score, or only its seed."""
+    """One picture as HTML, captioned with its verdict, score and seed where it has them."""
     verdict, notes, style = picture.get("verdict"), [], ""
     if verdict is not None:
         style = "right" if verdict["correct"] else "wrong"

@@ -1,4 +1,4 @@
-"""Pictures of a list of prompts, drawn by a pipeline and kept in a folder: an interrupted run goes on where it was."""
+"""Generates the pictures that a suite scores and keeps them in a folder, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from snapgen.pictures import save_png, to_tensor, to_uint8
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 
-BATCH = 16  # pictures drawn at once: bounds memory, changes no picture
+BATCH = 16  # pictures generated at once: bounds memory, changes no picture
 NAMED = 5  # failed pictures that an error message names; failed.json has all
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to draw."""
+    """One picture to generate."""
 
-    name: str  # of its file below the folder, without suffix
+    name: str  # path of its file in the folder, without suffix
     prompt: str
     seed: int
 
 
 def model_hash(pipeline: SnapGenPipeline) -> str:
-    """SHA-256 of all weights of the pipeline's networks and of its settings, however they were loaded."""
+    """SHA-256 of the weights and settings of the pipeline, however it was loaded."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     kept = {key: value for key, value in pipeline.config.items() if key.startswith("default_") or key == "shift"}
     return network_hash(parts, kept)
@@ -46,7 +46,7 @@ def model_hash(pipeline: SnapGenPipeline) -> str:
 def make_manifest(
     suite: str, pipeline: SnapGenPipeline, settings: EvaluationSettings, seeds: Sequence[int], prompts: Any
 ) -> dict[str, Any]:
-    """All that every score of generated pictures depends on; `prompts`: plain values that say what was asked for."""
+    """Everything that a score of generated pictures depends on; `prompts`: what was asked for, as plain values."""
     steps, guidance = settings.steps, settings.guidance
     return {
         "suite": suite,
@@ -62,12 +62,12 @@ def make_manifest(
 
 
 def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What of a `manifest` decides how the picture of a prompt and seed looks."""
+    """The part of a `manifest` that, with prompt and seed, determines a picture."""
     return {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side")}
 
 
 def picture_side(pipeline: SnapGenPipeline, settings: EvaluationSettings) -> int:
-    """Pixels a side that are drawn."""
+    """Side of the generated pictures, px."""
     return settings.size or pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
 
 
@@ -79,11 +79,11 @@ def draw_pictures(
     progress: Callable[[str], None],
     more: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Draws `requests` with the `manifest`'s settings on all GPUs; the files `folder`/name.png, in their order.
+    """Generate `requests` with the `manifest`'s settings on all GPUs; returns the files `folder`/name.png in order.
 
-    A folder with pictures of another model, other settings or another `more` (plain values that the pictures depend
-    on too) is refused with a ValueError; of the same, only pictures that are missing are drawn. `progress` is told
-    after every batch. Pictures that fail are named in failed.json, and a ValueError says that there is no score.
+    Only missing pictures are generated. ValueError if the folder holds pictures of another model, other settings or
+    another `more` (further plain values that the pictures depend on). `progress` is called after every batch. Pictures
+    that fail are listed in failed.json, and a ValueError says that there is no score.
     """
     identity = identity_of(manifest) | (more or {})
     record, failed = folder / "identity.json", folder / "failed.json"
@@ -122,7 +122,7 @@ def draw_pictures(
 
 
 def replicas(pipeline: SnapGenPipeline, most: int) -> list[SnapGenPipeline]:
-    """`pipeline`, and if it is on a GPU copies on the others, together not more than `most` (but one)."""
+    """`pipeline` and, if it is on a GPU, copies of it on the other GPUs: at most `most` in all, at least one."""
     if pipeline.device.type != "cuda":
         return [pipeline]
     own = torch.cuda.current_device() if pipeline.device.index is None else pipeline.device.index
@@ -133,7 +133,7 @@ def replicas(pipeline: SnapGenPipeline, most: int) -> list[SnapGenPipeline]:
 def _draw_batch(
     pipeline: SnapGenPipeline, batch: Sequence[Request], folder: Path, manifest: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Draws and writes `batch`; those that failed, with the reason. A batch that fails is drawn one by one."""
+    """Generate and save `batch`; returns the failures with reasons. A batch that fails is retried one by one."""
     try:
         drawn: Any = pipeline(
             prompt=[request.prompt for request in batch],
@@ -144,7 +144,7 @@ def _draw_batch(
             height=manifest["side"],
             output_type="np",
         )
-    except RuntimeError as error:  # PyTorch's, out of memory among them
+    except RuntimeError as error:  # PyTorch's, such as out of memory
         if len(batch) > 1:
             return [failure for request in batch for failure in _draw_batch(pipeline, [request], folder, manifest)]
         return [{"prompt": batch[0].prompt, "seed": batch[0].seed, "reason": one_line(error, 200)}]
@@ -168,7 +168,7 @@ def _path(folder: Path, request: Request) -> Path:
 
 
 def _holds(folder: Path, request: Request) -> bool:
-    """Whether the picture is there, and is of this prompt and seed."""
+    """Whether the picture exists, with this prompt and seed."""
     path = _path(folder, request)
     if not path.exists():
         return False
@@ -178,7 +178,7 @@ def _holds(folder: Path, request: Request) -> bool:
 
 @torch.no_grad()
 def reconstruct(autoencoder: Any, pictures: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
-    """`pictures` (uint8 H W 3, of one size) through the autoencoder."""
+    """`pictures` (uint8 H W 3, all of one size), encoded and decoded by the autoencoder."""
     result: list[np.ndarray] = []
     for start in range(0, len(pictures), batch):
         inputs = to_tensor(list(pictures[start : start + batch])).to(autoencoder.device, autoencoder.dtype)

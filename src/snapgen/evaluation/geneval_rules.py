@@ -1,12 +1,13 @@
-"""GenEval's verdicts on what a detector found, as `evaluate_images.py` of djghosh13/geneval gives them.
+"""GenEval's rules: whether the objects that a detector found match the prompt.
 
-A prompt's metadata has `include` clauses, all of which must hold, and `exclude` clauses, none of which may:
+They are those of `evaluate_images.py` of djghosh13/geneval. A prompt's metadata has `include` clauses, which must all
+hold, and may have `exclude` clauses:
 
-- an included class must be there at least `count` times; its best-detected `count` are looked at further;
-- with a `color`, that many of them must have it;
-- with a `position` (relation, number of an earlier clause), each must stand so from each object of that clause, which
-  fails if that clause failed;
-- an excluded class must be there fewer than `count` times.
+- an included class must appear at least `count` times; only its `count` most confident detections are checked further;
+- with a `color`, `count` of them must have it;
+- with a `position` (relation, number of an earlier clause), each must stand in that relation to each object of the
+  earlier clause; if the earlier clause failed, so does this one;
+- an excluded class must appear fewer than `count` times.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from snapgen.detection import Detection, Verdict, relations
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # scores that detections must exceed
-MAX_OBJECTS = 16  # a class
+MAX_OBJECTS = 16  # per class
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Found(Detection):
 
 
 def confident(found: Sequence[Found], tag: str) -> dict[str, list[Found]]:
-    """What counts for a prompt of the task `tag`, by class, best first."""
+    """The detections that count for the task `tag`, by class, most confident first."""
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     kept: dict[str, list[Found]] = {}
     for one in sorted(found, key=lambda one: -one.score):
@@ -43,7 +44,7 @@ def confident(found: Sequence[Found], tag: str) -> dict[str, list[Found]]:
 def judge(
     metadata: Mapping[str, Any], found: Mapping[str, Sequence[Found]], color_of: Callable[[Found], str]
 ) -> Verdict:
-    """The verdict on a picture with the objects `found` (by class, best first); a reason for each clause that fails."""
+    """The verdict on a picture with the objects `found` (by class, best first), and a reason for each failed clause."""
     rule, reasons = "", []
     groups: list[Sequence[Found] | None] = []
     for clause in metadata["include"]:

@@ -1,4 +1,4 @@
-"""Networks of transformers that judge pictures, from a folder or from the hub; what is missing is one clear line."""
+"""Loads the transformers networks that judge pictures, from a folder or the hub; what is missing is one clear line."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CLIP = "openai/clip-vit-large-patch14"
 
 
 def find_judge(name: str | Path, source: str, folder: str = "FOLDER") -> str:
-    """`name`, of a folder or on the hub; ValueError saying what to fetch if it is neither.
+    """`name`, a folder or a name on the hub; ValueError saying what to download if it is neither.
 
-    `source`: the hub's name of what may be fetched; `folder`: where to put it, for `--weights FOLDER`.
+    `source`: the hub name to download; `folder`: where to put it, for `--weights FOLDER`.
     """
     if not Path(name).is_dir():
         try:
-            hf_hub_download(str(name), "config.json")  # of many files: an absent hub is asked, and waited for, once
+            hf_hub_download(str(name), "config.json")  # one file of many: wait for an unreachable hub only once
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"'{name}' is no folder here, and the hub does not hand it out: `hf download {source} --local-dir "
@@ -33,13 +33,13 @@ def find_judge(name: str | Path, source: str, folder: str = "FOLDER") -> str:
 
 
 def load_judge(processor: Any, network: Any, place: str, device: torch.device) -> tuple[Any, Any]:
-    """The two classes' objects in `place`, the network frozen and in fp32; ValueError unless they are complete."""
+    """The processor and the network (frozen, fp32) in `place`, by their classes; ValueError unless complete."""
     judge = load_network(network, place, dtype=torch.float32).to(device).eval().requires_grad_(False)
     return load_pretrained(processor.from_pretrained, place), judge
 
 
 class Clip:
-    """A CLIP with its processor: unit vectors of pictures and texts, one picture or a few texts at a time."""
+    """A CLIP with its processor: unit embeddings of one picture or a few texts at a time."""
 
     def __init__(self, name: str | Path, device: torch.device, folder: str = "FOLDER"):
         """`folder`: as for `find_judge`. Raises ValueError if there is no such CLIP."""
@@ -50,14 +50,14 @@ class Clip:
 
     @torch.no_grad()
     def picture(self, picture: Image.Image) -> torch.Tensor:
-        """D."""
+        """The embedding of `picture`: D."""
         pixels = self.processor(images=picture, return_tensors="pt")["pixel_values"].to(self.network.device)
         state = self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
         return F.normalize(state[0], dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> torch.Tensor:
-        """N D; what is longer than CLIP reads is cut."""
+        """The embeddings of `texts`: N D. Texts longer than CLIP's limit are truncated."""
         tokens = self.processor(text=texts, padding=True, truncation=True, return_tensors="pt")
         read = self.network.text_model(
             input_ids=tokens["input_ids"].to(self.network.device),

@@ -1,4 +1,4 @@
-"""The plots of the reports: scores by category, and how the scores of single pictures spread."""
+"""The plots in evaluation reports: bars of scores by category, and a histogram of the pictures' scores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def plot_bars(
     intervals: Mapping[str, Sequence[float] | None],
     marks: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Figure:
-    """A bar for each of `values` with its interval (low, high) where there is one.
+    """A bar for each of `values`, with its interval (low, high) where there is one.
 
-    `marks`: further values for the same bars, such as a ceiling, by what the legend calls them.
+    `marks`: further values for the same bars, such as a ceiling, by their name in the legend.
     """
     figure = Figure(figsize=(max(4.0, 1.1 * len(values) + 1), 3.4), layout="constrained")
     axes = figure.subplots()
@@ -36,7 +36,7 @@ def plot_bars(
 
 
 def plot_spread(label: str, values: Sequence[float], mean: float) -> Figure:
-    """The histogram of `values`, one a picture, and their mean."""
+    """The histogram of `values`, one per picture, and their mean."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.hist(values, bins=min(40, max(5, len(values) // 5)), color="tab:blue")

@@ -1,4 +1,4 @@
-"""Prompts from a text file, drawn and scored one picture at a time."""
+"""Suites that score one picture at a time (CLIP, ImageReward): read prompts, generate, judge, report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of the UTF-8 text file `path` that are not blank."""
+    """The non-blank lines of the UTF-8 text file `path`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a UTF-8 text file: one prompt a line is expected") from None
+        raise ValueError(f"{path} is not a UTF-8 text file: one prompt per line is expected") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -39,10 +39,10 @@ def score_prompts(
     judged_by: dict[str, Any],
     label: str,
 ) -> dict[str, Any]:
-    """Draws all prompts of `settings.prompts` with all seeds, scores each picture by `judge(prompt, picture)`, reports.
+    """Generate all prompts with all seeds, score each picture with `judge(prompt, picture)`; write and return a report.
 
-    The score is the mean over all pictures. Its interval is over prompts, whose pictures are averaged first: pictures
-    of one prompt are not independent. `judged_by`: what the manifest says of the judge; `label`: of the plot.
+    The score is the mean over all pictures. Its interval is over the means of prompts, because pictures of one prompt
+    are not independent. `judged_by`: the judge in the manifest; `label`: the score's name in the plot.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What every suite leaves: report.json (with its manifest), report.md, plot.png and gallery.html, written whole."""
+"""Writes the report of a suite: report.json (with its manifest), report.md, plot.png and gallery.html."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def write_report(
     pictures: Sequence[dict[str, Any]],
     folder: Path,
 ) -> None:
-    """Writes the report of a suite to `folder`: `report` and `pictures` as JSON, `markdown`, `figure`, the gallery.
+    """Write a report to `folder`: `report` and `pictures` as JSON, `markdown`, `figure` and the gallery.
 
-    `pictures` are described at `gallery_page`.
+    `gallery_page` describes `pictures`. No file is ever left half written.
     """
     plot = folder / "plot.png"
     with atomic_file(plot) as temporary:
         figure.savefig(temporary, dpi=120)
     write_text(markdown, folder / "report.md")
     write_text(gallery_page(title, markdown, plot.read_bytes(), pictures, folder), folder / "gallery.html")
-    # Last, so that a folder with a report.json is complete.
+    # Written last: a folder with a report.json is complete.
     write_text(json.dumps(report | {"pictures": list(pictures)}, indent=1, ensure_ascii=False), folder / "report.json")
 
 
 def origin(manifest: dict[str, Any]) -> str:
-    """One line on what was measured: settings, seeds and hashes, as far as `manifest` has them."""
+    """One line on how the score was measured: settings, seeds and hashes, as far as `manifest` has them."""
     parts = [f"{manifest['steps']} steps, guidance {manifest['guidance']}"] if "steps" in manifest else []
     if "side" in manifest:
         parts.append(f"{manifest['side']} px")
@@ -50,7 +50,7 @@ def origin(manifest: dict[str, Any]) -> str:
 
 
 def score_summary(title: str, report: dict[str, Any], form: str, notes: Sequence[str]) -> str:
-    """The report of a suite with one score as Markdown: interval, parts if there are any, seeds, `notes`, origin.
+    """The report of a suite with one score, as Markdown: interval, categories if any, seeds, `notes`, origin.
 
     `form`: the format of a score, such as ".1%" or ".3f".
     """

@@ -1,4 +1,4 @@
-"""Intervals of scores: of shares (right pictures, votes) and of means of values; how far raters agree."""
+"""Statistics of scores: 95 % intervals of shares (right pictures, votes) and means, and agreement between raters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-Z = 1.959964  # standard deviations that hold 95 % of a normal distribution
+Z = 1.959964  # standard deviations: +-Z holds 95 % of a normal distribution
 
 
 def wilson(right: float, count: float) -> tuple[float, float]:
@@ -19,11 +19,12 @@ def wilson(right: float, count: float) -> tuple[float, float]:
 
 
 def effective_tally(groups: Iterable[Sequence[bool]]) -> tuple[float, float]:
-    """How many right of how many independent pictures say as much as all of `groups`, each the pictures of one prompt.
+    """The right and the total number of independent pictures that carry as much information as all of `groups`.
 
-    Pictures of one prompt are alike: the effective count (Korn & Graubard 1998) is the one whose binomial variance is
-    that between the prompts. It is at least the number of prompts, which is taken where all pictures are right, or
-    none, as nothing is known of their spread then, and at most the number of pictures. None of `groups` is empty.
+    Each group is the verdicts on one prompt's pictures, at least one. They are correlated, so the effective count (Korn
+    & Graubard 1998) is the one whose binomial variance equals the variance between prompts. It lies between the number
+    of prompts and the number of pictures. If all pictures are right, or none, their spread is unknown, and it is the
+    number of prompts.
     """
     tallies = [(sum(group), len(group)) for group in groups]
     prompts, right, count = len(tallies), sum(one for one, _ in tallies), sum(size for _, size in tallies)
@@ -36,10 +37,10 @@ def effective_tally(groups: Iterable[Sequence[bool]]) -> tuple[float, float]:
 
 
 def interval_of_mean(tallies: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The 95 % interval of the mean of several shares, each (right, count): their Wilson half-widths add in squares.
+    """The 95 % interval of the mean of several shares, each (right, count): Wilson half-widths add in quadrature.
 
-    Unlike a bootstrap it is not empty where every picture of a category is right, or none (MOVER, method of variance
-    estimates recovery: Zou & Donner 2008).
+    Unlike a bootstrap, it does not shrink to a point where all pictures of a category are right, or none (MOVER, method
+    of variance estimates recovery: Zou & Donner 2008).
     """
     number = len(tallies)
     mean = sum(right / count for right, count in tallies) / number
@@ -50,7 +51,7 @@ def interval_of_mean(tallies: Sequence[tuple[float, float]]) -> tuple[float, flo
 
 
 def interval_of_values(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % Student interval of the mean of independent `values`; None of fewer than two."""
+    """The 95 % Student interval of the mean of independent `values`; None for fewer than two."""
     from scipy.stats import t
 
     number = len(values)
@@ -65,7 +66,7 @@ def interval_of_values(values: Sequence[float]) -> tuple[float, float] | None:
 def two_way_bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile interval of the mean of raters x prompts `scores`, NaN where there is no vote.
 
-    Raters and prompts are both drawn anew, with replacement: a vote's weight is how often its rater was drawn times how
+    Raters and prompts are both resampled with replacement: a vote's weight is how often its rater was sampled times how
     often its prompt was (the pigeonhole bootstrap, Owen 2007).
     """
     generator = np.random.default_rng(seed)
@@ -80,9 +81,9 @@ def two_way_bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) ->
 
 
 def cohen_kappa(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float | None]:
-    """How often two judges agree, and Cohen's kappa of it (chance 0, always 1): `pairs` of verdicts, at least one.
+    """How often two judges agree, and Cohen's kappa (chance 0, always 1), from at least one pair of verdicts.
 
-    Kappa is None where each judge has only one verdict and it is the same: chance agrees always too.
+    Kappa is None if both judges always give the same one verdict: chance would always agree too.
     """
     number = len(pairs)
     observed = sum(first == second for first, second in pairs) / number
@@ -92,10 +93,10 @@ def cohen_kappa(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float | None
 
 
 def krippendorff_alpha(scores: np.ndarray) -> tuple[float | None, float | None]:
-    """How often two raters of one prompt agree, and Krippendorff's alpha of it for nominal data (chance 0, always 1).
+    """How often two raters of a prompt agree, and Krippendorff's alpha for nominal data (chance 0, always 1).
 
-    `scores`: raters x prompts, any numbers as categories, NaN where there is no vote. None where no prompt has two
-    votes; alpha is None also where all votes are the same. Krippendorff, "Computing Krippendorff's Alpha-Reliability"
+    `scores`: raters x prompts, any numbers as categories, NaN where there is no vote. Both are None if no prompt has
+    two votes; alpha is also None if all votes are the same. Krippendorff, "Computing Krippendorff's Alpha-Reliability"
     (2011).
     """
     voted = np.isfinite(scores)

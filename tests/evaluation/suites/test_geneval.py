@@ -101,7 +101,7 @@ def test_the_command_from_end_to_end(
     assert "but not GenEval's" in capfd.readouterr().err
     monkeypatch.setattr(geneval, "PROMPTS_SHA256", fingerprint(prompts))
     assert run([*command, "--seeds", "0"]) == 1
-    assert "GenEval takes 4 pictures a prompt" in capfd.readouterr().err
+    assert "GenEval takes 4 pictures per prompt" in capfd.readouterr().err
     assert run(command) == 0
     report = json.loads(capfd.readouterr().out)
     assert list(report["categories"]) == list(TASKS)

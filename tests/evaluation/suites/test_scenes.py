@@ -96,7 +96,7 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
             "there is no suite 'geneval2': use scenes, clip, imagereward, geneval, dpg, fid, psnr",
         ),
         (["--suite", "scenes,fad"], "there is no suite 'fad'"),
-        (["--suite", "scenes,clip"], "clip needs --prompts FILE, a text file with a prompt a line"),
+        (["--suite", "scenes,clip"], "clip needs --prompts FILE, a text file with one prompt per line"),
         (["--suite", "clip,imagereward", "--prompts", f"clip={__file__}"], "imagereward needs --prompts FILE"),
         (
             ["--suite", "geneval"],

@@ -1,1 +1,1 @@
-"""The benchmarks, one file each; the protocol of each is its docstring."""
+"""The benchmarks that score a model, one file each; the file's docstring is the benchmark's protocol."""

@@ -1,9 +1,9 @@
 """The suite "clip": CLIP score, how well pictures agree with their prompts (Hessel et al. 2021).
 
-Protocol. A picture a prompt (of `--prompts`, a text file) and seed; the cosine of its CLIP embedding and the prompt's,
-negative ones as 0, on the scale 0 to 1 that the paper uses (0.332 is what others call 33.2). CLIP is
-OpenAI's ViT-L/14 unless `--weights` names another folder or hub name; scores of different CLIPs do not compare.
-Prompts of more than CLIP's 77 tokens are cut, as everywhere.
+Protocol. One picture per prompt (of the text file `--prompts`) and seed. Its score is the cosine of its CLIP embedding
+and the prompt's, with negative values as 0, on the paper's scale of 0 to 1 (0.332 is what others call 33.2). CLIP is
+OpenAI's ViT-L/14 unless `--weights` gives another folder or hub name; scores of different CLIPs are not comparable.
+Prompts longer than CLIP's 77 tokens are truncated, as everywhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from snapgen.weights import network_hash
 def evaluate_clip(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
+    """Score `pipeline`, write pictures and report to `folder`, return the report."""
     some_prompts(required_prompts("clip", settings))  # before anything is loaded
     name = settings.weights or CLIP
     clip = Clip(name, pipeline.device)

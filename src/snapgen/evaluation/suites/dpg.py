@@ -1,15 +1,16 @@
-"""The suite "dpg": DPG-Bench (Hu et al. 2024), dense prompts checked question by question, by a VQA model of ours.
+"""The suite "dpg": DPG-Bench (Hu et al. 2024), long prompts checked question by question by a VQA model of our choice.
 
-Protocol. `--prompts` is the benchmark's folder (github.com/TencentQQGYLab/ELLA, dpg_bench): `prompts/ID.txt` and
-`dpg_bench.csv` with each prompt's questions and the questions they depend on; four pictures a prompt (seeds 0 to 3
-unless `--seeds` names four others). Every question is asked of every picture; "yes" is 1, anything else 0; in the
-file's order a question becomes 0 if one that it depends on is 0. A picture's score is the mean over its questions, a
-prompt's the mean over its pictures, the benchmark's the mean over its 1,065 prompts; fewer are refused. Categories are
-shares of "yes" before dependencies count, over all four pictures (the official script takes the last one's).
+Protocol. `--prompts` is the benchmark's folder (github.com/TencentQQGYLab/ELLA, dpg_bench): `prompts/ID.txt`, and
+`dpg_bench.csv` with each prompt's questions and the questions that these depend on. Each prompt gets four pictures
+(seeds 0 to 3, or the four of `--seeds`). Every question is asked of every picture: "yes" is 1, anything else 0. Then,
+in the file's order, a question becomes 0 if one that it depends on is 0. A picture's score is the mean over its
+questions, a prompt's the mean over its pictures, the benchmark's the mean over its 1,065 prompts; fewer are refused.
+Category scores are shares of "yes" before dependencies count, over all four pictures (the official script uses only the
+last).
 
-The official judge is mPLUG-large of modelscope. Ours is a VQA model of transformers, BLIP (capfilt-large) unless
-`--weights` names another folder or hub name, so scores are not the official ones. `grids/` holds the 2x2 pictures that
-the official script scores.
+The official judge is modelscope's mPLUG-large. Ours is a VQA model from transformers, BLIP (capfilt-large) unless
+`--weights` gives another folder or hub name, so scores are not comparable with official ones. `grids/` holds the 2x2
+pictures that the official script scores.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 
 VQA = "Salesforce/blip-vqa-capfilt-large"
-SAMPLES = 4  # pictures a prompt
+SAMPLES = 4  # pictures per prompt
 PROMPTS = 1065
 
 
@@ -43,7 +44,7 @@ class Question:
     """One of a prompt's questions."""
 
     text: str
-    category: str  # the broad one: global, entity, attribute, relation, other
+    category: str  # global, entity, attribute, relation or other
     parents: tuple[int, ...]  # numbers of the questions that it depends on
 
 
@@ -59,13 +60,11 @@ class DensePrompt:
 def evaluate_dpg(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
+    """Score `pipeline`, write pictures and report to `folder`, return the report."""
     prompts = read_benchmark(required_prompts("dpg", settings))
     seeds = settings.seeds or tuple(range(SAMPLES))
     if len(seeds) != SAMPLES:
-        raise ValueError(
-            f"DPG-Bench takes {SAMPLES} pictures a prompt: --seeds with {SAMPLES} numbers, not {len(seeds)}"
-        )
+        raise ValueError(f"DPG-Bench takes {SAMPLES} pictures per prompt: give {SAMPLES} --seeds, not {len(seeds)}")
     vqa = QuestionAnswerer(settings.weights or VQA, pipeline.device)
     asked = [[p.name, p.text, [[n, q.text, list(q.parents)] for n, q in p.questions.items()]] for p in prompts]
     manifest = make_manifest("dpg", pipeline, settings, seeds, asked) | {
@@ -114,7 +113,7 @@ def evaluate_dpg(
 
 
 def read_benchmark(folder: Path) -> list[DensePrompt]:
-    """The prompts of the public files; ValueError unless all are there with their questions."""
+    """The prompts in the published files; ValueError unless all are there with their questions."""
     if not (folder / "dpg_bench.csv").is_file() or not (folder / "prompts").is_dir():
         raise ValueError(f"{folder} is not DPG-Bench: --prompts {SUITES['dpg'].needs} is expected")
     texts = {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(folder.glob("prompts/*.txt"))}
@@ -123,7 +122,7 @@ def read_benchmark(folder: Path) -> list[DensePrompt]:
         for number, row in enumerate(csv.DictReader(file)):
             try:
                 if number == 0 and not row["proposition_id"].strip().isdigit():
-                    continue  # a second line of headings, which the official script passes over
+                    continue  # a second header line, which the official script skips too
                 prompt = prompts.setdefault(row["item_id"], DensePrompt(row["item_id"], texts.get(row["item_id"], "")))
                 prompt.questions[int(row["proposition_id"])] = Question(
                     row["question_natural_language"],
@@ -143,7 +142,7 @@ def read_benchmark(folder: Path) -> list[DensePrompt]:
 
 
 def score_picture(questions: Mapping[int, Question], answers: Mapping[int, str]) -> float:
-    """The share of questions that were answered "yes" and whose parents count."""
+    """The share of questions that score 1: answered "yes", with all parents scoring 1."""
     scores = {number: float(answers[number] == "yes") for number in questions}
     for number, question in questions.items():
         if any(scores[parent] == 0 for parent in question.parents):
@@ -152,7 +151,7 @@ def score_picture(questions: Mapping[int, Question], answers: Mapping[int, str])
 
 
 def save_grid(files: list[Path], path: Path) -> None:
-    """Four pictures of one size as a 2x2 grid, row by row."""
+    """Save four pictures of one size as a 2x2 grid, row by row."""
     pictures = [Image.open(file) for file in files]
     width, height = pictures[0].size
     grid = Image.new("RGB", (2 * width, 2 * height))
@@ -162,7 +161,7 @@ def save_grid(files: list[Path], path: Path) -> None:
 
 
 class QuestionAnswerer:
-    """A VQA model of transformers that writes its answer (BLIP) or picks it from a list (ViLT)."""
+    """A VQA model from transformers that writes its answer (BLIP) or picks it from a list (ViLT)."""
 
     def __init__(self, name: str, device: torch.device):
         from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
@@ -172,7 +171,7 @@ class QuestionAnswerer:
 
     @torch.no_grad()
     def __call__(self, picture: Image.Image, question: str) -> str:
-        """The answer in small letters."""
+        """The answer in lower case."""
         inputs = self.processor(images=picture, text=question, return_tensors="pt").to(self.network.device)
         if self.network.can_generate():
             tokens = self.network.generate(**inputs, max_new_tokens=5, do_sample=False)

@@ -1,16 +1,16 @@
-"""The suite "fid": the Frechet distance between pictures and a reference, in the features of a named network.
+"""The suite "fid": the Frechet distance between pictures and a reference, in the features of a chosen network.
 
-Protocol. Features of every picture (features.py), their mean and covariance, and the distance of the two normal
-distributions (Heusel et al. 2017, Eq. 6), all in float64. FID proper is `--features inception`; FID-50K is that with
-`--count 50000` against the published statistics of the reference, e.g. `--reference VIRTUAL_imagenet256_labeled.npz`.
-The distance grows as pictures get fewer: compare at equal counts only.
+Protocol. Take the features of every picture (features.py), their mean and covariance, and the distance between the two
+normal distributions (Heusel et al. 2017, Eq. 6), all in float64. FID proper is `--features inception`; FID-50K is FID
+with `--count 50000` against published statistics, e.g. `--reference VIRTUAL_imagenet256_labeled.npz`. The distance
+grows as the number of pictures shrinks: compare at equal counts only.
 
-- What is scored: a model, drawing `--count` pictures for each of `--seeds`, prompts of `--prompts` in turn; or a folder
-  of pictures as it is.
-- Reference: a folder of pictures, or an .npz with `mu` and `sigma` of the same network's features. Without one it is
-  the embedded world: prompts are captions of training-like scenes, the reference ground-truth renders of as many other
-  scenes, and the report also holds what renders of the very scenes that the captions tell of get ("truth"); the
-  features are then the scene classifier's unless others are asked for.
+- What is scored: a model, which generates `--count` pictures for each of `--seeds` and cycles through `--prompts`; or
+  an existing folder of pictures.
+- Reference: a folder of pictures, or an .npz with `mu` and `sigma` of the same network's features. Without one, the
+  embedded world is used: prompts are captions of training-like scenes, and the reference is ground-truth renders of as
+  many other scenes. The report then also holds the distance of renders of the captioned scenes ("truth"), and features
+  are the scene classifier's by default.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from snapgen.machine.device import default_device, library_versions
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.world.prompts import SEED, CaptionedScenes
 
-COUNT = 1000  # pictures, unless asked otherwise
+COUNT = 1000  # pictures, by default
 
 Progress = Callable[[str], None]
 Scored = tuple[list[dict[str, Any]], dict[str, float], dict[str, Any]]
-"""Lines of the report, distances by seed ("all" of a folder), manifest."""
+"""Lines of the report, distances by seed ("all" for a folder), manifest."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean (float64 D) and covariance (float64 D D, of a sample: over n - 1) of features."""
+    """Mean (float64 D) and sample covariance (float64 D D, divided by n - 1) of features."""
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -53,12 +53,12 @@ class Statistics:
 def evaluate_fid(
     subject: SnapGenPipeline | Path, settings: EvaluationSettings, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Scores a model or a folder of pictures, writes the report to `folder`, returns it."""
+    """Score a model or a folder of pictures, write the report to `folder`, return it."""
     given = settings.reference
     if given is None and (isinstance(subject, Path) or settings.prompts is not None):
         raise ValueError("fid of own pictures or prompts needs --reference: a folder of pictures, or an .npz of them")
     if given is not None and settings.prompts is None and not isinstance(subject, Path):
-        raise ValueError("fid of a model against --reference needs --prompts FILE, a text file with a prompt a line")
+        raise ValueError("fid of a model with --reference needs --prompts FILE, a text file with one prompt per line")
     device = subject.device if isinstance(subject, SnapGenPipeline) else default_device()
     network = load_features(
         settings.features or ("inception" if given else "scene-classifier"), settings.weights, device
@@ -85,7 +85,7 @@ def evaluate_fid(
     kind = "FID" if network.name == "inception" else "Frechet distance"
     report: dict[str, Any] = {
         "score": sum(values) / len(values),
-        "interval": interval and (max(0.0, interval[0]), interval[1]),  # over seeds; no distance is below 0
+        "interval": interval and (max(0.0, interval[0]), interval[1]),  # over seeds; a distance is never below 0
         "by_seed": scores,
         **truth,
         "count": len(lines),
@@ -103,7 +103,7 @@ def evaluate_fid(
 
 
 def score_folder(subject: Path, settings: EvaluationSettings, reference: Statistics, network: FeatureNetwork) -> Scored:
-    """The pictures in the folder `subject`."""
+    """Score the pictures in the folder `subject`."""
     files = picture_files(subject, settings.count)
     lines = [{"file": str(file.resolve()), "prompt": file.relative_to(subject).as_posix()} for file in files]
     manifest = {"suite": "fid", "pictures_sha256": files_hash(files), "versions": library_versions()}
@@ -119,14 +119,14 @@ def score_model(
     folder: Path,
     progress: Progress,
 ) -> Scored:
-    """Pictures of `texts` in turn, for each seed as many as asked for."""
+    """For each seed, generate the requested number of pictures, cycling through `texts`, and score them."""
     count = settings.count or COUNT
     prompts = [texts[i % len(texts)] for i in range(count)]
     manifest = make_manifest("fid", model, settings, settings.seeds or (0,), prompts)
     lines: list[dict[str, Any]] = []
     scores = {}
     for seed in manifest["seeds"]:
-        # Every picture has noise of its own: the same for all would hide how little a model varies.
+        # Every picture gets its own noise: with the same noise for all, a lack of variety would not show.
         requests = [Request(f"{seed}-{i:06d}", text, seed * count + i) for i, text in enumerate(prompts)]
         files = draw_pictures(model, requests, folder / "pictures", manifest, progress)
         lines += [
@@ -144,7 +144,7 @@ def distance_to(reference: Statistics, network: FeatureNetwork, files: list[Path
 
 
 def statistics(network: FeatureNetwork, pictures: Iterable[np.ndarray]) -> Statistics:
-    """Of the features of `pictures`; ValueError of fewer than two."""
+    """Mean and covariance of the features of `pictures`; ValueError for fewer than two."""
     vectors = [network.extract(picture) for picture in pictures]
     if len(vectors) < 2:
         raise ValueError(f"a distance needs at least two pictures on each side, not {len(vectors)}")
@@ -153,7 +153,7 @@ def statistics(network: FeatureNetwork, pictures: Iterable[np.ndarray]) -> Stati
 
 
 def read_reference(path: Path, network: FeatureNetwork) -> tuple[Statistics, dict[str, Any]]:
-    """Statistics of a folder of pictures or of an .npz, and what the manifest says of them."""
+    """Statistics of a folder of pictures or an .npz, and their entry in the manifest."""
     if path.suffix.lower() != ".npz":
         files = picture_files(path)
         return statistics(network, map(read_picture, files)), {"pictures": len(files), "sha256": files_hash(files)}
@@ -170,7 +170,7 @@ def read_reference(path: Path, network: FeatureNetwork) -> tuple[Statistics, dic
 def frechet_distance(first: Statistics, second: Statistics) -> float:
     """|mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), in float64.
 
-    The root's trace is the sum of the singular values of F_1^T F_2, where S = F F^T: no complex parts to drop.
+    The trace of the root is the sum of the singular values of F_1^T F_2, where S = F F^T, so it is always real.
     """
     if first.mu.shape != second.mu.shape:
         raise ValueError(f"features of {len(first.mu)} and {len(second.mu)} numbers: not of the same network")
@@ -182,5 +182,5 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
 def _factor(sigma: np.ndarray) -> np.ndarray:
     """F with F F^T = `sigma`, which is symmetric and positive semi-definite."""
     variances, axes = np.linalg.eigh(sigma)
-    rounding = variances.max() * len(sigma) * np.finfo(np.float64).eps  # its root would be no small number
+    rounding = variances.max() * len(sigma) * np.finfo(np.float64).eps  # its root would not be small
     return np.asarray(axes * np.sqrt(np.where(variances > rounding, variances, 0)))

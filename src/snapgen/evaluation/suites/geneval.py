@@ -1,17 +1,17 @@
-"""The suite "geneval": GenEval (Ghosh et al. 2023), our scorer under its rules, and its folders for the official one.
+"""The suite "geneval": GenEval (Ghosh et al. 2023) by its rules, with pictures in the layout of the official scorer.
 
-Protocol. `--prompts` is the benchmark's `prompts/evaluation_metadata.jsonl` (github.com/djghosh13/geneval), whose 553
-prompts are checked one by one through a hash; four pictures a prompt (seeds 0 to 3 unless `--seeds` names four others);
-Mask2Former (Swin-S, COCO instances) finds objects with scores above 0.3 (counting: 0.9), at most 16 a class; CLIP
-ViT-L/14 names colours, on crops whose background is #999; verdicts by geneval_rules.py (relations: centres apart by
-more than 0.1 of the summed sides). The score is the mean of the six tasks' shares of right pictures.
+Protocol. `--prompts` is the benchmark's `prompts/evaluation_metadata.jsonl` (github.com/djghosh13/geneval); a hash
+checks its 553 prompts. Each prompt gets four pictures (seeds 0 to 3, or the four of `--seeds`). Mask2Former (Swin-S,
+COCO instances) finds objects with scores above 0.3 (counting: 0.9), at most 16 per class. CLIP ViT-L/14 names their
+colours, on crops with a #999 background. geneval_rules.py gives the verdicts (relations: centres apart by more than 0.1
+of the summed sides). The score is the mean of the six tasks' shares of right pictures.
 
-The scorer is ours: transformers' Mask2Former and CLIP in place of mmdet's and open_clip's, which no longer install for
-most people. Its detector makes masks of 384 px, so scores may differ a little from the official ones; report them as
-such. `pictures/` has the official layout (`00000/metadata.jsonl`, `00000/samples/0000.png`): the official scripts can
-score it as it is.
+The scorer is ours: Mask2Former and CLIP from transformers instead of mmdet and open_clip, which no longer install for
+most people. Its detector makes masks of 384 px, so scores may differ a little from the official ones: say so when you
+report them. `pictures/` has the official layout (`00000/metadata.jsonl`, `00000/samples/0000.png`), and the official
+scripts can score it as is.
 
-`--weights` is a folder with `detector/` and `clip/`, as `save_pretrained` or `hf download` make them; without it the
+`--weights` is a folder with `detector/` and `clip/`, as `save_pretrained` or `hf download` make them; without it, the
 hub's facebook/mask2former-swin-small-coco-instance and openai/clip-vit-large-patch14 are used.
 """
 
@@ -41,14 +41,14 @@ from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
-SAMPLES = 4  # pictures a prompt
+SAMPLES = 4  # pictures per prompt
 PROMPTS = 553
-# Of the parsed lines as JSON with sorted keys: those that the benchmark's create_prompts.py writes with its seed 43.
+# Hash of the lines as JSON with sorted keys, as the benchmark's create_prompts.py writes them with its seed 43.
 PROMPTS_SHA256 = "c8fa1d631e48e8aed7e8650bdcd7551da0ab18e4266678da968badfd0d31f2af"
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
-BLANK = (0x99, 0x99, 0x99)  # what a crop shows where the object is not
-# GenEval's names, in COCO's order, which is that of the detector's labels.
+BLANK = (0x99, 0x99, 0x99)  # the colour of a crop outside the object
+# GenEval's names in COCO's order, the order of the detector's labels.
 # fmt: off
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -62,17 +62,17 @@ CLASSES = (
     "hair drier", "toothbrush",
 )
 # fmt: on
-ANCHORS = ("person", "car", "bus", "cat", "zebra", "pizza", "toothbrush")  # labels that all of COCO's lists agree on
+ANCHORS = ("person", "car", "bus", "cat", "zebra", "pizza", "toothbrush")  # labels on which all COCO lists agree
 
 
 def evaluate_geneval(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
+    """Score `pipeline`, write pictures and report to `folder`, return the report."""
     prompts = read_metadata(required_prompts("geneval", settings))
     seeds = settings.seeds or tuple(range(SAMPLES))
     if len(seeds) != SAMPLES:
-        raise ValueError(f"GenEval takes {SAMPLES} pictures a prompt: --seeds with {SAMPLES} numbers, not {len(seeds)}")
+        raise ValueError(f"GenEval takes {SAMPLES} pictures per prompt: give {SAMPLES} --seeds, not {len(seeds)}")
     detector_name, clip_name = weights_of(settings.weights)
     detect = Detector(detector_name, pipeline.device)
     colors = ColorClassifier(clip_name, pipeline.device)
@@ -114,7 +114,7 @@ def evaluate_geneval(
 
 
 def read_metadata(path: Path) -> list[dict[str, Any]]:
-    """The benchmark's prompts; ValueError unless the file holds exactly those."""
+    """The benchmark's prompts; ValueError unless the file holds exactly these."""
     try:
         prompts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (UnicodeDecodeError, ValueError):
@@ -127,12 +127,12 @@ def read_metadata(path: Path) -> list[dict[str, Any]]:
 
 
 def weights_of(folder: str | None) -> tuple[str | Path, str | Path]:
-    """Names or folders of the detector and of CLIP."""
+    """Names or folders of the detector and CLIP."""
     return (DETECTOR, CLIP) if folder is None else (Path(folder) / "detector", Path(folder) / "clip")
 
 
 def summarize(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Score, tasks and intervals."""
+    """The score, the tasks' scores and their intervals."""
 
     def tallies(chosen: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
         rights: dict[str, dict[str, list[bool]]] = {}
@@ -157,10 +157,10 @@ def summarize(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Detector:
-    """Mask2Former as GenEval uses it: instances of COCO's 80 classes."""
+    """Mask2Former as GenEval uses it: it finds instances of COCO's 80 classes."""
 
     def __init__(self, name: str | Path, device: torch.device):
-        """Raises ValueError unless the network's labels are COCO's, in COCO's order: a wrong one fails silently."""
+        """Raises ValueError unless the labels are COCO's, in order: others would give wrong scores silently."""
         from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
         place, kind = find_judge(name, DETECTOR, "FOLDER/detector"), Mask2FormerForUniversalSegmentation
@@ -171,7 +171,7 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, picture: Image.Image) -> list[Found]:
-        """Everything above the lower threshold."""
+        """All detections above the lower threshold."""
         inputs = self.processor(images=picture, return_tensors="pt").to(self.network.device)
         result = self.processor.post_process_instance_segmentation(
             self.network(**inputs),
@@ -190,13 +190,13 @@ class Detector:
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a bool mask H W that is not empty, px; right and bottom exclusive."""
+    """Left, top, right, bottom of a non-empty bool mask H W, px; right and bottom exclusive."""
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 class ColorClassifier:
-    """CLIP's name for the colour of an object, of GenEval's ten."""
+    """Names the colour of an object, one of GenEval's ten, with CLIP."""
 
     def __init__(self, name: str | Path, device: torch.device):
         self.clip = Clip(name, device, "FOLDER/clip")
@@ -209,6 +209,6 @@ class ColorClassifier:
         return COLORS[int((self._classifier(one.name) @ seen).argmax())]
 
     def _make(self, name: str) -> torch.Tensor:
-        """For each colour the mean of the templates' vectors, again of unit length: 10 D."""
+        """For each colour, the mean of the templates' embeddings, normalised to unit length: 10 D."""
         texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
         return F.normalize(self.clip.texts(texts).unflatten(0, (len(COLORS), -1)).mean(dim=1), dim=-1)

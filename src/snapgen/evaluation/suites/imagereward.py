@@ -1,13 +1,13 @@
 """The suite "imagereward": ImageReward, a model of human preference (Xu et al. 2023).
 
-Protocol. A picture a prompt (of `--prompts`, a text file) and seed, resized to 224 px (bicubic, shorter side) and cut
-to the middle square; BLIP's ViT-L and its text encoder with cross-attention read picture and prompt (35 tokens); an MLP
-turns the first token's state into a reward, standardised by the published mean and deviation. The score is the mean.
+Protocol. One picture per prompt (of the text file `--prompts`) and seed, resized to 224 px (bicubic, shorter side) and
+cropped to the middle square. BLIP's ViT-L and its text encoder with cross-attention read picture and prompt (35
+tokens). An MLP turns the first token's state into a reward, standardised by the published mean and deviation. The score
+is the mean reward.
 
-The `image-reward` package no longer installs beside current libraries (it pins timm 0.6, fairscale and needs
-torchvision), so its published weights run in transformers' BLIP, which is the same network under other names.
-`--weights` is a folder that holds `ImageReward.pt` (hub: THUDM/ImageReward) and bert-base-uncased's vocabulary
-(`vocab.txt`).
+The `image-reward` package no longer installs beside current libraries (it pins timm 0.6 and fairscale and needs
+torchvision), so its published weights run in transformers' BLIP, the same network under other names. `--weights` is a
+folder with `ImageReward.pt` (hub: THUDM/ImageReward) and bert-base-uncased's vocabulary (`vocab.txt`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from snapgen.messages import one_line
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 
 FILE, VOCABULARY = "ImageReward.pt", "vocab.txt"
-MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the rewards that it was trained with; published
+MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the training rewards; published
 TOKENS = 35
 MLP_WIDTHS = (1024, 128, 64, 16, 1)
 PIXEL_MEAN, PIXEL_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-CONFIGURATION = {  # BLIP large, as `create_vit("large")` and the published med_config.json make it
+CONFIGURATION = {  # BLIP large, as `create_vit("large")` and the published med_config.json define it
     "vision_config": {
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -57,7 +57,7 @@ CONFIGURATION = {  # BLIP large, as `create_vit("large")` and the published med_
         "is_decoder": True,  # transformers' name for "has cross-attention"
     },
 }
-RENAMED = (  # of ImageReward's names -> transformers'
+RENAMED = (  # ImageReward's names -> transformers'
     (r"^blip\.visual_encoder\.cls_token$", "blip.vision_model.embeddings.class_embedding"),
     (r"^blip\.visual_encoder\.pos_embed$", "blip.vision_model.embeddings.position_embedding"),
     (r"^blip\.visual_encoder\.patch_embed\.proj\.", "blip.vision_model.embeddings.patch_embedding."),
@@ -71,7 +71,7 @@ RENAMED = (  # of ImageReward's names -> transformers'
     (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"blip.vision_model.encoder.layers.\1.mlp."),
     (r"^mlp\.layers\.(\d+)\.", r"mlp.\1."),
 )
-# Not used by the score, or no weight at all.
+# Not used by the score, or not weights at all.
 PASSED_OVER = re.compile(r"^blip\.(vision_proj|text_proj)\.|position_ids$")
 
 
@@ -85,13 +85,13 @@ class ImageReward(nn.Module):
         width = blip.config.text_config.hidden_size
         layers: list[nn.Module] = []
         for index, following in enumerate(MLP_WIDTHS):
-            # Dropouts, idle here, keep the published numbers of the layers.
+            # The dropouts do nothing here, but keep the published numbering of the layers.
             layers += [nn.Linear(width, following), nn.Dropout()] if index < 3 else [nn.Linear(width, following)]
             width = following
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, pixels: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Rewards B of pictures B 3 H W, normalised as BLIP's, and token numbers and mask B N."""
+        """Rewards B of pictures B 3 H W, normalised as for BLIP, and their prompts' token ids and mask, each B N."""
         seen = self.blip["vision_model"](pixels).last_hidden_state
         states = self.blip["text_encoder"](
             input_ids=tokens,
@@ -117,7 +117,7 @@ def rename(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def load_imagereward(
     folder: Path, device: torch.device, configuration: Mapping[str, Any] = CONFIGURATION
 ) -> Callable[[str, Image.Image], float]:
-    """The judge in `folder`; ValueError saying what is missing there or does not fit."""
+    """The judge in `folder`; ValueError saying which file is missing or does not fit."""
     for file in (folder / FILE, folder / VOCABULARY):
         if not file.is_file():
             raise ValueError(
@@ -127,10 +127,10 @@ def load_imagereward(
     network = ImageReward(configuration).eval().to(device)
     side = BlipConfig(**configuration).vision_config.image_size
     try:
-        # Published as a pickle only; this reader makes tensors of it and refuses anything else.
+        # Only published as a pickle; with `weights_only`, torch reads tensors and refuses anything else.
         state = torch.load(folder / FILE, map_location="cpu", weights_only=True)
         network.load_state_dict(rename(state))
-    except Exception as error:  # unpickling and torch have their own
+    except Exception as error:  # unpickling and torch raise their own types
         raise ValueError(f"{folder / FILE} does not fit: {one_line(error, 300)}") from None
     tokenizer = BertTokenizer.from_pretrained(folder)
 
@@ -144,7 +144,7 @@ def load_imagereward(
 
 
 def preprocess(picture: Image.Image, side: int) -> torch.Tensor:
-    """1 3 `side` `side`, normalised as CLIP's and BLIP's pictures are."""
+    """`picture` as 1 3 `side` `side`, normalised as CLIP and BLIP expect."""
     scale = side / min(picture.size)
     resized = picture.resize([max(side, int(scale * n)) for n in picture.size], Image.Resampling.BICUBIC)
     left, top = round((resized.width - side) / 2), round((resized.height - side) / 2)
@@ -156,7 +156,7 @@ def preprocess(picture: Image.Image, side: int) -> torch.Tensor:
 def evaluate_imagereward(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Scores `pipeline`, writes pictures and reports to `folder`, returns the report."""
+    """Score `pipeline`, write pictures and report to `folder`, return the report."""
     some_prompts(required_prompts("imagereward", settings))  # before anything is loaded
     weights = Path(settings.weights or "weights/imagereward")
     judge = load_imagereward(weights, pipeline.device)

@@ -1,11 +1,10 @@
-"""The suite "psnr": how well an autoencoder gives pictures back (Tab. 2).
+"""The suite "psnr": how well an autoencoder reconstructs pictures (Tab. 2).
 
-Protocol. Every picture is resized (Lanczos) so that its shorter side is `--size`, and cut to the middle square; without
-`--size` it is only cut, to sides that are multiples of 8. It goes through the autoencoder (the mode of the posterior,
-no noise), comes back as 8-bit levels, and is compared with the input: PSNR over all its levels, SSIM as torchmetrics
-has it (Gaussian window of 11, sigma 1.5), LPIPS (AlexNet) where torchvision is installed and its backbone's weights can
-be had; else it is null, and the report says why.
-Scores are means over pictures of the value of each. Table 2's is COCO val2017: `--reference val2017`.
+Protocol. Every picture is resized (Lanczos) so that its shorter side is `--size`, and cropped to the middle square;
+without `--size` it is only cropped, to sides that are multiples of 8. It is encoded (mode of the posterior, no noise),
+decoded, rounded to 8 bits and compared with the input: PSNR over all values; SSIM as in torchmetrics (Gaussian window
+of 11, sigma 1.5); LPIPS (AlexNet) if torchvision is installed and its weights can be loaded, else null, and the report
+says why. Scores are means over pictures. Table 2 uses COCO val2017: `--reference val2017`.
 
 Without `--reference` the pictures are ground-truth renders of the embedded world's held-out scenes.
 """
@@ -34,8 +33,8 @@ from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 from snapgen.world.prompts import renderer, scene_prompts
 
-SCENES = 17  # a category, if there is no reference
-FACTOR = 8  # px that sides are multiples of
+SCENES = 17  # per category, if there is no reference
+FACTOR = 8  # px; sides are multiples of it
 
 
 def evaluate_psnr(
@@ -44,7 +43,7 @@ def evaluate_psnr(
     folder: Path,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Scores an autoencoder, or that of a model; writes the report to `folder`, returns it."""
+    """Score an autoencoder, or a model's; write the report to `folder`, return it."""
     autoencoder: Any = subject.vae if isinstance(subject, SnapGenPipeline) else subject
     side = picture_side(subject, settings) if isinstance(subject, SnapGenPipeline) else settings.size or 128
     lpips, reason = load_lpips()
@@ -86,7 +85,7 @@ def evaluate_psnr(
 
 
 def pictures(settings: EvaluationSettings, side: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and pictures (uint8 H W 3) to give back."""
+    """Names and pictures (uint8 H W 3) to reconstruct."""
     if settings.reference is None:
         prompts = scene_prompts("heldout", SCENES, None)
         if settings.count is not None:
@@ -115,7 +114,7 @@ def fit(picture: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def compare(output: np.ndarray, picture: np.ndarray, lpips: Any) -> dict[str, float]:
-    """PSNR in dB, SSIM, and LPIPS if there is such a metric, of two pictures uint8 H W 3."""
+    """PSNR in dB, SSIM and, if `lpips` is given, LPIPS of two pictures uint8 H W 3."""
     seen, given = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() for p in (output, picture))
     values = {
         "psnr": float(peak_signal_noise_ratio(seen, given, data_range=255.0)),
@@ -125,11 +124,11 @@ def compare(output: np.ndarray, picture: np.ndarray, lpips: Any) -> dict[str, fl
 
 
 def load_lpips() -> tuple[Any, str]:
-    """torchmetrics' LPIPS of pictures in [-1, 1]; or None and the reason why it cannot be had."""
+    """torchmetrics' LPIPS for pictures in [-1, 1]; or None, and the reason why it is not available."""
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         return LearnedPerceptualImagePatchSimilarity(net_type="alex").eval(), ""
     except (ImportError, OSError) as error:
         reason = one_line(error, 200)
-        return None, f"LPIPS was left out: it needs torchvision and its AlexNet's weights ({reason})."
+        return None, f"LPIPS was skipped: it needs torchvision and its AlexNet's weights ({reason})."

@@ -1,19 +1,20 @@
-"""The suite "scenes": the benchmark of the embedded world, made as GenEval is.
+"""The suite "scenes": the embedded world's own benchmark, built like GenEval.
 
-Protocol. Prompts of GenEval's six categories (single object, two objects, counting, colours, position, colour
-attribution), of held-out compositions and, for comparison, of compositions that training sees (scene_prompts.py); a
-picture a prompt and seed; objects found by a template detector (detector.py); verdicts by GenEval's rules
-(verdicts.py). The score is the mean of the six categories' shares of right pictures, held-out compositions only.
+Protocol. Prompts come from GenEval's six categories (single object, two objects, counting, colours, position, colour
+attribution), with held-out compositions and, for comparison, compositions seen in training (world/prompts.py). One
+picture is generated per prompt and seed. A template detector finds the objects (world/judge/detector.py), and GenEval's
+rules give the verdicts (world/judge/verdicts.py). The score is the mean of the six categories' shares of right
+pictures, over held-out compositions only.
 
-A detector that fails silently would give wrong scores, so every run measures it, and the report holds beside the score:
+A detector that fails silently would give wrong scores, so every run tests it and reports, beside the score:
 
-- detector: ground-truth renders of the benchmark's scenes that it reads exactly (all objects, no other, right colours
-  and background, and the verdict). The suite refuses below 98 % in any category.
-- ceiling: the same renders through the model's autoencoder: what the best diffusion model on it could reach.
-- floor: ground truth judged by the prompts of other pictures, and blobs and noise judged by all prompts. The suite
-  refuses above 10 %.
-- classifier: the opinion of an independent network (opinion.py) on the same pictures, how far it agrees with the
-  detector, and its own accuracy, ceiling and floor. It changes no score.
+- detector: the share of ground-truth renders of the benchmark's scenes that it reads exactly (all objects, no others,
+  right colours and background, right verdict). Below 98 % in any category, the suite gives no score.
+- ceiling: the score of the same renders after the model's autoencoder: the best that a diffusion model on it can reach.
+- floor: the score of renders judged by other pictures' prompts, and of blobs and noise judged by all prompts. Above
+  10 %, the suite gives no score.
+- classifier: the opinion of an independent network (world/judge/reader.py) on the same pictures, its agreement with the
+  detector, and its own accuracy, ceiling and floor. It does not change the score.
 """
 
 from __future__ import annotations
@@ -54,16 +55,16 @@ from snapgen.world.judge.verdicts import judge
 from snapgen.world.prompts import SPLITS, ScenePrompt, renderer, scene_prompts
 from snapgen.world.scene import CATEGORIES
 
-COUNT = 50  # prompts a category, unless asked otherwise
-MIN_RENDERS = 50  # a category that the detector is measured on
-COLUMNS, ROWS = 8, 2  # of the contact sheet, a category
+COUNT = 50  # prompts per category, by default
+MIN_RENDERS = 50  # per category, to test the detector on
+COLUMNS, ROWS = 8, 2  # of the contact sheet, per category
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class JudgedPicture:
-    """A generated picture with what was seen in it."""
+    """A generated picture with what the two judges saw in it."""
 
     prompt: ScenePrompt
     seed: int
@@ -74,7 +75,7 @@ class JudgedPicture:
     opinion: Verdict
 
     def to_json(self) -> dict[str, Any]:
-        """A line of the report."""
+        """The picture's line in the report."""
         return {
             "file": self.file,
             "split": self.prompt.split,
@@ -91,9 +92,9 @@ class JudgedPicture:
 def evaluate_scenes(
     pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Scores `pipeline`, writes pictures and reports to `folder`, returns the report.
+    """Score `pipeline`, write pictures and report to `folder`, return the report.
 
-    Raises ValueError if the detector or a canary fails, `FontMissingError` without the font.
+    Raises ValueError if the detector or a canary fails, `FontMissingError` if the font is missing.
     """
     detector, reader = SceneDetector(nouns=settings.nouns), SceneReader()
     side, count = picture_side(pipeline, settings), settings.count or COUNT
@@ -158,7 +159,7 @@ def judge_pictures(
     manifest: dict[str, Any],
     progress: Progress,
 ) -> list[JudgedPicture]:
-    """Every prompt drawn with every seed, and judged twice."""
+    """Generate a picture for every prompt and seed; both judges look at each."""
     pairs = [(prompt, seed) for prompt in prompts for seed in manifest["seeds"]]
     requests = [Request(f"{prompt.name}-{seed}", prompt.prompt, seed) for prompt, seed in pairs]
     files = draw_pictures(
@@ -175,7 +176,7 @@ def judge_pictures(
 
 
 def summarize(pictures: Sequence[JudgedPicture]) -> dict[str, Any]:
-    """Score, its parts, their 95 % intervals and why pictures failed."""
+    """The score, the categories' scores, their 95 % intervals and why pictures failed."""
     rights: dict[str, dict[str, list[bool]]] = {category: {} for category in CATEGORIES}
     for picture in pictures:
         rights[picture.prompt.category].setdefault(picture.prompt.name, []).append(picture.verdict.correct)
@@ -206,7 +207,7 @@ def summarize(pictures: Sequence[JudgedPicture]) -> dict[str, Any]:
             )
             for category in CATEGORIES
         },
-        # No category of GenEval's, so no part of the score.
+        # Not one of GenEval's categories, so not part of the score.
         "background": {
             "right": sum(picture.sighting.background == picture.prompt.scene.background for picture in stated),
             "stated": len(stated),
@@ -215,7 +216,7 @@ def summarize(pictures: Sequence[JudgedPicture]) -> dict[str, Any]:
 
 
 def second_opinion(pictures: Sequence[JudgedPicture]) -> dict[str, Any]:
-    """The classifier's score, and how far its verdicts agree with the detector's: share of equal ones, and kappa."""
+    """The classifier's score, and its agreement with the detector: the share of equal verdicts, and kappa."""
     agreement = {}
     for category in ("all", *CATEGORIES):
         pairs = [
@@ -229,7 +230,7 @@ def second_opinion(pictures: Sequence[JudgedPicture]) -> dict[str, Any]:
 
 
 def sheet(pictures: Sequence[JudgedPicture], folder: Path) -> Image.Image:
-    """The first held-out pictures of every category, each above its verdict and prompt."""
+    """A contact sheet: the first held-out pictures of every category, each above its verdict and prompt."""
     chosen: list[JudgedPicture] = []
     for category in CATEGORIES:
         members = [p for p in pictures if (p.prompt.split, p.prompt.category) == ("heldout", category)]
