@@ -1,1 +1,1 @@
-"""From prompts to pictures: the diffusers pipeline, the bundled models, strict loading."""
+"""Turns prompts into pictures: the diffusers pipeline, the bundled models, strict loading."""

@@ -1,4 +1,4 @@
-"""What may be asked of the pipeline: the limits, and one clear ValueError for what lies outside. Imports no torch."""
+"""Checks the pipeline's inputs against their limits, with one clear ValueError for each mistake. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_prompts(prompt: Any, negative_prompt: Any) -> None:
-    """Raises ValueError unless both are texts or lists of texts, of one length; there may be no negative prompt."""
+    """Raise ValueError unless both are texts or lists of texts of the same length; `negative_prompt` may be None."""
     if not _is_text(prompt):
         raise ValueError(f"prompt is {prompt!r}, expected a string or a non-empty list of strings")
     if negative_prompt is not None and not _is_text(negative_prompt):
@@ -23,7 +23,7 @@ def check_prompts(prompt: Any, negative_prompt: Any) -> None:
 
 
 def check_size(height: Any, width: Any) -> None:
-    """Raises ValueError unless both are pixels that the networks can draw."""
+    """Raise ValueError unless both are sides, in pixels, that the networks can generate."""
     for name, size in (("height", height), ("width", width)):
         if not _is_whole(size, SIZE_MULTIPLE, MAX_SIZE) or size % SIZE_MULTIPLE:
             raise ValueError(
@@ -32,7 +32,7 @@ def check_size(height: Any, width: Any) -> None:
 
 
 def check_sampling(num_inference_steps: Any, guidance_scale: Any, num_images_per_prompt: Any, interval: Any) -> None:
-    """Raises ValueError naming the first that cannot be used; `interval` is the guidance's."""
+    """Raise ValueError naming the first invalid setting; `interval` is the guidance's."""
     if not _is_whole(num_inference_steps, 1, MAX_STEPS):
         raise ValueError(f"num_inference_steps is {num_inference_steps!r}, expected 1 to {MAX_STEPS}")
     if not isinstance(guidance_scale, Real) or not 0 <= float(guidance_scale) < float("inf"):
@@ -46,7 +46,7 @@ def check_sampling(num_inference_steps: Any, guidance_scale: Any, num_images_per
 
 
 def check_output(output_type: Any, tensor_inputs: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ValueError for an unknown type of output, and for tensors that no callback is given."""
+    """Raise ValueError for an unknown output type, and for tensors that callbacks do not get."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
     unknown = set(tensor_inputs) - set(known)
@@ -55,7 +55,7 @@ def check_output(output_type: Any, tensor_inputs: Sequence[str], known: Sequence
 
 
 def check_text_encoders(names: Any, own: Mapping[str, Any]) -> None:
-    """Raises ValueError unless `names` are some of the model's `own` text encoders; None stands for all."""
+    """Raise ValueError unless `names` are some of the model's `own` text encoders; None means all."""
     if names is None:
         return
     if isinstance(names, str) or not names or not set(names) <= set(own):
@@ -65,7 +65,7 @@ def check_text_encoders(names: Any, own: Mapping[str, Any]) -> None:
 
 
 def is_interval(value: Sequence[float]) -> bool:
-    """Whether `value` is a lowest and a highest noise level in [0, 1]."""
+    """Whether `value` is a pair of noise levels (lowest, highest) in [0, 1]."""
     return len(value) == 2 and 0 <= value[0] <= value[1] <= 1
 
 

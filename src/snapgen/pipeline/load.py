@@ -1,7 +1,7 @@
-"""Pipelines, autoencoders and adapters from bundled names, folders and the hub, loaded strictly.
+"""Strictly loads pipelines, autoencoders and adapters by bundled name, folder or hub name.
 
-diffusers and transformers fill weights that a folder lacks with random numbers and only warn. Whoever asked for a
-model wants that model, so here whatever is missing, foreign or of another shape is one line that names the place.
+diffusers and transformers fill missing weights with random numbers and only warn. Whoever asks for a model wants that
+model, so here a missing, unexpected or misshapen weight is a one-line error that names the place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 
 
 def check_model_name(model: str) -> None:
-    """Raise ValueError unless `model` is a bundled one, a model folder, or could be a name on the hub."""
+    """Raise ValueError unless `model` is a bundled model, a model folder or a possible name on the hub."""
     folder = Path(model)
     if model in BUNDLED:
         return
@@ -84,7 +84,7 @@ def load_autoencoder(model: str) -> torch.nn.Module:
 
 
 def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
-    """Give `pipeline` the adapters in `folder`; ValueError if there are none, or they belong to another network."""
+    """Load the adapters in `folder` into `pipeline`; ValueError if there are none or they are for another network."""
     from importlib.util import find_spec
 
     if find_spec("peft") is None:
@@ -92,10 +92,10 @@ def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
     if not (folder / ADAPTERS).is_file():
         raise ValueError(f"--lora {folder}: expected a folder with {ADAPTERS}, as `snapgen train` writes it")
     try:
-        # Not load_lora_weights: it warns that the text encoder, which is frozen here, has no adapters.
+        # Not load_lora_weights, which warns that the text encoder (frozen here) has no adapters.
         state, alphas, metadata = pipeline.lora_state_dict(folder, weight_name=ADAPTERS, return_lora_metadata=True)
         pipeline.load_lora_into_unet(state, alphas, pipeline.unet, metadata=metadata, _pipeline=pipeline)
-    except Exception as error:  # diffusers, peft and safetensors each have their own
+    except Exception as error:  # diffusers, peft and safetensors each raise their own types
         raise ValueError(f"--lora {folder} does not fit the model: {one_line(error, 300)}") from error
 
 
@@ -122,7 +122,7 @@ def _load_folder(folder: Path) -> SnapGenPipeline:
 
 
 def _load_part(folder: Path, library: str, class_name: str) -> Any:
-    """The network or tokenizer in `folder`, with all of its weights and no others."""
+    """The network or tokenizer in `folder`, with exactly its own weights."""
     import torch
 
     from snapgen.weights import load_network, load_pretrained

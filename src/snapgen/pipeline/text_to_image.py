@@ -1,4 +1,4 @@
-"""SnapGenPipeline: from prompts to pictures, as a diffusers pipeline."""
+"""SnapGenPipeline, the diffusers pipeline that turns prompts into pictures."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder
 class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Text to image with `SnapGenUNet` and `SnapGenAutoencoder`.
 
-    One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three as Stable
-    Diffusion 3 does: CLIPs first, and a language model as the last.
+    One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three, as Stable
+    Diffusion 3 does: CLIPs first, a language model last.
 
-    Configuration: `shift` of the noise levels (the one the UNet was trained with), the defaults of
-    `guidance_scale` and `num_inference_steps`, and how many tokens a language model gives (`language_max_length`)
-    under which instruction before every prompt (`language_prefix`).
+    Configuration: the `shift` of the noise levels that the UNet was trained with, the defaults of `guidance_scale` and
+    `num_inference_steps`, the number of tokens from a language model (`language_max_length`), and the instruction
+    before every prompt to it (`language_prefix`).
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
@@ -83,7 +83,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def bundled(cls, name: str = "mini") -> SnapGenPipeline:
         """A model that ships in the package, on the CPU in fp32.
 
-        `mini` draws in four steps without guidance, `mini-base`, of which it was distilled, in 28 guided ones. They
+        `mini` takes four steps without guidance. `mini-base`, from which it was distilled, takes 28 guided steps. They
         share everything but the UNet.
         """
         if name not in BUNDLED:
@@ -98,12 +98,12 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return pipeline
 
     def optimize(self, compile: bool | None = None) -> SnapGenPipeline:
-        """Turns on what makes drawing fast on the device that the pipeline is on, and returns the pipeline.
+        """Make generation fast on the pipeline's device; returns the pipeline. Call it after `to(device)`.
 
-        UNet and autoencoder become channels-last, and bf16 where the processor gains by it. On a CPU the process
-        keeps the memory of freed tensors from now on (`snapgen.machine.memory`). On a GPU the networks are compiled
-        (whole graph, static shapes, CUDA graphs): the first picture of every size and batch then takes a
-        minute or more. `compile` decides that otherwise. Pictures change by rounding; call it after `to(device)`.
+        UNet and autoencoder become channels-last, and bf16 where that is faster. On a CPU, the process keeps the memory
+        of freed tensors from now on (`snapgen.machine.memory`). On a GPU, the networks are compiled (whole graph,
+        static shapes, CUDA graphs), so the first picture of every size and batch takes a minute or more; `compile`
+        overrides this choice. Pictures change by rounding errors.
         """
         device = self._execution_device
         if device.type == "cpu":
@@ -120,7 +120,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             self.vae.decoder.compile(fullgraph=True, dynamic=False, mode=mode)
         return self
 
-    # Attributes of the call in progress, under diffusers' names.
+    # Attributes of the call in progress, with diffusers' names.
     @property
     def guidance_scale(self) -> float:
         """Guidance scale of the call in progress."""
@@ -143,18 +143,18 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @property
     def text_encoders(self) -> list[str]:
-        """Names of the text encoders that the pipeline has, in the order in which they are joined."""
+        """Names of the pipeline's text encoders, in the order in which they are joined."""
         return [name for name in TEXT_ENCODERS if getattr(self, name) is not None]
 
     def joint_text_encoder(self) -> JointTextEncoder:
-        """The pipeline's text encoders as one."""
+        """The pipeline's text encoders, joined into one."""
         config = self.config
         return JointTextEncoder.from_components(self.components, config.language_max_length, config.language_prefix)
 
     def encode_prompt(self, prompt: str | list[str], text_encoders: Sequence[str] | None = None) -> TextStates:
-        """Text states B N D of `prompt`, in the UNet's dtype (where there is one) and on the pipeline's device.
+        """Text states B N D of `prompt`, in the UNet's dtype (if there is a UNet), on the pipeline's device.
 
-        text_encoders: names of those that read it, by default all; see `__call__`.
+        text_encoders: names of those that read the prompt, by default all; see `__call__`.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         encoder = self.joint_text_encoder()
@@ -209,31 +209,31 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         text_encoders: Sequence[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Draws `num_images_per_prompt` pictures for every prompt.
+        """Generate `num_images_per_prompt` pictures for every prompt.
 
-        On a CPU they are computed one by one: a batch is hardly faster there, and since matrix products are summed
-        in an order that depends on their size, it would show in the last bits of every picture.
+        On a CPU they are computed one by one: a batch is hardly faster there, and it would change the last bits of
+        every picture, because the order in which a matrix product is summed depends on its size.
 
         Args:
-            prompt: what to draw; the empty prompt draws without text.
-            negative_prompt: what guidance leads away from; by default the empty prompt. Without guidance, as few-step
-                models are sampled, it has no effect and a warning says so.
+            prompt: what to show; the empty prompt generates unconditionally.
+            negative_prompt: what guidance steers away from; by default the empty prompt. Without guidance, as for
+                few-step models, it has no effect and a warning says so.
             height, width: in pixels, multiples of 32; by default the size the UNet was trained for.
             num_inference_steps: Euler steps, 1 to 1000; by default the pipeline's.
             guidance_scale: 1 switches guidance off; by default the pipeline's.
             guidance_interval: lowest and highest sigma in [0, 1] at which guidance is on.
-            generator: one for all pictures, or a list with one for each (a picture then does not depend on
-                the others in the batch).
+            generator: one for all pictures, or a list of one per picture (a picture then does not depend on the others
+                in the batch).
             latents: the noise to start from, B C h w; by default it is sampled.
             output_type: "pil", "np" (B H W 3 in [0, 1]), "pt" (B 3 H W in [0, 1]) or "latent" (normalised).
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after every
                 step; returns a dictionary that may hold new latents.
             text_encoders: names of those that read the prompts, such as `["text_encoder", "text_encoder_3"]`; the
-                others read the empty prompt, which a model learns from dropping each by itself. By default all.
+                others read the empty prompt, as in training, which drops each one independently. By default all.
 
-        Returns: `ImagePipelineOutput` with `images`, the pictures of the first prompt first.
+        Returns: `ImagePipelineOutput` with `images`, those of the first prompt first.
         """
-        # 1. Check the inputs; what is not given is the model's own.
+        # 1. Check the inputs; what is not given takes the model's own value.
         size = self.unet.config.sample_size * self.vae.spatial_factor
         height, width = size if height is None else height, size if width is None else width
         steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -249,7 +249,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             warnings.warn("negative_prompt has no effect: guidance_scale is 1, there is no guidance", stacklevel=3)
         self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps, False
 
-        # 2. Encode the prompts, B N D; `together` is how many pictures are computed at once.
+        # 2. Encode the prompts, B N D; `together` pictures are computed at once.
         prompts = [prompt] if isinstance(prompt, str) else prompt
         negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
         text = self.encode_prompt(prompts, text_encoders).repeat(num_images_per_prompt)

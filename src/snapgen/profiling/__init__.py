@@ -1,1 +1,1 @@
-"""What networks cost: parameters, multiply-accumulates; the tables of the ladder."""
+"""What models and training runs cost: parameters, multiply-accumulates, latency, memory, GPU-hours, storage."""

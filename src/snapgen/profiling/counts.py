@@ -1,7 +1,7 @@
-"""Parameters and multiply-accumulates, counted on the `meta` device: no weights, no time.
+"""Counts the parameters and multiply-accumulates of models on the `meta` device, without weights or computation.
 
-The paper's "FLOPs" are multiply-accumulates (MACs) of convolutions, linear layers and, for its UNets, the two
-products inside attention: only with them does rung (b) save 17 %. They are also counted apart.
+The paper's "FLOPs" are multiply-accumulates (MACs) of convolutions, linear layers and, for its UNets, the two products
+inside attention: only if they are included does rung (b) save 17 %. They are also counted separately.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.presets import AUTOENCODERS, RUNG_CHANGES, UNETS
 from snapgen.models.unet import SnapGenUNet
 
-TEXT_TOKENS = 77  # CLIP's length, at which text states enter the counts
+TEXT_TOKENS = 77  # CLIP's length, assumed for the text states
 
 
 def count_unet(configuration: dict[str, Any], latent: int) -> Counts:
-    """Of a UNet for one `latent` x `latent` sample under 77 text tokens."""
+    """The counts of a UNet for one `latent` x `latent` sample with 77 text tokens."""
     with torch.device("meta"):
         unet = SnapGenUNet(**configuration)
         sample = torch.empty(1, unet.config.in_channels, latent, latent)
@@ -30,7 +30,7 @@ def count_unet(configuration: dict[str, Any], latent: int) -> Counts:
 
 
 def count_decoder(configuration: dict[str, Any], latent: int) -> Counts:
-    """Of an autoencoder's decoder for one `latent` x `latent` latent."""
+    """The counts of an autoencoder's decoder for one `latent` x `latent` latent."""
     with torch.device("meta"):
         autoencoder = SnapGenAutoencoder(**configuration)
         z = torch.empty(1, autoencoder.config.latent_channels, latent, latent)
@@ -38,7 +38,7 @@ def count_decoder(configuration: dict[str, Any], latent: int) -> Counts:
 
 
 def count_encoder(configuration: dict[str, Any], latent: int) -> Counts:
-    """Of an autoencoder's encoder for the picture of one `latent` x `latent` latent."""
+    """The counts of an autoencoder's encoder for the picture of one `latent` x `latent` latent."""
     with torch.device("meta"):
         autoencoder = SnapGenAutoencoder(**configuration)
         side = latent * autoencoder.spatial_factor
@@ -47,7 +47,7 @@ def count_encoder(configuration: dict[str, Any], latent: int) -> Counts:
 
 
 def ladder() -> list[dict[str, Any]]:
-    """The rungs of Fig. 2-3 in order: `name`, `parameters`, `macs_32` and `macs_128` (latents of those sides)."""
+    """The rungs of Fig. 2-3 in order: `name`, `parameters`, `macs_32` and `macs_128` (latents of these sides)."""
     rungs = []
     for name in RUNG_CHANGES:
         small, large = (count_unet(UNETS[f"rung-{name}"], latent) for latent in (32, 128))
@@ -56,9 +56,9 @@ def ladder() -> list[dict[str, Any]]:
 
 
 def profile(unet: dict[str, Any] | None, autoencoder: dict[str, Any] | None, latent: int | None) -> dict[str, Any]:
-    """What `snapgen profile` reports of a model's configurations; either may be None.
+    """The counts that `snapgen profile` reports for a UNet's and an autoencoder's configuration; either may be None.
 
-    `latent` is the latent's side, by default the one the UNet is made for, else 128. The UNet's counts are
+    `latent` is the latent's side, by default the UNet's own, or 128 without a UNet. The UNet's counts are
     `parameters`, `macs`, `attention_macs`, `modules`; the autoencoder's begin with `encoder_` and `decoder_`.
     """
     side = latent or (unet or {}).get("sample_size", 128)
@@ -75,7 +75,7 @@ def profile(unet: dict[str, Any] | None, autoencoder: dict[str, Any] | None, lat
 
 
 def configurations(name: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The configurations of the UNet and the autoencoder that a preset or a model folder has; ValueError if none."""
+    """The UNet's and the autoencoder's configurations in a preset or model folder; ValueError if it is neither."""
     if name in UNETS or name in AUTOENCODERS:
         return UNETS.get(name), AUTOENCODERS.get(name)
     folder = Path(name)

@@ -1,4 +1,4 @@
-"""Latency and memory, measured: a network with random weights is run on the machine at hand."""
+"""Measures latency and memory by running networks with random weights on this machine."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Measurement(BaseModel):
-    """What one call of a network takes, in seconds and bytes, and what it ran on."""
+    """The time (seconds) and memory (bytes) of one call of a network, and the machine that it ran on."""
 
     model_config = ConfigDict(frozen=True)
 
-    median_s: float  # of `repeats` calls, after `warmup` that do not count
+    median_s: float  # of `repeats` calls, after `warmup` calls that do not count
     fastest_s: float
     slowest_s: float
     repeats: int
     warmup: int
-    activation_bytes: int  # most that was alive at a time of what operators returned; on CUDA, of all allocations
+    activation_bytes: int  # peak of the operators' live outputs; on CUDA, of all allocations
     weight_bytes: int
     device: str
     dtype: str
@@ -41,7 +41,7 @@ class Measurement(BaseModel):
 
 @dataclass(frozen=True)
 class Conditions:
-    """How to measure."""
+    """How to measure: where, in which precision, how often."""
 
     device: str = "cpu"  # or "cuda"
     dtype: torch.dtype = torch.float32
@@ -51,14 +51,14 @@ class Conditions:
 
     @property
     def calls(self) -> int:
-        """Calls of one measurement."""
+        """The number of calls in one measurement."""
         return self.warmup + self.repeats
 
 
 def random_network(build: Callable[[], Network], conditions: Conditions) -> Network:
-    """The network of `build` with small random weights, channels-last, in evaluation mode.
+    """The network that `build` makes, with small random weights, channels-last, in evaluation mode.
 
-    The usual initialisation of some hundred million parameters would take longer than the measurement.
+    Normal initialisation of a few hundred million parameters would take longer than the measurement.
     """
     with torch.device("meta"):
         network = build()
@@ -80,9 +80,9 @@ def random_network(build: Callable[[], Network], conditions: Conditions) -> Netw
 
 @torch.no_grad()
 def measure(network: nn.Module, run: Callable[[], object], conditions: Conditions) -> Measurement:
-    """The latency and memory of `run`, a call of `network`, which is where and what `conditions` say.
+    """The latency and memory of `run`, a call of `network`, which has the device and dtype of `conditions`.
 
-    On a CPU the process keeps the memory of freed tensors, as after `SnapGenPipeline.optimize`.
+    On a CPU, the process keeps the memory of freed tensors, as after `SnapGenPipeline.optimize`.
     """
     device = torch.device(conditions.device)
     if device.type == "cpu":
@@ -113,7 +113,7 @@ def measure(network: nn.Module, run: Callable[[], object], conditions: Condition
 
 
 def measure_unet(configuration: dict[str, Any], latent: int, conditions: Conditions) -> Measurement:
-    """One step of a UNet on one `latent` x `latent` sample under 77 text tokens, without guidance."""
+    """Measure one step of a UNet on one `latent` x `latent` sample with 77 text tokens, without guidance."""
     unet = random_network(lambda: SnapGenUNet(**configuration), conditions)
     channels, width = unet.config.in_channels, unet.config.cross_attention_dim
     placed: dict[str, Any] = {"device": conditions.device, "dtype": conditions.dtype}
@@ -123,7 +123,7 @@ def measure_unet(configuration: dict[str, Any], latent: int, conditions: Conditi
 
 
 def measure_decoder(configuration: dict[str, Any], latent: int, conditions: Conditions) -> Measurement:
-    """The decoding of one `latent` x `latent` latent."""
+    """Measure the decoding of one `latent` x `latent` latent."""
     decoder = random_network(lambda: SnapGenAutoencoder(**configuration).decoder, conditions)
     z = torch.randn(1, configuration.get("latent_channels", 16), latent, latent, device=conditions.device)
     z = z.to(conditions.dtype).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What a training run will cost, before anyone pays for it: samples, MACs, GPU-hours, memory, storage."""
+"""Estimates what a training run will cost before anyone pays for it: samples, MACs, GPU-hours, memory, storage."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from snapgen.train.stages import load_stage
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU, by its maker's data sheet."""
+    """A kind of GPU, from its maker's data sheet."""
 
-    bf16_flops: float  # dense, a second
+    bf16_flops: float  # dense, per second
     memory: int  # bytes
 
 
@@ -34,13 +34,13 @@ GPUS = {
 
 
 class Plan(BaseModel):
-    """The cost of one recipe. Bytes are a GPU's, but for storage."""
+    """The cost of one recipe. Memory is in bytes per GPU; storage is in bytes in all."""
 
     model_config = ConfigDict(frozen=True)
 
-    parameters: int  # that learn
+    parameters: int  # trainable
     steps: int
-    samples: int  # an adversary's turns take others, as many each
+    samples: int  # an adversary's turns use as many again each
     macs_per_sample: int  # forward pass of the trained network
     flops: dict[str, float]  # of the whole run, forward, backward and recomputed activations, by part
     training_flops: float  # their sum
@@ -68,9 +68,9 @@ def plan(
 ) -> Plan:
     """The plan of a recipe whose stage states its cost: `autoencoder`, `flow`, `distill` or `step`.
 
-    `teacher` is the preset that a recipe's teacher is counted as, by default that of its name; `pictures` how many the
-    cache will hold, where the recipe does not say. With `shard`, memory is FSDP2's, without it DDP's: its parts summed,
-    though they are not all full at once. RecipeError where the batch cannot be divided.
+    `teacher` is the preset that stands for the recipe's teacher, by default the one of its name; `pictures` is how many
+    the cache will hold, where the recipe does not say. Memory is FSDP2's with `shard`, else DDP's: its parts summed,
+    though they do not all peak at once. RecipeError if the batch cannot be divided among the GPUs.
     """
     settings = recipe.train
     share, rest = divmod(settings.batch_size, gpus * settings.gradient_accumulation)
@@ -84,7 +84,7 @@ def plan(
     every = [(parameter.numel(), parameter.requires_grad) for parameter in work.network.parameters()]
     kept, learning = sum(size for size, _ in every), sum(size for size, learns in every if learns)
     matrices = hidden_matrices(work.network) if settings.optimizer == "muon" else []
-    moments = 2 * learning - sum(matrix.numel() for matrix in matrices)  # Muon has one of each matrix, AdamW two
+    moments = 2 * learning - sum(matrix.numel() for matrix in matrices)  # Muon keeps one per matrix, AdamW two
     if shard:
         check_shardable(settings)
     parts = gpus if shard else 1
@@ -101,7 +101,7 @@ def plan(
     draws = getattr(recipe, "draws", None) or 0
     flops = {part: size * samples for part, size in work.flops.items()}
     if work.target_bytes and cached:
-        flops["teacher"] = work.flops["teacher"] * cached * draws  # asked once, however long training is
+        flops["teacher"] = work.flops["teacher"] * cached * draws  # once per target, however long the run
     hours = sum(flops.values()) / (GPUS[gpu].bf16_flops * utilisation) / 3600
     # A checkpoint: weights, average, moments.
     storage = {"checkpoints": settings.keep_checkpoints * FP32 * (2 * kept + moments)}
@@ -130,21 +130,21 @@ def plan(
 
 
 def gathered_bytes(network: nn.Module, precision: str) -> int:
-    """What FSDP2 has whole of `network` at a time: a block with its gradients, the next one, and what is in none."""
+    """Bytes that FSDP2 gathers at a time: one block with its gradients, the next one, and all that is in no block."""
     blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks_of(network)]
     rest = sum(parameter.numel() for parameter in network.parameters()) - sum(blocks)
     return (3 * max(blocks, default=0) + rest) * (BF16 if precision == "bf16" else FP32)
 
 
 def human(size: float) -> str:
-    """Bytes in GB, MB or kB (powers of ten)."""
+    """`size` in bytes as text in GB, MB or kB (powers of ten)."""
     if size >= 1e9:
         return f"{size / 1e9:.2f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def duration(days: float) -> str:
-    """In days, hours or minutes, whichever fits."""
+    """`days` as text in days, hours or minutes, whichever fits."""
     for unit, length in (("days", 1.0), ("hours", 1 / 24)):
         if days >= 2 * length:
             return f"{days / length:.1f} {unit}"

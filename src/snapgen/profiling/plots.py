@@ -1,4 +1,4 @@
-"""The ladder as a picture, after Fig. 3."""
+"""Plots the costs of the paper's ladder of architectures, after Fig. 3."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PANELS = (("parameters", 1e6, "parameters, M"), ("macs_128", 1e9, "MACs at 128x1
 
 
 def plot_ladder(rungs: list[dict[str, Any]], title: str) -> Figure:
-    """Parameters, MACs and, where measured, latency of every rung; bars with their values."""
+    """Labelled bars of every rung's parameters, MACs and, where measured, latency."""
     flat = [rung | rung.get("latency", {}) for rung in rungs]
     panels = [panel for panel in PANELS if panel[0] in flat[0]]
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")

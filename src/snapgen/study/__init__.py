@@ -1,1 +1,1 @@
-"""The human study: two models side by side on one page, and the votes on them."""
+"""The human study: a web page that shows two models' pictures side by side, and the statistics of people's votes."""

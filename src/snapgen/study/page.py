@@ -1,4 +1,4 @@
-"""The page of a human study: pictures drawn, one HTML file that needs nothing else, and the key to it."""
+"""Makes a human study: generates both models' pictures, and writes the self-contained HTML page and its key."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from snapgen.pictures import data_url, encode_picture
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.study.votes import KEY, MODELS, PAGE, QUESTIONS, Key, name_pictures
 
-LOSSLESS = 512  # px; smaller pictures are shown enlarged, where lossy compression would be seen
-STUDY = "{{study}}"  # what the template has where the study's data belong
+LOSSLESS = 512  # px; up to this size pictures are shown enlarged, and lossy compression would be visible
+STUDY = "{{study}}"  # the template's placeholder for the study's data
 
 
 def make_study(
@@ -30,9 +30,9 @@ def make_study(
     folder: Path,
     progress: Callable[[str], None],
 ) -> Key:
-    """Draws `prompts` with both `models` and writes the page and its key to `folder`; goes on there if interrupted.
+    """Generate `prompts` with both `models`, write the page and its key to `folder`; an interrupted run continues.
 
-    Both models draw a prompt from the same seed. A folder with another study is refused with a ValueError.
+    Both models use the same seed for a prompt. ValueError if the folder holds another study.
     """
     asked = {"prompts": list(prompts), "questions": list(questions), "seed": seed}
     requests = [Request(f"{i:04d}", prompt, seed + i) for i, prompt in enumerate(prompts)]
@@ -58,7 +58,7 @@ def make_study(
 
 
 def study_page(key: Key, folder: Path) -> str:
-    """The page as HTML, with the pictures in `folder`; it names no model."""
+    """The page as HTML with the pictures in `folder`; it does not name the models."""
     pairs: list[dict[str, object]] = []
     for index, prompt in enumerate(key.prompts):
         pictures = [
@@ -70,12 +70,12 @@ def study_page(key: Key, folder: Path) -> str:
     questions = {question: QUESTIONS[question] for question in key.questions}
     data = json.dumps({"study": key.study, "questions": questions, "pairs": pairs}, ensure_ascii=False)
     template = files("snapgen.study").joinpath(PAGE).read_text(encoding="utf-8")
-    # Within a script element only "</" and "<!--" mean something to HTML; JSON can write "<" otherwise.
+    # Inside a script element, HTML only interprets "</" and "<!--"; JSON can escape "<".
     return template.replace(STUDY, data.replace("<", "\\u003c"))
 
 
 def _picture_url(path: Path) -> str:
-    """The picture file `path` as a URL that holds it, without the text that a PNG carries."""
+    """The picture file `path` as a data URL, without the text that a PNG carries."""
     with Image.open(path) as image:
         lossless = max(image.size) <= LOSSLESS
         return data_url(encode_picture(image.convert("RGB"), "webp", lossless=lossless, quality=95), "webp")

@@ -1,7 +1,7 @@
-"""The human study, as Fig. 8: who sees what, and what the votes of several raters say.
+"""The files and statistics of a human study like Fig. 8: picture ids, the raters' votes, win rates and agreement.
 
-Raters see two pictures of one prompt side by side and choose the left one, the right one, or neither, once for every
-question. Pictures have opaque ids on the page; the key, a file of its own, says which model drew which.
+Raters see two pictures of one prompt side by side and choose the left one, the right one or neither, once per question.
+Pictures have opaque ids on the page; a separate file, the key, says which model generated which.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ QUESTIONS = {  # the three of Fig. 8
     "realism": "Which picture looks more real?",
 }
 MODELS = ("a", "b")
-RATER = r"[A-Za-z0-9_-]{1,32}"  # part of the file's name; the page asks for the same
+RATER = r"[A-Za-z0-9_-]{1,32}"  # part of the file's name; the page enforces the same
 
 Model = Literal["a", "b"]
 
 
 class DrawnBy(Settings):
-    """What the key knows of a picture."""
+    """The prompt and the model of a picture, in the key."""
 
     prompt: int  # index of the prompt
     model: Model
 
 
 class Key(Settings):
-    """Which model drew which picture of a study; whoever votes must not see it."""
+    """Which model generated which picture of a study; voters must not see it."""
 
     study: str  # the study's id
-    models: dict[Model, str]  # what the models were called on the command line
+    models: dict[Model, str]  # the models' names, as given on the command line
     prompts: tuple[str, ...]
     questions: tuple[str, ...]
-    pictures: dict[str, DrawnBy]  # by the pictures' ids
+    pictures: dict[str, DrawnBy]  # by picture id
 
 
 class Vote(Settings):
@@ -68,7 +68,7 @@ FileType = TypeVar("FileType", Key, Votes)
 
 
 def read_json(file_type: type[FileType], path: Path) -> FileType:
-    """The JSON file `path`; ValueError naming the first thing that is wrong in it."""
+    """The content of the JSON file `path`; ValueError naming the first mistake in it."""
     try:
         return file_type.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -79,7 +79,7 @@ def read_json(file_type: type[FileType], path: Path) -> FileType:
 
 
 def prompt_column(lines: Sequence[str]) -> list[str]:
-    """The different prompts in the lines of a file: a prompt each, or PartiPrompts' TSV with its column "Prompt"."""
+    """The distinct prompts in the lines of a file: one prompt per line, or PartiPrompts' TSV with a column "Prompt"."""
     header = lines[0].split("\t") if lines else []
     if "Prompt" in header:
         column = header.index("Prompt")
@@ -88,19 +88,19 @@ def prompt_column(lines: Sequence[str]) -> list[str]:
 
 
 def choose_prompts(prompts: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` of `prompts`, drawn by `seed`, in their order."""
+    """`count` of `prompts`, sampled with `seed`, in their original order."""
     return [prompts[i] for i in sorted(Random(seed).sample(range(len(prompts)), count))]
 
 
 def name_pictures(number: int, secret: str) -> dict[str, DrawnBy]:
-    """Ids for the pictures of `number` prompts, sorted; without `secret` neither id nor place tells the model."""
+    """Ids for the pictures of `number` prompts, sorted; without `secret`, neither id nor order reveals the model."""
     names = Random(secret).sample(range(16**8), 2 * number)
     drawn_by = [DrawnBy(prompt=i, model=model) for i in range(number) for model in ("a", "b")]
     return dict(sorted((f"{name:08x}", fact) for name, fact in zip(names, drawn_by, strict=True)))
 
 
 def check_votes(key: Key, votes: Votes, origin: str) -> None:
-    """Raise ValueError, naming `origin`, unless `votes` are of the key's study, of its pairs, and one a question."""
+    """Raise ValueError naming `origin` unless `votes` match the key's study and pairs, once per pair and question."""
     if votes.study != key.study:
         raise ValueError(f"{origin} is of another study: {votes.study}, the key is of {key.study}")
     seen = set()
@@ -119,7 +119,7 @@ def check_votes(key: Key, votes: Votes, origin: str) -> None:
 
 
 def read_votes(key: Key, paths: Sequence[Path]) -> list[Votes]:
-    """The files `paths`, one a rater; ValueError naming the first that does not belong together with the others."""
+    """The votes in `paths`, one file per rater; ValueError naming the first that does not fit the key or the others."""
     files: dict[str, Path] = {}
     read = []
     for path in paths:
@@ -133,7 +133,7 @@ def read_votes(key: Key, paths: Sequence[Path]) -> list[Votes]:
 
 
 def score_of_a(key: Key, vote: Vote) -> float:
-    """1 if the vote is for model A, 0 if for B, 0.5 if neither."""
+    """1 for a vote for model A, 0 for B, 0.5 for neither."""
     if vote.choice == "tie":
         return 0.5
     chosen = vote.left if vote.choice == "left" else vote.right
@@ -151,10 +151,11 @@ def merge(key: Key, raters: Sequence[Votes], question: str) -> np.ndarray:
 
 
 def tally(scores: np.ndarray) -> dict[str, Any]:
-    """Counts, A's win rate with ties counted half, and how sure it is; of raters x prompts scores as `merge` makes.
+    """Counts, A's win rate (ties count half), its 95 % interval and the raters' agreement, from the scores of `merge`.
 
-    The 95 % interval is Wilson's for one rater. For several it is a bootstrap over raters and prompts, as votes of one
-    rater, or on one prompt, are not independent; where all agree it would be empty, and is Wilson's over the prompts.
+    With one rater, the interval is Wilson's. With several it is a bootstrap over raters and prompts, because votes of
+    one rater, or on one prompt, are not independent. If all votes agree, the bootstrap would shrink to a point, so
+    Wilson's over the prompts is used.
     """
     given = scores[np.isfinite(scores)]
     result: dict[str, Any] = {
@@ -191,12 +192,12 @@ def score(key: Key, raters: Sequence[Votes]) -> dict[str, Any]:
         "prompts": len(key.prompts),
         "raters": [votes.rater for votes in raters],
         "questions": {question: tally(merge(key, raters, question)) for question in key.questions},
-        "left": decided.count("left") / len(decided) if decided else None,  # far from one half: a habit of the hand
+        "left": decided.count("left") / len(decided) if decided else None,  # far from one half: raters favour a side
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """`score`'s result as markdown."""
+    """The result of `score` as Markdown."""
     columns = ("question", "A wins", "ties", "B wins", "votes", "A's win rate", "95 % interval", "agreement", "alpha")
     rows = [
         (
@@ -225,5 +226,5 @@ def table(result: dict[str, Any]) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share for people; a dash if there is none."""
+    """A share as a percentage; a dash if there is none."""
     return "-" if share is None else f"{share:.1%}"
