@@ -351,7 +351,7 @@ def test_a_damaged_model_is_one_line_naming_the_place(
 def test_an_unknown_hub_name_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "a cat", "--out", str(tmp_path / "a.png"), "--model", "nobody/nothing"]) == 1
     err = capfd.readouterr().err
-    assert err.startswith("snapgen: error: 'nobody/nothing' is no folder here, and the hub does not hand it out")
+    assert err.startswith("snapgen: error: 'nobody/nothing' is not a folder here, and the hub does not provide it")
     assert err.count("\n") == 1
 
 

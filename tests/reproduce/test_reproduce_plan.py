@@ -153,7 +153,7 @@ def test_a_plan_that_was_written_before_is_read(tmp_path: Path) -> None:
         (["--recipes", str(DEBUG), "--set", "flow.train.steps=9"], "--set flow.train.steps=9: reproduce chooses"),
         (["--resume"], "runs/reproduce holds no reproduction that goes on"),
         (["--initial", "mini"], "--initial mini is not known: only mini-base can be trained on"),
-        (["--resume", "--minutes", "3"], "--minutes is settled by the plan that goes on"),
+        (["--resume", "--minutes", "3"], "--minutes is fixed by the plan of the run that continues"),
         (["--resume", "--export", "state"], "--resume, --export and --import exclude each other"),
         (["--import", "state"], "--import state: manifest.json is missing or damaged"),
     ],

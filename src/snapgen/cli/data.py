@@ -1,4 +1,4 @@
-"""snapgen data: look at the pictures and captions that training sees, and pack one's own."""
+"""`snapgen data`: preview the pictures and captions that training sees, and pack your own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def preview(
     size: Annotated[int, typer.Option(min=32, help="Side of a picture, px.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
     nouns: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Only these things; 'everything': the whole vocabulary.")
+        str | None, typer.Option(metavar="A,B", help="Only these things, or 'everything' for the whole vocabulary.")
     ] = None,
 ) -> None:
     """Write a contact sheet of captioned scenes."""
@@ -50,13 +50,15 @@ def preview(
 def pack(
     folder: Annotated[Path, typer.Argument(help="Folder of pictures with captions, as the source 'folder' reads it.")],
     out: Annotated[Path, typer.Argument(help="New folder for the tars.")],
-    per_shard: Annotated[int, typer.Option(min=1, help="Pictures in a tar.")] = 10_000,
+    per_shard: Annotated[int, typer.Option(min=1, help="Pictures per tar.")] = 10_000,
     template: Annotated[
-        str | None, typer.Option(help="Caption of a class, '{}' for its folder's name; by default captions are files.")
+        str | None, typer.Option(help="Caption of a class, with '{}' for its name; by default captions are files.")
     ] = None,
-    class_names: Annotated[Path | None, typer.Option(help="Lines 'n01440764 tench': names of folders.")] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="File that names the class folders, with lines like 'n01440764 tench'.")
+    ] = None,
 ) -> None:
-    """Pack a folder of pictures into tars for the source 'shards', files unchanged; prints the tars."""
+    """Pack a folder of pictures, unchanged, into tars for the source 'shards'; prints the tars' names."""
     from snapgen.data.folder import FolderSettings, FolderSource
     from snapgen.data.shards import write_shards
 

@@ -1,4 +1,4 @@
-"""`snapgen evaluate`: score a model. What can be refused is refused before torch is imported."""
+"""`snapgen evaluate`: score a model by benchmarks. Bad options are rejected before torch is imported."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="'mini', 'mini-base', a model folder, a hub name; fid: pictures, psnr: an autoencoder.",
+            help="'mini', 'mini-base', a model folder or a hub name; fid: or pictures, psnr: or an autoencoder.",
         ),
     ],
     suite: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="What to measure: " + ", ".join(SUITES) + ".")],
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder for pictures and reports; default runs/evaluation/MODEL. Continues there."
+            metavar="DIR",
+            help="Folder for pictures and reports; default runs/evaluation/MODEL. Continues if it exists.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    count: Annotated[int | None, typer.Option(help="scenes: prompts a category; fid, psnr: pictures.")] = None,
+    count: Annotated[int | None, typer.Option(help="scenes: prompts per category; fid, psnr: pictures.")] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="N[,N]", help="A picture a prompt and seed; the suite's own if not given.")
+        str | None, typer.Option(metavar="N[,N]", help="One picture per prompt and seed; by default the suite's own.")
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to picture; the model's own if not given.")
@@ -51,11 +52,11 @@ def evaluate(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the pictures in px; the model's own if not given.")] = None,
     nouns: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="scenes, fid: of these things only; all if not given.")
+        str | None, typer.Option(metavar="A,B,...", help="scenes, fid: only these things; all if not given.")
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(metavar="[SUITE=]FILE", help="What to draw: a prompt a line, or the benchmark's own file."),
+        typer.Option(metavar="[SUITE=]FILE", help="What to generate: one prompt per line, or the benchmark's file."),
     ] = None,
     reference: Annotated[
         list[str] | None,
@@ -69,9 +70,9 @@ def evaluate(
         str | None, typer.Option(metavar="NAME|PATH", help="fid: inception, scene-classifier, mini-encoder, or a CLIP.")
     ] = None,
 ) -> None:
-    """Score MODEL by benchmarks; prints the tables, or with --json the numbers.
+    """Score MODEL by benchmarks; prints tables, or with --json numbers.
 
-    --prompts, --reference and --weights may be given several times, each for a suite of its own: --weights clip=PATH.
+    --prompts, --reference and --weights may be given several times, once for each suite: --weights clip=PATH.
     """
     names = [name.strip() for name in suite.split(",")]
     check_suites(names)
@@ -83,7 +84,7 @@ def evaluate(
     check_range("--steps", steps, 1, 1000)
     check_range("--guidance", guidance, 0, 100)
     if size is not None and size not in SIZES:
-        raise ValueError(f"--size {size} cannot be drawn: a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}")
+        raise ValueError(f"--size {size} cannot be used: a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}")
     every = EvaluationSettings(count, parse_seeds(seeds), steps, guidance, size, parse_nouns(nouns), features=features)
     own = {option: by_suite(option, values, names) for option, values in files.items()}
     chosen = {
@@ -116,7 +117,7 @@ def evaluate(
 
 
 def subject_kind(model: str, names: list[str]) -> str:
-    """What `model` names: a "model", an "autoencoder" (a folder with its config.json) or "pictures" (a folder)."""
+    """The kind of `model`: a "model", an "autoencoder" (a folder with its config.json) or "pictures" (a folder)."""
     folder = Path(model)
     if folder.is_dir() and not (folder / INDEX).is_file():
         if (folder / "config.json").is_file():
@@ -128,7 +129,7 @@ def subject_kind(model: str, names: list[str]) -> str:
 
 
 def by_suite(option: str, values: list[str], names: list[str]) -> dict[str, str]:
-    """What `option` says to each of the suites `names`: "VALUE" to all that take it, "SUITE=VALUE" to that one only."""
+    """The value of `option` for each suite in `names`: "VALUE" is for all that take it, "SUITE=VALUE" for one."""
     takers = [name for name in names if option in SUITES[name].takes]
     shared: dict[str, str] = {}
     own: dict[str, str] = {}
@@ -144,14 +145,14 @@ def by_suite(option: str, values: list[str], names: list[str]) -> dict[str, str]
 
 
 def existing_path(option: str, value: str | None) -> Path | None:
-    """The path `value`, if there is one; ValueError if nothing is there."""
+    """`value` as a path, or None if it is None; ValueError if the path does not exist."""
     if value is not None and not Path(value).exists():
         raise ValueError(f"--{option} {value} does not exist")
     return None if value is None else Path(value)
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:
-    """The seeds of "0,1,2"; ValueError unless all are different whole numbers that a generator takes."""
+    """The seeds in text such as "0,1,2"; ValueError unless all are different whole numbers that a generator takes."""
     if text is None:
         return None
     try:

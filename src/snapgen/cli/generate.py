@@ -1,4 +1,4 @@
-"""`snapgen generate`: draw pictures from prompts. What can be refused is refused before torch is imported."""
+"""`snapgen generate`: generate pictures from prompts. Bad options are rejected before torch is imported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from snapgen.pipeline.text_to_image import SnapGenPipeline
 
-BATCH = 8  # pictures drawn at once: bounds memory, however many are asked for
+BATCH = 8  # pictures generated at once: bounds memory, however many are requested
 
 
 def generate(
@@ -33,10 +33,10 @@ def generate(
         str, typer.Option("-o", "--out", metavar="OUT", help="A file for one picture, a folder for several.")
     ],
     prompt: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw; '' leaves it to the model.")
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="What to show; '' leaves it to the model.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="A text file of further prompts, one a line.")
+        Path | None, typer.Option("--prompts", metavar="FILE", help="A text file of further prompts, one per line.")
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="NAME|PATH", help="'mini', 'mini-base', a model folder, or a hub name.")
@@ -51,29 +51,30 @@ def generate(
         str | None,
         typer.Option(metavar="A,B", help="Lowest and highest noise level, from 0 to 1, at which guidance is on."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same picture.")] = 0,
-    count: Annotated[int, typer.Option(help="Pictures a prompt, with seeds from --seed up.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 0,
+    count: Annotated[int, typer.Option(help="Pictures per prompt, with seeds from --seed up.")] = 1,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Width and height in pixels; the model's own if not given.")
     ] = None,
     encoders: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", help="Text encoders that read the prompts, of text_encoder, text_encoder_2, text_encoder_3."
+            metavar="A,B",
+            help="Which of text_encoder, text_encoder_2, text_encoder_3 read the prompts; all by default.",
         ),
     ] = None,
     lora: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Adapters that `snapgen train` made with a lora: setting.")
+        Path | None, typer.Option(metavar="FOLDER", help="Adapters that `snapgen train` trained with a lora: setting.")
     ] = None,
     optimize: Annotated[
-        bool, typer.Option("--optimize", help="Compute in bf16, compiled on a GPU: faster, other rounding.")
+        bool, typer.Option("--optimize", help="Compute in bf16, compiled on a GPU: faster, with other rounding.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of file names.")] = False,
 ) -> None:
-    """Draw pictures from prompts; prints the names of their files."""
+    """Generate pictures from prompts; prints their file names."""
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
-        raise ValueError("no prompt given: say what to draw, or name a file of prompts with --prompts")
+        raise ValueError("no prompt given: say what to show, or name a file of prompts with --prompts")
     check_range("--steps", steps, 1, MAX_STEPS)
     check_range("--guidance", guidance, 0, 100)
     interval = parse_interval(guidance_interval) if guidance_interval is not None else None
@@ -103,7 +104,7 @@ def generate(
     if interval is not None and facts["guidance"] == 1:
         warnings.warn("--guidance-interval has no effect: guidance is 1, there is no guidance", stacklevel=1)
     pictures: list[dict[str, Any]] = []
-    with progress_bar("drawing", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
+    with progress_bar("generating", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
         for start in range(0, len(requests), BATCH):
             batch = requests[start : start + BATCH]
             for request, image in zip(batch, draw(pipeline, batch, settings, advance), strict=True):
@@ -119,7 +120,7 @@ def generate(
 
 
 def parse_interval(text: str) -> tuple[float, float]:
-    """Lowest and highest noise level of "A,B"; ValueError unless 0 <= A <= B <= 1."""
+    """The lowest and highest noise level in "A,B"; ValueError unless 0 <= A <= B <= 1."""
     try:
         low, high = (float(level) for level in text.split(","))
     except ValueError:
@@ -130,19 +131,19 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of "WxH"; ValueError unless both are sides that the networks can draw."""
+    """The width and height in "WxH"; ValueError unless the networks can generate both."""
     match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, flags=re.ASCII)
     if not match:
         raise ValueError(f"--size {text} is not of the form WIDTHxHEIGHT, for example 256x256")
     width, height = int(match[1]), int(match[2])
     if width not in SIZES or height not in SIZES:
         allowed = f"multiples of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
-        raise ValueError(f"--size {text} cannot be drawn: width and height must be {allowed}")
+        raise ValueError(f"--size {text} cannot be used: width and height must be {allowed}")
     return width, height
 
 
 def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What all pictures of a run share: the settings given, and the pipeline's own where none were."""
+    """What all pictures of a run share: the given settings, and the pipeline's own for the rest."""
     from snapgen import __version__
 
     steps = settings.get("num_inference_steps", pipeline.config.default_num_inference_steps)
@@ -158,7 +159,7 @@ def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]
 def draw(
     pipeline: SnapGenPipeline, batch: list[PictureRequest], settings: dict[str, Any], advance: Callable[[], None]
 ) -> list[Image]:
-    """The pictures of `batch`, each from its own seed (`SnapGenPipeline.__call__`); `advance` follows every step."""
+    """The pictures of `batch`, each from its own seed; `advance` is called after every step."""
     import torch
 
     def on_step(pipeline: SnapGenPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

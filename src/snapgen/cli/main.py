@@ -1,7 +1,7 @@
-"""The console entry point: finds the verb, keeps every failure to one line on standard error.
+"""The entry point of the command line: finds the verb, and reports every failure in one line on standard error.
 
-A verb is one line in `VERBS`. Its module is imported when the verb is used or `--help` lists it, and
-imports nothing heavy at its top, so that the help of a program that draws with torch comes at once.
+A verb is one line in `VERBS`. Its module is imported only when the verb is used or `--help` lists it. The module
+imports nothing heavy at its top, so help appears at once although the program uses torch.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ VERBS = {  # name on the command line: "module:attribute", a function or a typer
     "data": "snapgen.cli.data:app",
 }
 
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+INTERRUPTED = 130  # what a shell reports for a program stopped by Ctrl-C
 
 
 class VerbGroup(TyperGroup):
-    """A command group that imports a verb's module when the verb is asked for."""
+    """A command group that imports a verb's module only when the verb is used."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The names of all verbs."""
@@ -56,7 +56,7 @@ class VerbGroup(TyperGroup):
             holder.command(cmd_name)(target)
         command = get_group(holder).commands[cmd_name]
         if isinstance(command, TyperGroup):
-            command.no_args_is_help = False  # a missing sub-command is a one-line error like any other
+            command.no_args_is_help = False  # a missing sub-command is a one-line error, like any other
         return command
 
 
@@ -83,19 +83,19 @@ def snapgen(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show tracebacks and the libraries' warnings; may stand after the verb.")
+        bool, typer.Option("--verbose", help="Show tracebacks and the libraries' warnings; may follow the verb.")
     ] = False,
 ) -> None:
-    """Small text-to-image models for mobile devices: draw with them, train them, measure them."""
+    """Small text-to-image models for mobile devices: generate pictures, train models, measure them."""
 
 
 def main() -> NoReturn:
-    """Run the command line given to this process and end it."""
+    """Run this process's command line and exit."""
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone. Python would flush again while it ends, and complain: give it a sink.
+        # The reader is gone. Python would flush again at exit and complain: give it a sink.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = status or 1
     sys.exit(status)
@@ -114,13 +114,13 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Abort:
         status = INTERRUPTED
     except BrokenPipeError:
-        return 1  # the reader has gone: nobody is left to tell
+        return 1  # the reader is gone: there is nobody to report to
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context else ""
         _report(f"{one_line(error.format_message()).rstrip('.')}{hint}")
         return error.exit_code
-    except Exception as error:  # the last resort of a program for people: nobody sees a raw traceback unasked
+    except Exception as error:  # last resort: users see a traceback only if they ask for it
         if verbose:
             traceback.print_exc()
         _report(_describe(error, verbose))
@@ -131,13 +131,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _split_at_separator(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """What stands before the first `--`, the `--` if there is one, and what stands after it."""
+    """The arguments before the first `--`, the `--` itself if there is one, and the arguments after it."""
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     return list(arguments[:end]), list(arguments[end : end + 1]), list(arguments[end + 1 :])
 
 
 def _describe(error: Exception, verbose: bool) -> str:
-    """`error` in one line; the user's own mistakes in plain words, anything else with a way to learn more."""
+    """`error` in one line: a user's mistake in plain words, anything else with a hint how to learn more."""
     if isinstance(error, ModuleNotFoundError) and (extra := _extra_that_brings(error.name or "")):
         return f"{error.name} is not installed; run: pip install 'snapgen[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -161,7 +161,7 @@ def _extra_that_brings(module: str) -> str | None:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Show this package's own warnings as one line each, and none of the libraries'."""
+    """Show each of this package's warnings in one line, and hide the libraries'."""
     for variable in ("DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     logger, handler = logging.getLogger("snapgen"), _WarningLines()
@@ -190,13 +190,13 @@ def _show_own_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Replacement of `warnings.showwarning`: one line for a warning raised in this package, none for others."""
+    """Replacement for `warnings.showwarning`: prints this package's warnings in one line, and no others."""
     if filename.startswith(os.path.dirname(os.path.dirname(__file__)) + os.sep):
         _print_line("warning", str(message))
 
 
 def _report(message: str) -> None:
-    """Print the one line that explains a failure."""
+    """Print a failure's one-line explanation."""
     _print_line("error", message)
 
 

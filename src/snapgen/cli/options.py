@@ -1,4 +1,4 @@
-"""What several verbs ask of their options: ranges, lists, and packages that must be installed."""
+"""Checks and parsers for options that several verbs share: ranges, nouns, required packages."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from importlib.util import find_spec
 from snapgen.pipeline.inputs import MAX_SIZE, SIZE_MULTIPLE
 
 LARGEST_SEED = 2**63 - 1
-SIZES = range(SIZE_MULTIPLE, MAX_SIZE + 1, SIZE_MULTIPLE)  # pixels a side
+SIZES = range(SIZE_MULTIPLE, MAX_SIZE + 1, SIZE_MULTIPLE)  # px, of a side
 TRAINING = ("accelerate", "tensorboard", "matplotlib")  # of the extra [train]
 
 
 def check_range(option: str, value: float | None, lowest: float, highest: float) -> None:
-    """Raise ValueError unless `value` lies in the closed range, or was not given."""
+    """Raise ValueError if `value` is given and lies outside the closed range."""
     if value is not None and not lowest <= value <= highest:
         raise ValueError(f"{option} {value} is out of range: from {lowest} to {highest} is expected")
 
 
 def parse_nouns(text: str | None) -> tuple[str, ...] | None:
-    """The nouns of "cat,ice cream"; ValueError unless there are two or more, all in the vocabulary."""
+    """The nouns in text such as "cat,ice cream"; ValueError unless there are at least two, all in the vocabulary."""
     from snapgen.world.vocabulary import named_nouns
 
     if text is None:
@@ -30,7 +30,7 @@ def parse_nouns(text: str | None) -> tuple[str, ...] | None:
 
 
 def check_installed(packages: tuple[str, ...], need: str, extra: str) -> None:
-    """Raise ValueError naming the command that installs what is missing; `need` is, for example, "training needs"."""
+    """Raise ValueError with the command that installs missing packages; `need` is, for example, "training needs"."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise ValueError(f"{need} {', '.join(missing)}: pip install 'snapgen[{extra}]'")

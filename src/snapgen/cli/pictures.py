@@ -1,4 +1,4 @@
-"""Where generated pictures go: decided and checked before any work, written whole or not at all."""
+"""Chooses and checks where generated pictures go before any work starts, and saves them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix: Pillow's name
-SLUG_LENGTH = 40  # characters of the prompt that a file's name shows
+SLUG_LENGTH = 40  # characters of the prompt in a file's name
 
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """One picture to draw: which prompt of the list, its words, and the seed of its noise."""
+    """One picture to generate: the prompt's index, the prompt, and the seed of the noise."""
 
     index: int
     prompt: str
@@ -27,13 +27,13 @@ class PictureRequest:
 
 @dataclass(frozen=True)
 class Destination:
-    """One file, or a folder that names its pictures after their prompts."""
+    """One file, or a folder in which pictures are named after their prompts."""
 
     path: Path
     is_folder: bool
 
     def file_for(self, request: PictureRequest) -> Path:
-        """The file that the picture of `request` is written to."""
+        """The file for the picture of `request`."""
         if not self.is_folder:
             return self.path
         slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:SLUG_LENGTH].strip("-") or "picture"
@@ -41,10 +41,10 @@ class Destination:
 
 
 def choose_destination(out: str, count: int) -> Destination:
-    """What `out` means for `count` pictures, with its place checked to be writable.
+    """The destination `out` for `count` pictures, checked to be writable.
 
-    A folder if it exists as one, ends in a slash or has no suffix; else a file, which holds one picture.
-    Raises ValueError or OSError with a message for the person who typed it. Creates nothing.
+    It is a folder if it exists as one, ends in a slash or has no suffix; otherwise a file, for one picture only.
+    Raises ValueError or OSError with a message for the user. Creates nothing.
     """
     path = Path(out)
     if not out:
@@ -87,7 +87,7 @@ def _check_writable(folder: Path) -> None:
     if not folder.is_dir():
         raise NotADirectoryError(f"cannot write below {folder}: it is not a folder")
     try:
-        # Permission bits say too little (a read-only disk, a full one, the root user): try it.
+        # Permission bits do not tell enough (read-only or full disk, root user): try it.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

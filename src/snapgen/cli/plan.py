@@ -1,4 +1,4 @@
-"""`snapgen plan`: what a recipe will cost on given GPUs, before anyone pays for it."""
+"""`snapgen plan`: estimate what a recipe will cost on given GPUs."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="recipe of an autoencoder, flow, distill or step stage, a YAML file")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe of an autoencoder, flow, distill or step stage, a YAML file.")],
     gpus: Annotated[int, typer.Option(min=1, max=100_000, help="How many GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="Their kind: a100, h100, h200, b200, l40s, rtx4090.")] = "h100",
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the GPU's dense bf16 rate that training reaches.")
     ] = 0.4,
     teacher: Annotated[
-        str | None, typer.Option(help="Preset that the recipe's teacher is counted as; by default its name decides.")
+        str | None, typer.Option(help="Preset that stands for the recipe's teacher; by default, its name decides.")
     ] = None,
     pictures: Annotated[
-        int | None, typer.Option(min=1, help="How many the latent cache will hold, where the recipe does not say.")
+        int | None, typer.Option(min=1, help="Pictures in the latent cache, if the recipe does not say.")
     ] = None,
     shard: Annotated[bool, typer.Option("--shard", help="Memory under FSDP2 instead of DDP.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Print samples, MACs, GPU-hours, memory a GPU by part, and storage of RECIPE."""
+    """Print the samples, MACs, GPU-hours, memory per GPU and storage that RECIPE will take."""
     check_installed(("accelerate",), "planning needs", "train")
 
     from snapgen.models.presets import TEACHERS, UNETS

@@ -1,4 +1,4 @@
-"""`snapgen profile`: what a preset, a model folder or the paper's ladder of architectures costs."""
+"""`snapgen profile`: count and measure what a preset, a model folder or the paper's ladder of architectures costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snapgen.messages import markdown_table
 if TYPE_CHECKING:
     from snapgen.profiling.measure import Conditions
 
-# The paper's change of each rung from the one before (Sec. 3.1), where it gives one.
+# The paper's change from the rung before (Sec. 3.1), where it gives one.
 PAPER = {
     "b": "MACs -17 %, latency -24 %",
     "c0": "parameters -24 %, latency -62 %",
@@ -26,8 +26,8 @@ PAPER = {
     "e": "smaller, faster",
     "f": "negligible",
 }
-BEFORE = {"c": "b"}  # the rung that a change is counted from, where it is not the one before
-LADDER_LATENT = 32  # side at which the ladder's latency is measured by default: seconds a rung on a CPU
+BEFORE = {"c": "b"}  # the rung to compare with, where it is not the one before
+LADDER_LATENT = 32  # default latent side for the ladder's latency: seconds per rung on a CPU
 
 
 def profile(
@@ -35,22 +35,22 @@ def profile(
     latent: Annotated[
         int | None, typer.Option(min=4, max=1024, help="Side of the latent; the model's own (ladder: 32) if not given.")
     ] = None,
-    latency: Annotated[bool, typer.Option(help="Run the networks too: latency and memory.")] = True,
+    latency: Annotated[bool, typer.Option(help="Also run the networks to measure latency and memory.")] = True,
     device: Annotated[
         Literal["cpu", "cuda"] | None, typer.Option(help="Where to run them; the GPU if there is one.")
     ] = None,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="In which precision.")] = "float32",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Their precision.")] = "float32",
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's choice if not given.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Timed calls, of which the median is taken.")] = 3,
-    warmup: Annotated[int, typer.Option(min=1, max=1000, help="Calls before them that do not count.")] = 1,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Ladder only: draw it as PNG, SVG or PDF.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Timed calls; the median is reported.")] = 3,
+    warmup: Annotated[int, typer.Option(min=1, max=1000, help="Untimed calls before them.")] = 1,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Ladder only: plot it as PNG, SVG or PDF.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Count parameters and multiply-accumulates; measure latency and memory with random weights."""
     if plot is not None and (model != "ladder" or plot.suffix not in (".png", ".svg", ".pdf")):
-        raise ValueError(f"--plot {plot}: it draws the ladder, into a file ending in .png, .svg or .pdf")
+        raise ValueError(f"--plot {plot}: it plots the ladder, into a file ending in .png, .svg or .pdf")
 
     import torch
 
@@ -85,7 +85,7 @@ def profile(
 
 
 def ladder(latent: int, conditions: Conditions | None) -> list[dict[str, Any]]:
-    """Counts of every rung; its latency under `conditions`, if given, at a latent of side `latent`."""
+    """The counts of every rung and, if `conditions` are given, its latency at a latent of side `latent`."""
     from snapgen.models.presets import UNETS
     from snapgen.profiling import counts, measure
 
@@ -100,7 +100,7 @@ def ladder(latent: int, conditions: Conditions | None) -> list[dict[str, Any]]:
 
 @contextmanager
 def run_progress(total: int, conditions: Conditions) -> Iterator[Conditions]:
-    """`conditions` whose calls move a bar of `total` on a terminal's standard error, if there is one."""
+    """`conditions` whose calls advance a progress bar of `total`, if standard error is a terminal."""
     from dataclasses import replace
 
     with progress_bar("measuring", total, "calls") as advance:
@@ -108,7 +108,7 @@ def run_progress(total: int, conditions: Conditions) -> Iterator[Conditions]:
 
 
 def save_plot(rungs: list[dict[str, Any]], path: Path) -> None:
-    """Draw the ladder into `path`."""
+    """Plot the ladder and save it to `path`."""
     from snapgen.files import atomic_file
     from snapgen.profiling.plots import plot_ladder
 
@@ -120,7 +120,7 @@ def save_plot(rungs: list[dict[str, Any]], path: Path) -> None:
 
 
 def ladder_table(rungs: list[dict[str, Any]]) -> str:
-    """The rungs as Markdown, each with its change from the rung before and the paper's."""
+    """The rungs as Markdown, each with its change from the rung before, here and in the paper."""
     measured = "latency" in rungs[0]
     by_name = {rung["name"]: rung for rung in rungs}
     names = list(by_name)
@@ -151,7 +151,7 @@ def ladder_table(rungs: list[dict[str, Any]]) -> str:
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """Counts as Markdown, in millions of parameters and billions of multiply-accumulates; then what was measured."""
+    """Counts as Markdown, in millions of parameters and billions of multiply-accumulates; then the measurements."""
     rows = []
     for key, value in report.items():
         name = key.replace("_", " ")
@@ -177,7 +177,7 @@ def report_table(report: dict[str, Any]) -> str:
 
 
 def conditions_line(measured: dict[str, Any]) -> str:
-    """Under what a measurement was made."""
+    """One line on the conditions of a measurement."""
     return (
         "Latency of one call without guidance: median of {repeats} after {warmup}; {device}, {threads} CPU threads, "
         "{dtype}, random weights.".format(**measured)
@@ -185,15 +185,15 @@ def conditions_line(measured: dict[str, Any]) -> str:
 
 
 def peak(measured: dict[str, Any]) -> int:
-    """Weights and activations together, bytes."""
+    """Memory of weights and activations together, bytes."""
     return int(measured["weight_bytes"] + measured["activation_bytes"])
 
 
 def seconds(value: float) -> str:
-    """In seconds, or below one in milliseconds."""
+    """`value` in seconds as text in s, or below 1 s in ms."""
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
 def megabytes(value: int) -> str:
-    """In MiB."""
+    """`value` in bytes as text in MiB."""
     return f"{value / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""How verbs show progress: on standard error, and only on a terminal."""
+"""Shows the progress of verbs on standard error, only if it is a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """A function that moves a bar of `total` by one; without a terminal it does nothing. The rate is in `unit`."""
+    """Yields a function that advances a bar of `total` `unit`s by one; without a terminal it does nothing."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -29,20 +29,20 @@ def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[
     from rich.text import Text
 
     class RateColumn(ProgressColumn):
-        """How many a second, once some are done."""
+        """Units per second, once some are done."""
 
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:.1f} {unit}/s" if task.speed else "")
 
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    # Standard output stays what the caller made it: it carries the file names.
+    # Leave standard output alone: it carries the file names.
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
         task = progress.add_task(description, total=total)
         yield lambda: progress.advance(task)
 
 
 def show_items(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-    """The `items`, of which a bar shows how many of `total` are done: a `snapgen.messages.Progress`."""
+    """Yields `items` while a bar shows how many of `total` are done: a `snapgen.messages.Progress`."""
     with progress_bar(description, total, "items") as advance:
         for item in items:
             yield item
@@ -50,6 +50,6 @@ def show_items(items: Iterable[Any], description: str, total: int) -> Iterator[A
 
 
 def show_message(message: str) -> None:
-    """`message` on standard error, if somebody watches."""
+    """Prints `message` on standard error, if it is a terminal."""
     if sys.stderr.isatty():
         typer.echo(message, err=True)

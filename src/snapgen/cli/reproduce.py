@@ -1,4 +1,4 @@
-"""`snapgen reproduce`: a small model, by one command. What can be refused is refused before torch."""
+"""`snapgen reproduce`: train and score a small model with one command. Bad options are rejected before torch loads."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from snapgen.cli.options import TRAINING, check_installed, check_range
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="folder of recipes below recipes/: mini")],
-    minutes: Annotated[float | None, typer.Option(help="Time for all of it; 120 if not given.")] = None,
+    name: Annotated[str, typer.Argument(help="Folder of recipes in recipes/: mini.")],
+    minutes: Annotated[float | None, typer.Option(help="Time for everything; 120 if not given.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything it makes.")] = Path("runs/reproduce"),
     initial: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="mini-base: train its UNet on, instead of one from nothing.")
+        str | None, typer.Option(metavar="MODEL", help="mini-base: start from its UNet instead of from scratch.")
     ] = None,
     autoencoder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Take this autoencoder's folder instead of training one.")
+        Path | None, typer.Option(metavar="DIR", help="Use the autoencoder in this folder instead of training one.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Take this text stage's folder instead of training it.")
+        Path | None, typer.Option(metavar="DIR", help="Use the text stage in this folder instead of training it.")
     ] = None,
     without: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Stages to leave out, of teacher, distill, step.")
+        str | None, typer.Option(metavar="A,B", help="Stages to skip: any of teacher, distill, step.")
     ] = None,
     count: Annotated[
         int | None,
         typer.Option(
-            help="Prompts a category of the benchmark, beyond MINUTES; by default what time is left for, 2 to 20."
+            help="Prompts per category of the benchmark, even beyond MINUTES; by default 2 to 20, as time allows."
         ),
     ] = None,
-    recipes: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of recipes instead of NAME's.")] = None,
+    recipes: Annotated[Path | None, typer.Option(metavar="DIR", help="Another folder of recipes than NAME's.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="override a setting of a recipe; of all stages: all.KEY"),
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Override a recipe's setting; all.KEY for all stages."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in --out, as planned there.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, as planned there.")] = False,
     export: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Train nothing: pack --out for another machine, 16 MiB a file.")
+        Path | None, typer.Option(metavar="DIR", help="Train nothing: pack --out for another machine, in 16 MiB files.")
     ] = None,
     import_: Annotated[
-        Path | None, typer.Option("--import", metavar="DIR", help="Go on in --out with what --export packed.")
+        Path | None, typer.Option("--import", metavar="DIR", help="Continue in --out with what --export packed.")
     ] = None,
 ) -> None:
-    """Train all stages of a small model within MINUTES and score it; prints the report's file.
+    """Train all stages of a small model within MINUTES and score it; prints the report's file name.
 
-    Stages: autoencoder, text, flow, teacher, distill, step. An interrupted run goes on with --resume.
+    Stages: autoencoder, text, flow, teacher, distill, step. --resume continues an interrupted run.
     """
     check_installed(TRAINING, "training needs", "train")
     check_installed(("scipy", "torchmetrics"), "the scores need", "train,eval")
@@ -69,7 +69,7 @@ def reproduce(
     if resume or export or import_:
         for option, value in given.items():
             if value not in (None, []):
-                raise ValueError(f"{option} is settled by the plan that goes on: leave it out")
+                raise ValueError(f"{option} is fixed by the plan of the run that continues: omit it")
     check_range("--minutes", minutes, 0.01, 100_000)
     check_range("--count", count, 2, 10_000)
     taken = taken_models(initial, {"autoencoder": autoencoder, "text": text})
@@ -112,13 +112,13 @@ def reproduce(
 
 
 def taken_models(initial: str | None, folders: dict[str, Path | None]) -> dict[str, str]:
-    """The folders of the stages that are not trained but taken; ValueError if one is missing or not needed."""
+    """The folders of the stages that are given instead of trained; ValueError if one is missing or not needed."""
     if initial not in (None, "mini-base"):
         raise ValueError(f"--initial {initial} is not known: only mini-base can be trained on")
     taken = {stage: folder.resolve() for stage, folder in folders.items() if folder is not None}
     if initial is not None and taken:
         first = next(iter(taken))
-        raise ValueError(f"--initial {initial} brings its own {first} along: leave out --{first}")
+        raise ValueError(f"--initial {initial} brings its own {first}: omit --{first}")
     for stage, folder in taken.items():
         if not folder.is_dir():
             raise ValueError(f"--{stage} {folder}: no such folder")
@@ -126,7 +126,7 @@ def taken_models(initial: str | None, folders: dict[str, Path | None]) -> dict[s
 
 
 def check_name(folder: Path, name: str) -> None:
-    """Raise ValueError unless `folder` holds a reproduction of the recipes `name`."""
+    """Raise ValueError unless the run in `folder` reproduces the recipes `name`."""
     from snapgen.reproduce.plan import read_plan
 
     if (planned := read_plan(folder).name) != name:
@@ -134,5 +134,5 @@ def check_name(folder: Path, name: str) -> None:
 
 
 def show(message: str) -> None:
-    """`message` on standard error: such a run is long, and mostly read in a log."""
+    """Prints `message` on standard error even without a terminal: a run is long and usually read in a log."""
     print(message, file=sys.stderr, flush=True)

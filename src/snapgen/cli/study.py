@@ -1,4 +1,4 @@
-"""`snapgen study`: let people compare two models blindly. What can be refused is refused before torch is imported."""
+"""`snapgen study`: let people compare two models blindly. Bad options are rejected before torch is imported."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def study() -> None:
 def make(
     model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help=MODEL)],
     model_b: Annotated[str, typer.Argument(metavar="MODEL_B", help=MODEL)],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for page, key, pictures. Continues there.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for page, key, pictures. Continues if it exists.")],
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Prompts, one a line, or PartiPrompts.tsv; 24 of the miniature's world."),
+        typer.Option(metavar="FILE", help="One prompt per line, or PartiPrompts.tsv; by default 24 that fit 'mini'."),
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Prompts to draw from the file; all if not given.")] = None,
+    count: Annotated[int | None, typer.Option(help="Prompts to sample from the file; all if not given.")] = None,
     questions: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="alignment, aesthetics, realism: all three for a file of prompts; without one, no realism.",
+            help="alignment, aesthetics, realism; by default all three with --prompts, else the first two.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the pictures, the choice of prompts, and the pictures' ids.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the pictures, their ids and the choice of prompts.")] = 0,
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to picture; the models' own if not given.")
     ] = None,
 ) -> None:
-    """Draw pictures with two models and write a page to vote on; prints the page's and the key's files."""
+    """Generate pictures with two models and write a page to vote on; prints the page's and the key's file names."""
     from snapgen.study.votes import KEY, PAGE, choose_prompts, prompt_column
 
     shipped = Path(str(files("snapgen.study").joinpath("study_prompts.txt")))
@@ -74,10 +74,10 @@ def make(
 @app.command()
 def score(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that `study make` wrote.")],
-    votes: Annotated[list[Path], typer.Argument(metavar="VOTES...", help="Files that raters saved from the page.")],
+    votes: Annotated[list[Path], typer.Argument(metavar="VOTES...", help="Files that the raters saved.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Merge the votes of all raters; prints wins, ties and win rates with 95 % intervals."""
+    """Merge all raters' votes; prints wins, ties and win rates with 95 % intervals."""
     from snapgen.study.votes import KEY, Key, read_json, read_votes, table
     from snapgen.study.votes import score as score_votes
 
@@ -87,7 +87,7 @@ def score(
 
 
 def parse_questions(text: str) -> list[str]:
-    """The questions of "alignment,realism"; ValueError unless all are different ones of the study's."""
+    """The questions in text such as "alignment,realism"; ValueError unless all are known and different."""
     from snapgen.study.votes import QUESTIONS
 
     questions = [part.strip() for part in text.split(",")]

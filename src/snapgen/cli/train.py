@@ -1,4 +1,4 @@
-"""`snapgen train`: one recipe, one run folder."""
+"""`snapgen train`: train one stage by its recipe, in a run folder of its own."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from snapgen.cli.options import TRAINING, check_installed
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="recipe, a YAML file")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, e.g. train.steps=2000")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.steps=2000.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="run folder; default runs/<folder of the recipe>/<name of the recipe>"),
+        typer.Option("--out", help="Run folder; default runs/<folder of the recipe>/<name of the recipe>."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue from the newest complete checkpoint")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest complete checkpoint.")] = False,
 ) -> None:
-    """Train the stage that RECIPE describes; prints the folder of the finished model."""
+    """Train the stage that RECIPE describes; prints the finished model's folder."""
     check_installed(TRAINING, "training needs", "train")
 
     import torch

@@ -88,7 +88,7 @@ def check_options(names: list[str], given: list[str]) -> None:
     for option in given:
         if not any(option in SUITES[name].takes for name in names):
             takers = ", ".join(name for name, entry in SUITES.items() if option in entry.takes)
-            raise ValueError(f"{', '.join(names)}: --{option} is not for it, but for {takers}")
+            raise ValueError(f"{', '.join(names)}: --{option} does not apply here, only to {takers}")
 
 
 def check_subject(names: list[str], kind: str) -> None:

@@ -26,7 +26,7 @@ def find_judge(name: str | Path, source: str, folder: str = "FOLDER") -> str:
             hf_hub_download(str(name), "config.json")  # one file of many: wait for an unreachable hub only once
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"'{name}' is no folder here, and the hub does not hand it out: `hf download {source} --local-dir "
+                f"'{name}' is not a folder here, and the hub does not provide it: `hf download {source} --local-dir "
                 f"{folder}`, then --weights FOLDER ({one_line(error, 200)})"
             ) from None
     return str(name)

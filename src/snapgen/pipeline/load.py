@@ -58,7 +58,7 @@ def load_pipeline(model: str) -> SnapGenPipeline:
         try:
             folder = SnapGenPipeline.download(model)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = "is no folder here, and the hub does not hand it out: check the name and the network"
+            reason = "is not a folder here, and the hub does not provide it: check the name and the network"
             raise ValueError(f"'{model}' {reason}") from error
         pipeline = _load_folder(Path(folder))
     pipeline.set_progress_bar_config(disable=True)

@@ -96,7 +96,7 @@ def test_folders_of_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         (["--reference", dark], "FID's Inception needs torch-fidelity"),
         (["--reference", dark, "--features", "mini-encoder", "--weights", "x"], "is for --features inception"),
         (["--reference", dark, "--features", "foo"], "--features foo is not known: expected inception, scene-class"),
-        (["--reference", dark, "--features", str(tmp_path / "none")], "the hub does not hand it out"),
+        (["--reference", dark, "--features", str(tmp_path / "none")], "the hub does not provide it"),
         (["--reference", str(tmp_path / "nowhere")], "does not exist"),
         (["--reference", dark, "--count", "9"], "FID's Inception needs torch-fidelity"),
     ):

@@ -40,7 +40,7 @@ def test_clip_score_from_end_to_end_agrees_with_torchmetrics(
     assert run(command) == 1
     assert "hf download openai/clip-vit-large-patch14" in capfd.readouterr().err
     assert run([*command, "--count", "2"]) == 1
-    assert "clip: --count is not for it" in capfd.readouterr().err
+    assert "clip: --count does not apply here" in capfd.readouterr().err
     assert run([*command, "--weights", f"clip={folder}", "--seeds", "0,5", "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
     lines = json.loads((tmp_path / "out" / "clip" / "report.json").read_text())["pictures"]
