@@ -1,12 +1,12 @@
-# Two commands for a fresh machine. Each makes its own environment in .venv and runs:
-#   make picture PROMPT="two red apples"    draws picture.png
-#   make test                               checks everything (linters, types, import contracts, tests)
+# Two commands for a fresh machine. Each makes an environment in .venv if there is none, then:
+#   make picture PROMPT="two red apples"    generates picture.png
+#   make test                               checks everything (linters, types, import contract, tests)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := test
 .PHONY: picture test check lint lock format
 
-# The words of the prompt reach the program through the environment, exactly as given: no quoting, no `$` expanded.
+# The prompt reaches the program through the environment, exactly as given: no quoting, no `$` expansion.
 PROMPT ?= two red apples
 override PROMPT := $(value PROMPT)
 export PROMPT
@@ -17,7 +17,7 @@ PYTEST := .venv/bin/pytest --numprocesses logical --maxprocesses 8 --dist loadfi
 
 picture: .venv/installed-run
 	@.venv/bin/snapgen generate --out picture.png -- "$$PROMPT" >/dev/null
-	@echo "drawn: $(CURDIR)/picture.png"
+	@echo "written: $(CURDIR)/picture.png"
 
 test: lint
 	scripts/install_font.sh
@@ -35,12 +35,12 @@ lint: .venv/installed-dev
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
-# Everything rewritten that the linters can rewrite.
+# Fixes everything that the linters can fix.
 format: .venv/installed-dev
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# The newest versions that pyproject.toml allows, written down; `make test` then says whether they serve.
+# Pins the newest versions that pyproject.toml allows; `make test` then shows whether they work.
 lock:
 	scripts/lock.sh requirements.lock
 

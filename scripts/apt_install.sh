@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian packages if this user may, else says in one line which to install: apt_install.sh PACKAGE...
+# Installs Debian packages if the user may, else says in one line which to install: apt_install.sh PACKAGE...
 set -euo pipefail
 
 root=()

@@ -1,13 +1,13 @@
-"""Make finished runs the two models that ship in the package.
+"""Turn finished runs into the two models that ship in the package.
 
     python scripts/bundle.py runs/mini/flow/model runs/mini/step/model [--autoencoder runs/mini/decoder/model]
-    python scripts/bundle.py mini-base runs/mini/step/model    # another few-step model of the base that is there
-    python scripts/bundle.py --report runs/reproduce/report.json    # what `snapgen reproduce` made and scored
+    python scripts/bundle.py mini-base runs/mini/step/model    # a new few-step model for the present base
+    python scripts/bundle.py --report runs/reproduce/report.json    # the models that `snapgen reproduce` made
 
-Writes src/snapgen/bundled/ in half precision: the folders of the first, `mini-base`; the UNet of the second, `mini`, in
-few_steps/, as it shares the rest; and `provenance.json` with the recipes and versions of all stages they came from.
-A report also becomes `report.json` there, fills the marked blocks of the README (the scores in short) and of the model
-card (all of them), and has the galleries in docs/ sampled anew.
+Writes src/snapgen/bundled/ in half precision: the folders of the first model, `mini-base`; the UNet of the second,
+`mini`, in few_steps/ (it shares the rest); and `provenance.json` with the recipes and versions of all stages behind
+them. With --report, also copies the report there, fills the marked blocks of the README (a summary of the scores) and
+of the model card (all scores), and regenerates the galleries in docs/.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from snapgen.reproduce.report import Report, card
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "snapgen" / "bundled"
 README = ROOT / "README.md"
-ASKED = {  # what the benchmark's categories ask for
+ASKED = {  # what each category of the benchmark asks for
     "single": "one thing",
     "color": "a thing in a colour",
     "counting": "several of a kind",
@@ -39,15 +39,15 @@ ASKED = {  # what the benchmark's categories ask for
     "position": "one beside or above another",
     "attribution": "two things in a colour each",
 }
-LARGEST = 64 * 10**6  # bytes, all files together
-BLOCK = ("<!-- report:begin -->", "<!-- report:end -->")  # between them stands what a report says
+LARGEST = 64 * 10**6  # bytes, of all files together
+BLOCK = ("<!-- report:begin -->", "<!-- report:end -->")  # around the text that comes from a report
 
 
 def stage_provenance(model: Path) -> dict[str, Any]:
-    """The provenance of a pipeline folder and, by its recipe's paths, of the stages that it was built on.
+    """The provenance of a pipeline folder and of the stages that it was built on, found by its recipe's paths.
 
-    "earlier" lists the runs whose weights it started from, the latest first. NAMES stand for the models bundled until
-    now, whose own provenance holds that of their stages.
+    "earlier" lists the runs whose weights it started from, latest first. The NAMES mean the models bundled until now,
+    whose provenance includes that of their stages.
     """
     bundled = read_provenance(BUNDLED) if (BUNDLED / "provenance.json").exists() else {}
     if str(model) in NAMES:
@@ -73,7 +73,7 @@ def stage_provenance(model: Path) -> dict[str, Any]:
 
 
 def place(source: str, model: Path) -> Path:
-    """The folder that the recipe of `model` calls `source`: those of `snapgen reproduce` name it beside their run."""
+    """The folder that the recipe of `model` calls `source`, relative to its run if `snapgen reproduce` made it."""
     beside = model.resolve().parents[1] / source
     return beside if beside.is_dir() else Path(source)
 
@@ -85,27 +85,27 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def check_same(networks: tuple[torch.nn.Module, torch.nn.Module], origin: Path) -> None:
-    """Refuses to ship two models of which one would draw with weights that are not its own."""
+    """Refuse to ship two models if the second would run with a network that is not its own."""
     first, second = (network.state_dict() for network in networks)
     if first.keys() != second.keys() or not all(torch.equal(tensor, second[key]) for key, tensor in first.items()):
-        raise SystemExit(f"{origin}: its {type(networks[1]).__name__} is another than that of the base")
+        raise SystemExit(f"{origin}: its {type(networks[1]).__name__} differs from that of the base")
 
 
 def check_same_latents(base: SnapGenAutoencoder, other: SnapGenAutoencoder, origin: Path) -> None:
-    """Refuses an autoencoder whose encoder or scale is not that of the base, on whose latents the UNets draw."""
+    """Refuse an autoencoder with another encoder or scale than the base's: the UNets generate the base's latents."""
     if not same_latents(base, other):
-        raise SystemExit(f"{origin}: its latents are others than those of the base")
+        raise SystemExit(f"{origin}: its latents differ from those of the base")
 
 
 def forget_place(file: Path) -> None:
-    """Takes out of a configuration where on this machine it was read from."""
+    """Remove from a configuration the path on this machine that it was read from."""
     content = json.loads(file.read_text())
     content.pop("_name_or_path", None)
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def fill(file: Path, lines: list[str]) -> None:
-    """Puts `lines` of Markdown into the marked block of `file`."""
+    """Put `lines` of Markdown into the marked block of `file`."""
     before, begin, rest = file.read_text().partition(BLOCK[0])
     _, end, after = rest.partition(BLOCK[1])
     if not (begin and end):
@@ -114,7 +114,7 @@ def fill(file: Path, lines: list[str]) -> None:
 
 
 def headline(report: Report) -> list[str]:
-    """What the README says of the two models of a report: lines of a Markdown list."""
+    """The README's summary of a report's two models: lines of a Markdown list."""
     models = {model["stage"]: model for model in report["models"]}
     few, base = models["step"], models.get("distill", models["flow"])
     nouns = report["data"]["nouns"]
@@ -130,7 +130,7 @@ def headline(report: Report) -> list[str]:
 
 
 def scored_models(report: Report, folder: Path) -> tuple[Path, Path]:
-    """The two models in the `folder` of a reproduction that ship; refuses those that its report does not score."""
+    """The two models to ship from the `folder` of a reproduction; refuses models that its report does not score."""
     hashes = {model["stage"]: model["model_sha256"] for model in report["models"]}
     if "step" not in hashes:
         raise SystemExit(f"{folder}: the report scores no few-step model")
@@ -142,9 +142,9 @@ def scored_models(report: Report, folder: Path) -> tuple[Path, Path]:
 
 
 def write_bundle(base: SnapGenPipeline, few: SnapGenPipeline, more: dict[str, Any]) -> int:
-    """Replaces the folder by two models that share all but their UNet; `more`: JSON files beside them, by name.
+    """Replace the folder by two models that share all but their UNet; `more`: further JSON files, by name.
 
-    Returns its size in bytes. The model card stays.
+    Returns its size in bytes. The model card is kept.
     """
     card_file = BUNDLED / "README.md"
     written = card_file.read_bytes() if card_file.exists() else None
@@ -165,7 +165,7 @@ def write_bundle(base: SnapGenPipeline, few: SnapGenPipeline, more: dict[str, An
 
 
 def publish(report: Report) -> None:
-    """Writes `report` into the README and the model card, and samples the galleries of the new models."""
+    """Write `report` into the README and the model card, and generate the new models' galleries."""
     fill(README, headline(report))
     fill(BUNDLED / "README.md", card(report))
     for name, picture in (("mini", "gallery.png"), ("mini-base", "gallery_base.png")):
@@ -176,15 +176,15 @@ def publish(report: Report) -> None:
 def main() -> None:
     """Read the command line and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path, nargs="?", help="pipeline folder of the stage flow or distill, or mini-base")
-    parser.add_argument("few_steps", type=Path, nargs="?", help="pipeline folder of the stage step")
-    parser.add_argument("--autoencoder", type=Path, help="take the autoencoder from here (same encoder and scale)")
+    parser.add_argument("base", type=Path, nargs="?", help="pipeline folder of a flow or distill stage, or mini-base")
+    parser.add_argument("few_steps", type=Path, nargs="?", help="pipeline folder of a step stage")
+    parser.add_argument("--autoencoder", type=Path, help="use this autoencoder (with the same encoder and scale)")
     parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`, instead of the two models")
     options = parser.parse_args()
     report: Report | None = None
     if options.report is not None:
         if options.base is not None or options.autoencoder is not None:
-            parser.error("--report names the models and their autoencoder: leave out the others")
+            parser.error("--report names the models and their autoencoder: omit the other arguments")
         report = json.loads(options.report.read_text())
         options.base, options.few_steps = scored_models(report, options.report.parent)
     elif options.few_steps is None:

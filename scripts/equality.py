@@ -1,10 +1,10 @@
-"""Shows that a refactor changed nothing: what the bundled models sample, byte by byte, and what the debug recipes lose.
+"""Check that a refactor changed nothing: pictures, previews and weights byte by byte; losses, scores and plans exactly.
 
-    python scripts/equality.py record before.json      # before the first move
+    python scripts/equality.py record before.json      # before the refactor
     python scripts/equality.py compare before.json     # after it: prints what differs, exit status 1 if anything does
 
-It only uses the command line, so that one script serves the code before and after; `--snapgen` names the command of
-another checkout. One thread and the same processor both times: other processors round differently. Three minutes.
+It only uses the command line, so the same script works before and after; `--snapgen` names another checkout's command.
+Use the same processor both times, because others round differently. It runs on one thread and takes three minutes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = {  # options of `snapgen generate` beside prompts and the seed
+PICTURES = {  # options of `snapgen generate` besides prompts and seed
     "few_steps": ["--model", "mini"],
     "guided": ["--model", "mini-base", "--steps", "8", "--count", "2"],
     "wide": ["--model", "mini-base", "--steps", "4", "--size", "160x96", "--guidance", "2.5"],
 }
 PROMPTS = ["a red apple", "a dog to the left of a tree"]
-# In the order in which they start from one another.
+# In order: some start from the runs of earlier ones.
 RECIPES = [
     "autoencoder",
     "text",
@@ -42,11 +42,11 @@ RECIPES = [
     "lora",
 ]
 PLANS = ["t2i_2_256", "t2i_5_distill_1024", "t2i_6_step_1024", "decoder", "imagenet_256"]
-TIMES = ("seconds", "samples_per_second", "time", "memory")  # of a line of metrics, as they differ every time
+TIMES = ("seconds", "samples_per_second", "time", "memory")  # endings of metrics that differ from run to run
 
 
 def main() -> None:
-    """Records, or compares with a record."""
+    """Read the command line; record, or compare with a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["record", "compare"])
     parser.add_argument("file", type=Path, help="the record, JSON")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def observe(command: Path, folder: Path) -> dict[str, Any]:
-    """Everything that must stay as it is, by name; `folder` is empty."""
+    """All values that must not change, by name; `folder` is an empty folder to work in."""
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     shutil.copytree(ROOT / "examples", folder / "examples")
 

@@ -1,4 +1,4 @@
-"""Draw the README's contact sheet: every prompt of docs/gallery_prompts.txt once, with seed 0, none picked.
+"""Generate the README's contact sheet: every prompt of docs/gallery_prompts.txt once, with seed 0, no cherry-picking.
 
 python scripts/gallery.py [--model NAME|FOLDER] [--steps N] [--out docs/gallery.png]
 """
@@ -19,7 +19,7 @@ COLUMNS = 8
 
 
 def main() -> None:
-    """Read the command line and write the sheet."""
+    """Read the command line and write the contact sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="a bundled model or a pipeline folder")
     parser.add_argument("--steps", type=int, help="by default the model's own")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that a Chromium without a window is there: the tests vote on the human study's page in it.
+# Makes sure that a headless Chromium is installed: the tests use it to vote on the human study's page.
 set -euo pipefail
 
 if command -v chromium-headless-shell chromium google-chrome >/dev/null; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that the Noto Color Emoji font is there: the training data are drawn from it.
+# Makes sure that the Noto Color Emoji font is installed: the training pictures are rendered with it.
 set -euo pipefail
 
 font=NotoColorEmoji.ttf

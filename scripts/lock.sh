@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the newest versions that pyproject.toml allows for running, training, evaluating and testing: lock.sh FILE
+# Pins the newest versions that pyproject.toml allows for running, training, evaluating and testing: lock.sh FILE
 set -euo pipefail
 cd "$(dirname "$0")/.."
 file=$1

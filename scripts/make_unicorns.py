@@ -1,4 +1,4 @@
-"""Draw the ten pictures of the LoRA example: a unicorn, which the miniature's world does not have.
+"""Render the ten pictures of the LoRA example: a unicorn, which the miniature's world does not have.
 
 python scripts/make_unicorns.py [--out examples/unicorns]    (needs the emoji font; OFL-1.1 like its glyphs)
 """

@@ -1,13 +1,13 @@
-"""Measure the nouns of src/snapgen/world/emoji.tsv after the first 64: what hides them, and which can be told apart.
+"""Check the nouns of src/snapgen/world/emoji.tsv after the first 64: which backgrounds hide them, which are readable.
 
     python scripts/measure_vocabulary.py [--tries 6] [--write]
 
-1. Tones: the backgrounds that a sprite in its own colours does not stand out from. A noun that white hides is left out.
-2. Readability: pictures of each noun alone, in its own colours and tinted, as scenes have them, are read by the
-   detector among all nouns. A noun that it does not read exactly in more than one of TRIES is left out: it is too thin,
-   has several parts, or looks like another.
+1. Tones: the backgrounds from which a sprite in its own colours does not stand out. Nouns that white hides are dropped.
+2. Readability: the detector, knowing all nouns, reads pictures of each noun alone, in its own colours and tinted, as in
+   scenes. Nouns that it misreads in more than one of TRIES are dropped: they are too thin, have several parts, or look
+   like another noun.
 
-Prints what it finds; `--write` puts the tones into the file and takes out what is left out.
+Prints what it finds; `--write` writes the tones to the file and removes the dropped nouns.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from snapgen.world.sprites import SpriteSheet
 from snapgen.world.vocabulary import BACKGROUND, BACKGROUNDS, COLORS, EVERYTHING, NOUNS, Noun
 
 FILE = Path(__file__).resolve().parent.parent / "src" / "snapgen" / "world" / "emoji.tsv"
-SIDE = 44  # px, of most sprites in pictures of 128
-DISTINCT = 60.0  # Euclidean levels by which a pixel stands out
-HIDDEN = 0.3  # of a sprite's pixels that may not
-WHITE = 0.5  # the same before white, which is behind two pictures in five
-BEFORE = ("white", "yellow", "green", "purple")  # where readability is measured: templates of all take minutes
+SIDE = 44  # px, of most sprites in pictures of 128 px
+DISTINCT = 60.0  # Euclidean distance of levels at which a pixel stands out
+HIDDEN = 0.3  # share of a sprite's pixels that may fail to stand out
+WHITE = 0.5  # the same on white, the background of two pictures in five
+BEFORE = ("white", "yellow", "green", "purple")  # backgrounds for readability: templates for all would take minutes
 
 
 def hiding(sheet: SpriteSheet, noun: Noun) -> list[str]:
@@ -53,7 +53,7 @@ def hiding(sheet: SpriteSheet, noun: Noun) -> list[str]:
 
 
 def pictures(noun: Noun, tones: list[str], tries: int) -> Iterator[Scene]:
-    """Scenes of `noun` alone, a third of them tinted."""
+    """Scenes with `noun` alone, tinted in every third."""
     rng = np.random.default_rng(int.from_bytes(noun.name.encode(), "big") % 2**63)
     for number in range(tries):
         color = pick(rng, list(COLORS)) if number % 3 == 2 else None
@@ -71,7 +71,7 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=6, help="pictures of each noun")
-    parser.add_argument("--write", action="store_true", help="bring the file in line")
+    parser.add_argument("--write", action="store_true", help="update the file")
     options = parser.parse_args()
 
     sheet, draw = SpriteSheet(), SceneSource(SceneSettings())

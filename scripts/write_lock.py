@@ -1,4 +1,4 @@
-"""Print pip's installation report as a constraints file: one `name==version` a line, without this package."""
+"""Print pip's installation report as a constraints file: one `name==version` per line, without this package."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ HEADER = """\
 
 
 def locked_lines(report: dict) -> list[str]:
-    """The sorted pins of what `report` would install."""
+    """Sorted pins of the packages that `report` would install."""
     packages = [entry["metadata"] for entry in report["install"]]
     # A local version (torch's "+cpu") is a build of the same release: the pin leaves the choice of build open.
     pins = {package["name"].lower(): package["version"].partition("+")[0] for package in packages}

@@ -150,7 +150,7 @@ def test_two_models_become_the_bundled_ones(
         monkeypatch.setattr(sys, "argv", ["bundle.py", *arguments])
         bundle.main()
 
-    with pytest.raises(SystemExit, match="other: its latents are others than those of the base"):
+    with pytest.raises(SystemExit, match="other: its latents differ from those of the base"):
         run(str(runs["flow"]), str(runs["other"]))
     assert not (tmp_path / "bundled").exists()
     for base in (str(runs["flow"]), "mini-base"):

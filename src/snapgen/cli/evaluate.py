@@ -28,7 +28,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="'mini', 'mini-base', a model folder or a hub name; fid: or pictures, psnr: or an autoencoder.",
+            help="'mini', 'mini-base', a model folder or a hub name; fid also: pictures, psnr also: an autoencoder.",
         ),
     ],
     suite: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="What to measure: " + ", ".join(SUITES) + ".")],

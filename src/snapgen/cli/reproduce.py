@@ -34,7 +34,7 @@ def reproduce(
             help="Prompts per category of the benchmark, even beyond MINUTES; by default 2 to 20, as time allows."
         ),
     ] = None,
-    recipes: Annotated[Path | None, typer.Option(metavar="DIR", help="Another folder of recipes than NAME's.")] = None,
+    recipes: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of recipes instead of NAME's.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Override a recipe's setting; all.KEY for all stages."),
