@@ -175,7 +175,7 @@ def _quiet_libraries() -> Iterator[None]:
 
 
 class _WarningLines(logging.Handler):
-    """Prints a log record as `snapgen: warning: ...`."""
+    """Prints log records as `snapgen: warning: ...`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print `record` on standard error."""

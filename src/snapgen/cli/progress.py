@@ -12,7 +12,7 @@ import typer
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """Yields a function that advances a bar of `total` `unit`s by one; without a terminal it does nothing."""
+    """Yield a function that advances a bar of `total` `unit`s by one; without a terminal it does nothing."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -42,7 +42,7 @@ def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[
 
 
 def show_items(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-    """Yields `items` while a bar shows how many of `total` are done: a `snapgen.messages.Progress`."""
+    """Yield `items` while a bar shows how many of `total` are done: a `snapgen.messages.Progress`."""
     with progress_bar(description, total, "items") as advance:
         for item in items:
             yield item
@@ -50,6 +50,6 @@ def show_items(items: Iterable[Any], description: str, total: int) -> Iterator[A
 
 
 def show_message(message: str) -> None:
-    """Prints `message` on standard error, if it is a terminal."""
+    """Print `message` on standard error, if it is a terminal."""
     if sys.stderr.isatty():
         typer.echo(message, err=True)

@@ -134,5 +134,5 @@ def check_name(folder: Path, name: str) -> None:
 
 
 def show(message: str) -> None:
-    """Prints `message` on standard error even without a terminal: a run is long and usually read in a log."""
+    """Print `message` on standard error even without a terminal: a run is long and usually read in a log."""
     print(message, file=sys.stderr, flush=True)
