@@ -17,49 +17,11 @@ from snapgen.world.vocabulary import COLORS, NOUN
 
 STRIKE = 109  # px, the font's only size
 
-_FONT_NAME = "NotoColorEmoji.ttf"
-_FONT_FOLDERS = (
-    "/usr/share/fonts",
-    "/usr/local/share/fonts",
-    "~/.local/share/fonts",
-    "~/.fonts",
-    "~/Library/Fonts",
-    "/Library/Fonts",
-)
-
-
 # Where a sprite's low, middle and high luminance fall on the tint ramp: dark and light sprites both show the tint,
 # and even their dark parts differ from black.
 TINT_LEVELS = (25, 127.5, 215)
 
 _Master = tuple[Image.Image, tuple[float, float, float]]
-
-
-class FontMissingError(FileNotFoundError):
-    """The emoji font is missing, or is not the one with bitmaps; the message says how to install it."""
-
-
-@cache
-def find_font(font: str | None = None) -> Path:
-    """The path of the emoji font: `font` if given, else the first found in the system's font folders."""
-    if font is not None:
-        candidates = [Path(font)]
-    else:
-        folders = [Path(folder).expanduser() for folder in _FONT_FOLDERS]
-        candidates = [path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(_FONT_NAME))]
-    for path in candidates:
-        if path.is_file():
-            return path
-    given = "" if font is None else f" at {font}"
-    raise FontMissingError(
-        f"Noto Color Emoji font not found{given}; install it: apt-get install fonts-noto-color-emoji (or set data.font)"
-    )
-
-
-@cache
-def font_sha256(font: str | None = None) -> str:
-    """Hexadecimal SHA-256 of the font file, recorded with weights trained on its sprites."""
-    return hashlib.sha256(find_font(font).read_bytes()).hexdigest()
 
 
 def tint_ramp(color: str) -> np.ndarray:
