@@ -195,7 +195,7 @@ def test_steps_that_would_spoil_the_weights_are_left_out(tmp_path: Path, capfd: 
     assert [line.get("skipped", 0) for line in lines] == [0] * 6 + [1, 2, 3] + [3] * 3
     assert [line["loss"] is None for line in lines] == [False] * 6 + [True] * 3 + [False] * 3
     assert all(math.isfinite(line["grad_norm"]) for line in lines if line["loss"] is not None)
-    assert "step 7 is left out: loss is inf (1 so far)" in capfd.readouterr().err
+    assert "step 7 is skipped: loss is inf (1 so far)" in capfd.readouterr().err
     assert Image.open(run / "plots" / "loss.png").width > 100
 
     keep_all = {"checkpoint_every": 1, "keep_checkpoints": 12}

@@ -1,12 +1,12 @@
-"""Binding: how much the loss rises when a caption is made wrong in one point, by the kind of point.
+"""Binding: measures how much the loss rises when one detail of a caption is made wrong, for each kind of detail.
 
-A network that does not know which noun is on the left loses nothing when the two are swapped. The loss alone hides it,
-a score shows it only once pictures are sharp; this shows it after minutes. It looks at high noise, where it is decided
-what stands where.
+If a network does not know which noun is on the left, swapping the two does not raise its loss. The loss alone hides
+this, and a score shows it only once pictures are sharp. This measure shows it after minutes. It looks at high noise,
+where the layout is decided.
 
-What an ideal network would lose is known there: at pure noise it predicts the mean of all pictures that the caption
-describes. So the loss rises by the squared distance between the means of both captions' pictures, over sigma squared,
-since `v = (x_t - x_0) / sigma`.
+There we know what an ideal network would do: at pure noise it predicts the mean of all pictures that the caption
+describes. A wrong caption therefore raises its loss by the squared distance between the two captions' mean pictures,
+divided by sigma squared, since `v = (x_t - x_0) / sigma`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor
 from snapgen.data.source import Contrast
 
 SIGMAS = (0.85, 0.93, 0.98)
-ALIKE = 4  # other pictures of either caption, for the ideal
+ALIKE = 4  # further pictures for each of the two captions, to compute the ideal
 
-Conditions = dict[str, Tensor]  # a batch of the stage `flow`
+Conditions = dict[str, Tensor]  # a batch of the `flow` stage
 
 
 @dataclass(frozen=True)
 class BindingTest:
-    """Pictures at each of `SIGMAS`, under right captions and under wrong ones."""
+    """Pictures at each of `SIGMAS`, with right and with wrong captions."""
 
-    kinds: list[str]  # of the K contrasts
-    right: Conditions  # of 3 K samples, those of one noise level together
+    kinds: list[str]  # one for each of the K contrasts
+    right: Conditions  # 3 K samples, grouped by noise level
     wrong: Conditions
-    ideal: dict[str, float]  # by kind, the rise of an ideal network's loss
+    ideal: dict[str, float]  # by kind: how much an ideal network's loss rises
 
 
 def make_binding_test(
@@ -40,11 +40,11 @@ def make_binding_test(
     encode: Callable[[list], Tensor],
     conditioned: Callable[[Tensor, Tensor, Tensor, list[str]], Conditions],
 ) -> BindingTest:
-    """The test of `contrasts`.
+    """Makes the test from `contrasts`.
 
     Args:
-        encode: pictures, uint8 H W 3 each, to normalised latents B C h w.
-        conditioned: from latents, noise, sigmas and captions, the batch that `measure_binding`'s `losses` takes.
+        encode: turns pictures, uint8 H W 3 each, into normalised latents B C h w.
+        conditioned: turns latents, noise, sigmas and captions into the batch that `measure_binding`'s `losses` takes.
     """
     latents = encode([contrast.picture for contrast in contrasts])
     generator = torch.Generator().manual_seed(0)
@@ -56,8 +56,8 @@ def make_binding_test(
         for captions in ([contrast.right for contrast in contrasts], [contrast.wrong for contrast in contrasts])
     )
     kinds = [contrast.kind for contrast in contrasts]
-    # Differences of pictures alike but for the wrong point, K alike C h w. The mean of products of different ones is
-    # the squared distance between the means, without a bias by their spread.
+    # Differences between pictures that are alike except for the wrong detail, shaped K alike (C h w). The mean product
+    # of two different differences is the squared distance between the means, without a bias from their spread.
     differences = (
         encode([picture for contrast in contrasts for picture in contrast.like_right])
         - encode([picture for contrast in contrasts for picture in contrast.like_wrong])
@@ -69,17 +69,17 @@ def make_binding_test(
 
 
 def _by_kind(kinds: Sequence[str], values: Tensor) -> dict[str, float]:
-    """The mean of `values`, one for each of `kinds`, by kind."""
+    """The mean of `values` for each kind; `kinds` names the kind of each value."""
     return {
         kind: values[torch.tensor([other == kind for other in kinds])].mean().item() for kind in dict.fromkeys(kinds)
     }
 
 
 def measure_binding(losses: Callable[[Conditions], Tensor], test: BindingTest) -> dict[str, float]:
-    """By kind: `binding/<kind>`, the share of pictures whose loss rises (chance: 0.5), `rise/<kind>`, by how much, and
-    `ideal/<kind>`, by how much an ideal network's would.
+    """Measures by kind: `binding/<kind>`, the share of pictures whose loss rises (chance: 0.5); `rise/<kind>`, by how
+    much it rises; and `ideal/<kind>`, by how much an ideal network's loss would.
 
-    losses: of each sample of a batch, shape B.
+    losses: gives the loss of each sample of a batch, shape B.
     """
     rises = (losses(test.wrong) - losses(test.right)).float().cpu().reshape(len(SIGMAS), -1).mean(dim=0)
     measures: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What a training step costs, as each stage states it (`Stage.cost`): counted on the meta device, nothing is run."""
+"""The cost of a training step in compute and memory (`Stage.cost`), counted on the meta device without running it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from snapgen.pipeline.bundled import BUNDLED, bundled_folder
 from snapgen.train.latent_recipe import LatentRecipe
 
 FP32, BF16 = 4, 2  # bytes
-LATENT_FACTOR = 8  # pixels a latent position
+LATENT_FACTOR = 8  # pixels per latent position, along each side
 CLIP_TOKENS, T5_TOKENS = 77, 256
-UNTRAINED_TOKENS = 32  # of a text encoder that is still to be trained: the miniature's
+UNTRAINED_TOKENS = 32  # for a text encoder that is not trained yet: as many as the miniature's has
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class TextModel:
     """A published text encoder."""
 
     parameters: int
-    embeddings: int  # of these, what is looked up and not multiplied with
-    tokens: int | None = CLIP_TOKENS  # of a caption; None: a language model's, as the recipe says
+    embeddings: int  # how many of these are looked up, not multiplied
+    tokens: int | None = CLIP_TOKENS  # per caption; None: a language model, for which the recipe sets the number
 
 
 TEXT_MODELS = {
@@ -43,7 +43,7 @@ TEXT_MODELS = {
 }
 TEXT_MODELS["google/gemma-2-2b-it"] = TEXT_MODELS["google/gemma-2-2b"]
 
-# A published teacher reads captions with its own encoders.
+# Published teachers and the presets they are counted as. They read captions with their own encoders.
 PUBLISHED_TEACHERS = {
     "stabilityai/stable-diffusion-3.5-large": "sd3.5-large",
     "stabilityai/stable-diffusion-3.5-large-turbo": "sd3.5-large",
@@ -57,16 +57,16 @@ PUBLISHED_ENCODERS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """A step of one recipe. `flops` are of a sample in all turns of a step, `frozen` and `activations` are bytes."""
+    """The cost of one step. `flops` are per sample, summed over all turns; `frozen` and `activations` are in bytes."""
 
-    network: nn.Module  # all that the stage trains, and what it keeps beside it, on the meta device
-    macs: int  # forward pass of the network that the run leaves, of a sample
+    network: nn.Module  # everything that the stage trains or keeps with it, on the meta device
+    macs: int  # forward pass of the finished network, per sample
     flops: dict[str, float]  # by part
-    frozen: dict[str, int]  # networks that do not learn, by part
-    activations: int  # the most that is alive in the forward pass, or while pictures become latents
-    latent_bytes: int = 0  # of a picture in the cache
-    target_bytes: int = 0  # of one stored answer of the teacher
-    uncounted: tuple[str, ...] = ()  # what is computed and held besides, of unknown size
+    frozen: dict[str, int]  # networks that are not trained, by part
+    activations: int  # peak during the forward pass, or while pictures are encoded
+    latent_bytes: int = 0  # per picture in the cache
+    target_bytes: int = 0  # per stored target of the teacher
+    uncounted: tuple[str, ...] = ()  # further parts whose size is unknown
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype:
@@ -75,19 +75,19 @@ def compute_dtype(recipe: Recipe) -> torch.dtype:
 
 
 def frozen_bytes(recipe: Recipe) -> int:
-    """Bytes of a parameter that does not learn."""
+    """Bytes per frozen parameter."""
     return BF16 if recipe.train.precision == "bf16" else FP32
 
 
 @dataclass
 class LatentCost:
-    """The parts of a step on latents that do not depend on what is trained around the network."""
+    """The costs that all stages on latents share: the network and the encoders."""
 
     recipe: LatentRecipe
     batch: int  # samples at a time
     network: Denoiser = field(init=False)  # on the meta device, fp32
-    macs: int = field(init=False)  # of its forward pass
-    side: int = field(init=False)  # of the latents
+    macs: int = field(init=False)  # of its forward pass, per sample
+    side: int = field(init=False)  # of the latents, in latent positions
 
     def __post_init__(self) -> None:
         self.side = self.recipe.data.resolution // LATENT_FACTOR
@@ -101,11 +101,11 @@ class LatentCost:
 
     @property
     def passes(self) -> float:
-        """What a step of the network is worth in forward passes: the backward pass counts twice."""
+        """The cost of a training step in forward passes: the backward pass counts as two."""
         return 3.0 + self.recipe.train.activation_checkpointing
 
     def inputs(self, network: Denoiser, batch: int, published: bool = False) -> dict[str, Tensor]:
-        """Latents, timesteps and text for `network`; `published`: of a teacher with its own text encoders."""
+        """Latents, timesteps and text for `network`; `published`: it is a teacher with its own text encoders."""
         tokens = CLIP_TOKENS + T5_TOKENS if published else text_tokens(self.recipe)
         inputs = {
             "sample": torch.empty(batch, network.config.in_channels, self.side, self.side),
@@ -117,14 +117,14 @@ class LatentCost:
         return inputs
 
     def forward_bytes(self, change: Any = lambda network: None) -> int:
-        """The most that is alive in the network's forward pass and its loss; `change` adapts the network before."""
+        """Peak bytes of the network's forward pass and its loss; `change` modifies the network first."""
         with torch.device("meta"):
             network = self.fresh_network(change)
             inputs = self.cast(self.inputs(network, self.batch))
             return peak_bytes(lambda: network(**inputs, return_dict=False)[0].float().square().mean())
 
     def fresh_network(self, change: Any = lambda network: None) -> Denoiser:
-        """Another network as training runs it: in the recipe's precision, recomputing activations if it says so."""
+        """A new network as training runs it: in the recipe's precision, recomputing activations if the recipe asks."""
         network = create_denoiser(self.recipe.model).to(compute_dtype(self.recipe)).train()
         if self.recipe.train.activation_checkpointing:
             network.enable_gradient_checkpointing()
@@ -145,7 +145,7 @@ class LatentCost:
         target_bytes: int = 0,
         more_text: tuple[str, ...] = (),
     ) -> Cost:
-        """The whole cost, with the encoders: `turns` batches are encoded in a step; `more_text` reads captions too."""
+        """The whole cost, encoders included. `turns`: batches per step; `more_text`: further text encoders."""
         encoding, held, uncounted = self._encoders(more_text)
         cached = self.recipe.cache is not None
         return Cost(
@@ -160,7 +160,7 @@ class LatentCost:
         )
 
     def _encoders(self, more_text: tuple[str, ...]) -> tuple[dict[str, float], dict[str, int], tuple[str, ...]]:
-        """FLOPs of a sample and bytes of the frozen autoencoder and text encoders; which ones are of unknown size."""
+        """FLOPs per sample and bytes of the frozen autoencoder and text encoders, and the encoders of unknown size."""
         recipe, autoencoder = self.recipe, autoencoder_of(self.recipe)
         flops: dict[str, float] = {}
         if recipe.cache is None:
@@ -178,7 +178,7 @@ class LatentCost:
         return flops, frozen, tuple(f"text encoder {name}" for name in names if name not in TEXT_MODELS)
 
     def _encoding_bytes(self) -> int:
-        """The most that is alive while pictures become latents in a step; that is over when the network runs."""
+        """Peak bytes while a step encodes pictures; they are freed before the network runs."""
         dtype, side = compute_dtype(self.recipe), self.recipe.data.resolution
         encoder = autoencoder_of(self.recipe).to(dtype).encoder
         pictures = torch.empty(min(self.batch, pictures_at_once(side, side)), 3, side, side, dtype=dtype, device="meta")
@@ -192,7 +192,7 @@ def text_names(recipe: LatentRecipe) -> list[str]:
 
 
 def text_tokens(recipe: LatentRecipe) -> int:
-    """Tokens of the joined text states: CLIPs share theirs, a language model's follow them (as Stable Diffusion 3)."""
+    """Tokens of the joined text states: CLIPs share theirs, a language model's follow (as in Stable Diffusion 3)."""
     shared, following = 0, 0
     for name in text_names(recipe):
         if name in TEXT_MODELS:
@@ -204,7 +204,7 @@ def text_tokens(recipe: LatentRecipe) -> int:
 
 
 def _own_tokens(folder: Path) -> int:
-    """The length of the tokenizer in `folder`, a pipeline's or a text stage's."""
+    """The maximum length of the tokenizer in `folder`, a pipeline's or a text stage's."""
     try:
         settings = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
         return int(settings["model_max_length"])
@@ -213,7 +213,7 @@ def _own_tokens(folder: Path) -> int:
 
 
 def autoencoder_of(recipe: LatentRecipe) -> SnapGenAutoencoder:
-    """The one in the recipe's folder, or, before it is trained, the preset that goes with the network; on meta."""
+    """The autoencoder in the recipe's folder, or the preset that fits the network if there is none yet; on meta."""
     folder = bundled_folder() / "vae" if str(recipe.autoencoder) in BUNDLED else recipe.autoencoder
     with torch.device("meta"):
         if (folder / "config.json").is_file():
@@ -225,7 +225,7 @@ class TeacherCost:
     """A frozen teacher on the meta device."""
 
     def __init__(self, base: LatentCost, name: str, preset: str | None) -> None:
-        """`name`: as the recipe has it; `preset`: what it is counted as, by default what it is."""
+        """`name`: the teacher in the recipe; `preset`: what it is counted as, by default what its name says."""
         self.published = preset == "sd3.5-large" or (preset is None and name in PUBLISHED_TEACHERS)
         self.own_text = PUBLISHED_ENCODERS if name in PUBLISHED_TEACHERS else ()
         with torch.device("meta"):
@@ -233,10 +233,10 @@ class TeacherCost:
             inputs = base.inputs(self.network, 1, self.published)
             self.counts = count(self.network, lambda: self.network(**inputs))
         grid = self.network.config.patch_size if isinstance(self.network, TeacherTransformer) else 1
-        self.grid = base.side // grid  # side of its last features
+        self.grid = base.side // grid  # side of its last feature map
 
     def frozen(self, recipe: Recipe) -> dict[str, int]:
-        """Its weights, in bytes."""
+        """The size of its weights, in bytes."""
         return {"teacher": frozen_bytes(recipe) * self.counts.parameters}
 
 

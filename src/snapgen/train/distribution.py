@@ -1,7 +1,7 @@
-"""The processes that train together: one alone, DDP, or FSDP2, which shards weights, gradients, moments and average.
+"""Distributed training: one process, DDP, or FSDP2, which shards weights, gradients, moments and moving average.
 
-Under FSDP2 every parameter is a `DTensor` of which a process holds its part. What is written, drawn from or resumed
-is whole again: the functions here go from the one to the other and leave plain tensors as they are.
+Under FSDP2 every parameter is a `DTensor`, and each process holds its part. Saving, sampling and resuming need whole
+tensors. The functions here convert between the two and leave plain tensors as they are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """accelerate's view of the processes that `accelerate launch` or `torchrun` started, or of this one alone."""
+    """The Accelerator for the processes that `accelerate launch` or `torchrun` started, or for this one alone."""
     sharding = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if sharding and os.environ.get("FSDP_VERSION") != "2":
         raise RecipeError("training supports one process, DDP or FSDP2, not FSDP 1: add --fsdp_version 2")
@@ -43,14 +43,14 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision],
         cpu=not torch.cuda.is_available(),
-        # The first process draws and evaluates while the others wait, which may take long.
+        # The others wait while the first process samples and evaluates, which can take long.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
     if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
         if sharding:
             _shard_on_cpu(accelerator)
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)  # else every process claims every core
+            torch.set_num_threads(1)  # otherwise every process claims every core
     kind = accelerator.distributed_type
     alone_or_ddp = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     if kind not in (*alone_or_ddp, DistributedType.FSDP):
@@ -59,37 +59,37 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
 
 
 def _shard_on_cpu(accelerator: Accelerator) -> None:
-    """FSDP2 on CPUs: torch can, accelerate knows it for accelerators only and would use DDP without a word."""
+    """Switches FSDP2 on for CPUs. torch supports it there, but accelerate does not and would silently use DDP."""
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    # As accelerate does it elsewhere: the one place that all its objects read.
+    # accelerate does the same elsewhere: all its objects read this one place.
     accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def distribute(
     accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer, partial: bool = False
 ) -> nn.Module:
-    """`network` wrapped for precision and processes; `partial`: a backward pass may leave parameters out.
+    """Wraps `network` for precision and distribution; `partial`: a backward pass may skip some parameters.
 
-    FSDP2 shards it in place, with `optimizer`'s parameters: a group for every block that the network names as one in
+    FSDP2 shards it and `optimizer`'s parameters in place: one group for each block that the network lists in
     `_no_split_modules`, and one for the rest.
     """
     if not accelerator.is_fsdp2:
-        if partial:  # which DDP must then look for; FSDP2 reduces the gradients that there are
+        if partial:  # DDP must look for these; FSDP2 reduces what gradients there are
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         return cast(nn.Module, accelerator.prepare_model(network))
     for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP2 takes no other memory format
+        parameter.data = parameter.data.contiguous()  # FSDP2 accepts no other memory format
     plugin = accelerator.state.fsdp_plugin
     blocks = blocks_of(network)
     if network._compiled_call_impl is not None:
-        # Hooks cut the graph at every block, and blocks share a function: each is a recompilation of it.
+        # Hooks cut the graph at every block, and blocks share one function, which is recompiled for each.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     plugin.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in blocks})
     plugin.mixed_precision_policy = None
     if accelerator.mixed_precision == "bf16":
-        # Autocast, as without shards, which leaves times and losses in fp32; blocks are gathered in bf16, which it
-        # would cast them to, gradients summed in fp32.
+        # Autocast, as without shards, keeps timesteps and losses in fp32. Blocks are gathered in bf16, to which autocast
+        # would cast them anyway, and gradients are summed in fp32.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -97,18 +97,18 @@ def distribute(
         network.forward = convert_outputs_to_fp32(autocast(network.forward))
     accelerator.prepare(network, optimizer)
     for group in optimizer.param_groups:
-        group["foreach"] = True  # AdamW's own choice on GPUs, but for shards, which it takes one by one unless told
+        group["foreach"] = True  # AdamW's default on GPUs, except for shards, which it updates one by one
     return network
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The parts that FSDP2 gathers one at a time: of the classes that networks name in `_no_split_modules`."""
+    """The parts that FSDP2 gathers one at a time: their classes are listed in `_no_split_modules`."""
     names = {name for part in network.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     return [part for part in network.modules() if type(part).__name__ in names]
 
 
 def hollow_copy(network: Network) -> Network:
-    """A copy of `network` in eval mode whose parameters hold nothing, for `filled`."""
+    """A copy of `network` in eval mode with empty parameters, for `filled`."""
     empty = {id(parameter): _hollow(parameter) for parameter in network.parameters()}
     return copy.deepcopy(network, cast(dict[int, object], empty)).eval()
 
@@ -119,9 +119,9 @@ def _hollow(parameter: nn.Parameter) -> nn.Parameter:
 
 @contextmanager
 def filled(hollow: Network, tensors: Mapping[str, Tensor]) -> Iterator[Network]:
-    """Lends `hollow` with the whole `tensors`, parameters and buffers by name.
+    """Fills `hollow` with the whole `tensors`, parameters and buffers by name; empties its parameters on exit.
 
-    All processes must enter together; in those but the first it stays hollow.
+    All processes must enter together. It is filled in the first process only.
     """
     places = dict(hollow.named_parameters()) | dict(hollow.named_buffers())
     for name, tensor in tensors.items():
@@ -136,7 +136,7 @@ def filled(hollow: Network, tensors: Mapping[str, Tensor]) -> Iterator[Network]:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes."""
+    """Whether this is the first process, the one that writes files."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
@@ -146,7 +146,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(part: Tensor, like: Tensor) -> Tensor:
-    """The tensor of which this process holds `part`, live, sharded as `like` is."""
+    """The tensor that is sharded like `like` and whose part in this process is `part`, live."""
     if not isinstance(like, DTensor):
         return part
     return DTensor.from_local(
@@ -155,14 +155,14 @@ def sharded_like(part: Tensor, like: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """`tensor` with the parts of all processes, which must call this together."""
+    """The whole `tensor`, joined from the parts of all processes, which must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors`, whole; nothing in processes but the first. All call it together.
+    """The whole `tensors` in the first process, nothing in the others. All processes must call it together.
 
-    They become whole one after another and then leave the device, so that it holds one of them at a time.
+    Each tensor is gathered and moved to the CPU before the next, so the device holds only one whole tensor at a time.
     """
     gathered: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -173,7 +173,7 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def copy_whole(target: Tensor, source: Tensor) -> None:
-    """Copies `source`, which every process has whole, over `target` or this process's part of it."""
+    """Copies `source`, which every process holds whole, into `target` or this process's part of it."""
     if isinstance(target, DTensor):
         placed = source.to(target.device)
         source = distribute_tensor(placed, target.device_mesh, target.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""A run that defends itself: a step that would spoil the weights is left out and counted; too many stop the run."""
+"""Protects a run: a step that would spoil the weights is skipped and counted, and too many in a row stop the run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from snapgen.config import TrainSettings
 from snapgen.files import atomic_folder
 from snapgen.weights import save_file_atomic
 
-SETTLED = 50  # accepted steps after which a loss is held against the average of those before
-KEEP = 0.98  # of the average, at every accepted step
+SETTLED = 50  # accepted steps, after which a loss is compared with the average of those before
+KEEP = 0.98  # decay of the average, per accepted step
 
 
 class Guard:
-    """Judges every step by its metrics, the same on all processes. Its numbers are part of a checkpoint."""
+    """Judges every step by its metrics, with the same result on all processes. A checkpoint includes its state."""
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
-        self.average = 0.0  # of the loss's magnitude, over accepted steps: with an adversary it crosses 0
+        self.average = 0.0  # of the loss's magnitude over accepted steps: with an adversary the loss crosses 0
         self.accepted = self.skipped = self.in_a_row = 0
 
     def state(self) -> dict[str, float]:
-        """What `load` takes."""
+        """The numbers that `load` takes."""
         return {name: value for name, value in vars(self).items() if name != "settings"}
 
     def load(self, state: Mapping[str, float]) -> None:
@@ -40,27 +40,27 @@ class Guard:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 return f"{name} is {value}"
-        loss, factor = metrics.get("loss", 0.0), self.settings.skip_factor  # an adversary's turn comes before it
+        loss, factor = metrics.get("loss", 0.0), self.settings.skip_factor  # no loss yet in an adversary's turn
         if self.accepted >= SETTLED and self.average > 0 and loss > factor * self.average:
             return f"loss is {loss:.4g}, more than {factor:g} times its average magnitude {self.average:.4g}"
         return None
 
     def accept(self, loss: float) -> None:
-        """Notes a step that reached the weights."""
+        """Counts a step that reached the weights, and updates the average loss."""
         keep = min(KEEP, self.accepted / (self.accepted + 1))  # a plain mean at first
         self.average = keep * self.average + (1 - keep) * abs(loss)
         self.accepted += 1
         self.in_a_row = 0
 
     def skip(self) -> bool:
-        """Notes a step that was left out; True when that makes too many in a row."""
+        """Counts a skipped step; True when that makes too many in a row."""
         self.skipped += 1
         self.in_a_row += 1
         return self.in_a_row >= self.settings.max_skipped
 
 
 def save_evidence(run: Path, step: int, objection: str, metrics: Mapping[str, float], batch: Any) -> Path:
-    """Writes `run/failure`: the last batch of this process as safetensors, and what was found wrong with the step."""
+    """Writes `run/failure`: the last batch of this process as safetensors, and what was wrong with the step."""
     tensors = {
         keystr(path).strip("[].'\"") or "batch": leaf.detach().cpu().clone()
         for path, leaf in tree_flatten_with_path(batch)[0]

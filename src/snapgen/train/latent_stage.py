@@ -1,4 +1,4 @@
-"""What the stages on latents share: frozen encoders, batches, held-out losses, samples and the saved pipeline."""
+"""The base of the stages on latents: frozen encoders, batches, held-out losses, samples and the saved pipeline."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from snapgen.train.teachers.teacher import NetworkTeacher, load_teacher
 from snapgen.weights import load_network
 
 Batch = dict[str, Tensor]
-"""`x0` and `noise` (B C h w), `sigmas` (B), text `states` (B N D) and `mask` (B N), and what a stage adds."""
+"""`x0` and `noise` (B C h w), `sigmas` (B), text `states` (B N D) and `mask` (B N), and whatever a stage adds."""
 
 
 class LatentStage(Stage[LatentRecipeType, ModelType]):
-    """A stage that trains `network`, a UNet or a teacher's transformer, on latents under frozen text states.
+    """A stage that trains `network`, a UNet or a teacher's transformer, on latents and frozen text states.
 
     A subclass calls `super().__init__(recipe, context)` and sets `self.model` to what is trained: the network, or a
-    module that holds it.
+    module that contains it.
     """
 
     validation_count: ClassVar[int] = 128  # held-out pictures
-    timestep_bins: ClassVar[int] = 16  # of the curve of losses by noise level; divides that
+    timestep_bins: ClassVar[int] = 16  # of the loss curve by noise level; divides `validation_count`
 
     network: Denoiser  # as it was before training
 
@@ -65,7 +65,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
                 f"model {recipe.model} reads text states of width {text_width(self.network)}, "
                 f"the text encoders in {recipe.text} give {self.text.width}"
             )
-        # A teacher attends to padding too, and a network is compiled for one number of tokens.
+        # A teacher attends to padding too, and a compiled network needs a fixed number of tokens.
         self.trims_text = isinstance(self.network, SnapGenUNet) and not recipe.train.compile
         self.source = self.open_source(recipe.data)
         self.batches = self._open_batches()
@@ -73,7 +73,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
     # What is frozen, and what is trained
 
     def _load_text(self) -> tuple[dict[str, Any], JointTextEncoder]:
-        """The frozen text encoders, as the pipeline's components and as one."""
+        """The frozen text encoders, as the pipeline's components and joined into one."""
         sources, language = text_sources(self.recipe.text), self.recipe.language
         try:
             components = load_text_encoders(sources, self.frozen_dtype)
@@ -86,7 +86,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return components, text
 
     def _load_network(self) -> Denoiser:
-        """A new network of the preset, or the one to start from; RecipeError if that knows other latents."""
+        """A new network of the preset, or the one to start from; RecipeError if that was trained on other latents."""
         initial, side = self.recipe.initial, self.recipe.data.resolution // self.autoencoder.spatial_factor
         if initial is None:
             return create_denoiser(self.recipe.model, sample_size=side)
@@ -94,23 +94,23 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         own = load_network(SnapGenAutoencoder, str(folder / "vae"), dtype=torch.float32)
         if not same_latents(self.autoencoder, own):
             raise RecipeError(
-                f"initial: {initial} draws on another autoencoder's latents than {self.recipe.autoencoder}'s; "
+                f"initial: {initial} was trained on another autoencoder's latents than {self.recipe.autoencoder}'s; "
                 f"set autoencoder to {'mini' if str(initial) in BUNDLED else folder / 'vae'}, and text to its own too"
             )
         network = load_denoiser(folder / "unet")
-        if isinstance(network, SnapGenUNet):  # its default size is the last it learned; a transformer's grid is its own
+        if isinstance(network, SnapGenUNet):  # its default size is that of its last training; not so a transformer's
             network.register_to_config(sample_size=side)
         return network
 
     def require_unet(self) -> SnapGenUNet:
-        """The network, where only a UNet can be trained; else RecipeError."""
+        """The network, for stages that train only a UNet; RecipeError if it is not one."""
         if not isinstance(self.network, SnapGenUNet):
             name = type(self.network).__name__
             raise RecipeError(f"model {self.recipe.model} is a {name}, expected a {SnapGenUNet.__name__}")
         return self.network
 
     def load_teacher(self, name: str) -> NetworkTeacher:
-        """The teacher in the folder, or of the hub name, `name`; RecipeError if it is none for this student."""
+        """The teacher `name`, a folder or hub name; RecipeError if it does not suit this student."""
         source = folder_or_hub_name("teacher", name)
         try:
             return load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, self.context.device)
@@ -119,18 +119,18 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
 
     @property
     def frozen_dtype(self) -> torch.dtype:
-        """The dtype of networks that do not learn: bf16 on a GPU that computes in it anyway."""
+        """The dtype of frozen networks: bf16 on a GPU if the recipe trains in it, else fp32."""
         half = self.recipe.train.precision == "bf16" and self.context.device.type == "cuda"
         return torch.bfloat16 if half else torch.float32
 
     def denoiser(self, model: ModelType) -> Denoiser:
-        """The network that predicts the velocity, within what is trained."""
+        """The network within `model` that predicts the velocity."""
         raise NotImplementedError
 
     # Latents
 
     def _open_batches(self) -> Batches:
-        """Normalised latents in the order of training."""
+        """Normalised latents in training order."""
         recipe, context = self.recipe, self.context
         micro_batch = recipe.train.batch_size // recipe.train.gradient_accumulation
         if recipe.cache is None:
@@ -141,7 +141,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return CachedBatches(cache.load(), micro_batch, recipe.seed)
 
     def _latents_of(self) -> list[Any]:
-        """What decides latents, but for the pictures: not the decoder, which may be trained anew behind its encoder."""
+        """What determines latents besides the pictures: not the decoder, which may be retrained behind its encoder."""
         config, weights = self.autoencoder.config, encoding_weights(self.autoencoder)
         tensors = [weights[name].cpu().contiguous().numpy().tobytes() for name in sorted(weights)]
         return [sorted(weights), config.scaling_factor, config.shift_factor, *tensors]
@@ -157,9 +157,9 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
     def attention(self) -> AbstractContextManager[Any]:
-        """On the CPU, plain attention: backwards the fused kernel is several times slower there.
+        """Plain attention on the CPU, where the backward pass of the fused kernel is several times slower.
 
-        Not when activations are recomputed: that happens outside, where the choice would be another.
+        Not when activations are recomputed: that happens outside this context, with the default kernel.
         """
         plain = self.context.device.type == "cpu" and not self.recipe.train.activation_checkpointing
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
@@ -168,7 +168,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
 
     def batch(self, step: int) -> Batch:
         """This process's samples: latents, noise, noise levels and text."""
-        # Sampled for the global batch and sliced, so that the number of processes changes nothing.
+        # Sampled for the global batch, then sliced, so that the number of processes changes nothing.
         total, own = self.share(step)
         batch = self.batches(step, own)
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, step))
@@ -178,14 +178,14 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return self.conditioned(batch.latents, noise, sigmas, captions, encoders)
 
     def share(self, step: int) -> tuple[int, slice]:
-        """The samples in the global micro-batch number `step`, and which of them this process takes."""
+        """The size of the global micro-batch number `step`, and the slice of it that this process takes."""
         count = len(self.local_indices(step))
         return count * self.context.world, slice(count * self.context.rank, count * (self.context.rank + 1))
 
     def sample_chance(self, count: int, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What is random in `count` samples of `shape`: noise, sigmas, whose captions and which encoders' are dropped.
+        """The random choices for `count` samples of `shape`: noise, sigmas, dropped captions, and dropped encoders.
 
-        Shapes: B C h w, B, B, and B E for E text encoders; a caption that is kept from all of them is dropped.
+        Shapes: B C h w, B, B, and B E for E text encoders. A caption that no encoder sees counts as dropped.
         """
         noise = torch.randn(count, *shape, generator=generator)
         sigmas = self._sample_sigmas(count, generator)
@@ -202,7 +202,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return torch.where(torch.rand(count, generator=generator) < timesteps.high_share, high, sigmas)
 
     def captions(self, pictures: list[int], variants: list[int], dropped: Tensor) -> list[str]:
-        """A caption of each picture in its wording `variants`; "" where it is `dropped` (bool B)."""
+        """A caption of each picture, in the wording that `variants` gives; "" where it is `dropped` (bool B)."""
         return [
             "" if drop else self.source.caption(picture, variant)
             for picture, variant, drop in zip(pictures, variants, dropped.tolist(), strict=True)
@@ -211,7 +211,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
     def conditioned(
         self, latents: Tensor, noise: Tensor, sigmas: Tensor, captions: list[str], dropped: Tensor | None = None
     ) -> Batch:
-        """The batch of these samples, on the device. `dropped` as for `conditions`."""
+        """These samples as a batch on the device; `dropped` as for `conditions`."""
         device = self.context.device
         return {
             "x0": latents.to(device).contiguous(memory_format=torch.channels_last),
@@ -220,9 +220,9 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         } | self.conditions(captions, dropped)
 
     def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
-        """What a batch knows of its captions: `states` B N D and `mask` B N.
+        """The encoded captions for a batch: `states` B N D and `mask` B N.
 
-        dropped: B E, True where a caption is kept from one of the E text encoders.
+        dropped: B E, True where one of the E text encoders does not see the caption.
         """
         with self.autocast():
             text = self.text(captions, dropped)
@@ -242,7 +242,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
 
     @cached_property
     def heldout(self) -> Batch:
-        """A batch of held-out compositions, all squares, at evenly spread noise levels."""
+        """A batch of held-out compositions, all square, at evenly spaced noise levels."""
         source = self.recipe.data.validation(self.validation_count).open()
         indices, pictures = first_readable(source, self.validation_count)
         latents = encode_in_parts(self.encode, pictures)
@@ -252,9 +252,9 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return self.conditioned(latents, noise, sigmas, captions)
 
     def in_parts(self, function: Callable[[Batch], Batch], batch: Mapping[str, Tensor]) -> Batch:
-        """`function` of pieces of `batch` no larger than this process's share of a step, joined.
+        """Applies `function` to pieces of `batch` and joins the results.
 
-        What fits in training fits here.
+        No piece is larger than this process's share of a step, so what fits in training fits here.
         """
         size = len(self.local_indices(0))
         pieces = [
@@ -264,14 +264,14 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def by_noise_level(self, losses: Mapping[str, Tensor]) -> dict[str, list[float]]:
-        """Losses of the samples of `heldout`, as means over `timestep_bins` equal parts of [0, 1]."""
+        """The losses of the samples of `heldout`, averaged over `timestep_bins` equal parts of [0, 1]."""
         sigmas = [(index + 0.5) / self.timestep_bins for index in range(self.timestep_bins)]
         return {"sigma": sigmas} | {
             name: loss.reshape(self.timestep_bins, -1).mean(dim=1).tolist() for name, loss in losses.items()
         }
 
     def make_binding_test(self, count: int) -> BindingTest | None:
-        """Held-out compositions under `count` right and wrong captions of each kind; None if the source has none."""
+        """Held-out compositions with `count` right and wrong captions of each kind; None if the source has none."""
         source = self.recipe.data.validation(self.validation_count).open()
         if not count or not isinstance(source, ContrastingSource):
             return None
@@ -280,7 +280,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
 
     @torch.no_grad()
     def measure_binding(self, network: nn.Module, test: BindingTest | None) -> dict[str, float]:
-        """What captions made wrong in one point do to the loss of `network`; nothing without a test."""
+        """How captions with one wrong detail change the loss of `network`; empty without a test."""
         if test is None:
             return {}
 
@@ -293,7 +293,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
     # Samples and the finished model
 
     def pipeline(self, network: Denoiser) -> SnapGenPipeline:
-        """The whole model around `network`."""
+        """The complete pipeline around `network`."""
         return SnapGenPipeline(
             network,
             self.autoencoder,
@@ -306,7 +306,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         )
 
     def draw(self, model: ModelType) -> Image.Image:
-        """Guided samples of the recipe's prompts, from fixed noise."""
+        """Guided samples for the recipe's prompts, from fixed noise."""
         prompts = list(self.recipe.prompts) or [
             self.source.caption(index, 0) for index in range(min(24, len(self.source)))
         ]
@@ -318,5 +318,5 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return contact_sheet([np.round(picture * 255).astype(np.uint8) for picture in pictures], prompts, columns=8)
 
     def save(self, model: ModelType, folder: Path) -> None:
-        """A complete pipeline folder."""
+        """Writes a complete pipeline folder."""
         self.pipeline(self.denoiser(model)).save_pretrained(folder)

@@ -1,8 +1,5 @@
-"""The one training loop.
-
-It knows steps, accumulation, precision, processes, EMA, checkpoints, logs and resume; what is trained on what, and with
-which loss, is the stage's (`snapgen.train.stage`).
-"""
+"""The one training loop. It handles steps, accumulation, precision, processes, EMA, checkpoints, logs and resume.
+The stage decides what is trained, on what data and with which loss (`snapgen.train.stage`)."""
 
 from __future__ import annotations
 
@@ -69,7 +66,7 @@ def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, ru
 
         # Run folder
         checkpoint = open_run(run, recipe, resume, display)
-        accelerator.wait_for_everyone()  # all have looked before the first one writes
+        accelerator.wait_for_everyone()  # all processes must look before the first one writes
         if main:
             prepare_run(run, content)
 
@@ -81,7 +78,7 @@ def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, ru
             accelerator.num_processes,
             run,
             display.track,
-            lambda text: print(f"snapgen: warning: {text}", file=sys.stderr, flush=True),  # of any process
+            lambda text: print(f"snapgen: warning: {text}", file=sys.stderr, flush=True),  # from any process
         )
         if accelerator.is_fsdp2:
             check_shardable(settings)
@@ -105,17 +102,17 @@ def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, ru
             torch.manual_seed(derive_seed(recipe.seed, done, accelerator.process_index))
             metrics, stopping, objection = train_step(accelerator, stage, model, state, done, caught)
             if objection is not None:
-                display.line(f"snapgen: warning: step {step} is left out: {objection} ({state.guard.skipped} so far)")
+                display.line(f"snapgen: warning: step {step} is skipped: {objection} ({state.guard.skipped} so far)")
             seconds = time.monotonic() - started
             metrics["samples_per_second"] = settings.batch_size / seconds
             last = step == settings.steps
 
-            # Samples, then the record, then the checkpoint: all that a checkpoint follows is on disk before it
+            # Samples, then the record, then the checkpoint: what precedes a checkpoint is on disk before it
             sampling = last or step % settings.sample_every == 0
             if sampling:
                 with state.averaged() as averaged:
                     if report is not None:
-                        # Not compiled: shapes are others here, and compiling each takes minutes
+                        # Not compiled: shapes differ here, and compiling each takes minutes
                         with torch.compiler.set_stance("force_eager"):
                             metrics |= evaluate(stage, averaged, report, step)
             if report is not None:
@@ -129,11 +126,11 @@ def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, ru
                 display.line(f"stopped after step {step} with a checkpoint; --resume continues")
                 sys.exit(STOP_SIGNALS[stopping])
 
-        # Finished model, freed of the precision wrapper, which cannot be copied
+        # Finished model, without the precision wrapper, which cannot be copied
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         save_model(run, stage, state, content)
         accelerator.wait_for_everyone()
-        if caught:  # meanwhile: who trains several stages starts no other
+        if caught:  # a signal came meanwhile: a caller that trains several stages must not start the next
             sys.exit(STOP_SIGNALS[min(caught)])
     return run / "model"
 
@@ -146,9 +143,9 @@ def train_step(
     done: int,
     caught: set[signal.Signals],
 ) -> tuple[dict[str, float], signal.Signals | None, str | None]:
-    """One step after `done` others: an update of the optimiser in each of the stage's turns.
+    """One step after `done` others: one optimiser update in each of the stage's turns.
 
-    Returns its metrics, the signal on which all processes agree to stop, and why it was left out if it was.
+    Returns its metrics, the signal on which all processes agree to stop, and, if it was skipped, the reason.
     """
     settings: TrainSettings = stage.recipe.train
     rate = learning_rate(done, settings)
@@ -164,9 +161,9 @@ def train_step(
         stopping = stopping or signaled
         objection = state.guard.objection(metrics)
 
-        # Update, or not
+        # Update, unless the guard objects
         parameters = stage.model.parameters()
-        # `foreach` is what it would choose, but for shards, which it takes one by one unless told.
+        # `foreach` is its default, except for shards, which it would clip one by one.
         grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip, foreach=True)).item()
         metrics[f"{prefix}grad_norm"] = grad_norm
         objection = objection or state.guard.objection(metrics)
@@ -175,9 +172,9 @@ def train_step(
         for group in state.optimizer.param_groups:
             group["lr"] = rate * stage.rate(turn)
         state.optimizer.step()
-    metrics = {"loss": math.nan} | metrics | {"learning_rate": rate}  # the last turn may not have come
+    metrics = {"loss": math.nan} | metrics | {"learning_rate": rate}  # the last turn may not have been reached
 
-    # What the whole step was
+    # Outcome of the whole step
     if objection is None:
         state.average()
         state.guard.accept(metrics["loss"])
@@ -186,7 +183,7 @@ def train_step(
         if accelerator.is_main_process:
             where = f"; the evidence is in {save_evidence(stage.context.run, done + 1, objection, metrics, batch)}"
         raise ValueError(
-            f"step {done + 1}: {objection}; {state.guard.in_a_row} steps in a row were left out and training stopped, "
+            f"step {done + 1}: {objection}; {state.guard.in_a_row} steps in a row were skipped and training stopped, "
             f"the last checkpoint is intact{where}: look at the data, or lower train.learning_rate"
         )
     return metrics | ({"skipped": state.guard.skipped} if state.guard.skipped else {}), stopping, objection
@@ -201,10 +198,10 @@ def forward_backward(
     index: int,
     caught: set[signal.Signals],
 ) -> tuple[dict[str, float], signal.Signals | None, Any]:
-    """The gradients of turn number `index`; returns its losses, the signal to stop on, and the last batch."""
+    """Computes the gradients of turn number `index`; returns its losses, the signal to stop on, and the last batch."""
     rounds = stage.recipe.train.gradient_accumulation
 
-    # Gradients are exchanged in the last round only
+    # Gradients are exchanged only in the last round
     state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for number in range(rounds):
@@ -215,7 +212,7 @@ def forward_backward(
         for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value.detach().float() / rounds
 
-    # Means over the processes; the signals travel along, so that all stop after the same step
+    # Means over the processes; the signals are shared too, so that all stop after the same step
     flags = [torch.tensor(float(number in caught), device=accelerator.device) for number in STOP_SIGNALS]
     means = accelerator.reduce(torch.stack([*sums.values(), *flags]), "mean").tolist()
     stopping = next((number for number, flag in zip(STOP_SIGNALS, means[len(sums) :], strict=True) if flag), None)
@@ -223,7 +220,7 @@ def forward_backward(
 
 
 def only_train(optimizer: torch.optim.Optimizer, learners: Iterable[torch.nn.Parameter]) -> None:
-    """Of all that the optimiser trains, lets `learners` alone have gradients: it leaves out what has none."""
+    """Gives gradients to `learners` only; the optimiser skips parameters that have none."""
     chosen = set(learners)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -231,7 +228,7 @@ def only_train(optimizer: torch.optim.Optimizer, learners: Iterable[torch.nn.Par
 
 
 def evaluate(stage: Stage[RecipeType, ModelType], averaged: ModelType, report: Report, step: int) -> dict[str, float]:
-    """Samples and loss curves of the averaged model for `report`; returns its evaluation."""
+    """Adds samples and loss curves of the averaged model to `report`; returns its evaluation."""
     report.samples(step, stage.draw(averaged))
     metrics = {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
     if curves := stage.timestep_losses(averaged):
@@ -241,7 +238,7 @@ def evaluate(stage: Stage[RecipeType, ModelType], averaged: ModelType, report: R
 
 
 def write_checkpoint(run: Path, state: TrainState[ModelType], step: int, content: dict[str, Any], keep: int) -> None:
-    """`save_checkpoint`, with one line for a disk that is full or gone."""
+    """Calls `save_checkpoint`; a full or missing disk becomes a one-line ValueError."""
     try:
         save_checkpoint(run, state, step, content, keep)
     except (OSError, SafetensorError) as error:
@@ -252,22 +249,22 @@ def write_checkpoint(run: Path, state: TrainState[ModelType], step: int, content
 
 
 def learning_rate(done: int, settings: TrainSettings) -> float:
-    """The learning rate of the step after `done` others: linear warm-up, then constant or down to 0 at `steps`."""
+    """The learning rate of the step after `done` others: linear warm-up, then constant or falling to 0 at `steps`."""
     if done < settings.warmup_steps:
-        return settings.learning_rate * (done + 1) / (settings.warmup_steps + 1)  # no step is lost to a rate of 0
+        return settings.learning_rate * (done + 1) / (settings.warmup_steps + 1)  # no step is wasted on a rate of 0
     progress = (done - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     return settings.learning_rate * factor[settings.schedule]
 
 
 def prepare_network(network: torch.nn.Module, settings: TrainSettings) -> None:
-    """Training mode, activation checkpointing and compilation, as the recipe asks."""
+    """Switches on training mode, and activation checkpointing and compilation if the recipe asks for them."""
     network.train()
     if settings.activation_checkpointing:
         able = [part for part in network.modules() if getattr(part, "_supports_gradient_checkpointing", False)]
         if not able:
             raise RecipeError(
-                f"train.activation_checkpointing: {type(network).__name__} has no blocks to recompute; leave it out"
+                f"train.activation_checkpointing: {type(network).__name__} has no blocks to recompute; set it to false"
             )
         for part in able:
             part.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -276,7 +273,7 @@ def prepare_network(network: torch.nn.Module, settings: TrainSettings) -> None:
 
 
 def open_run(run: Path, recipe: Recipe, resume: bool, display: Display) -> Checkpoint | None:
-    """The checkpoint to continue from; a RecipeError if `run` must not be written to. Changes nothing."""
+    """The checkpoint to continue from, if any; RecipeError if `run` must not be written to. Changes nothing."""
     if not resume:
         if checkpoint_folders(run):
             raise RecipeError(f"{run} already holds checkpoints: continue it with --resume or give another --out")
@@ -290,7 +287,7 @@ def open_run(run: Path, recipe: Recipe, resume: bool, display: Display) -> Check
 
 
 def prepare_run(run: Path, content: dict[str, Any]) -> None:
-    """Makes the run folder, clears what a killed attempt left half-written, and writes recipe.yaml."""
+    """Makes the run folder, removes half-written files of a killed attempt, and writes recipe.yaml."""
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     for folder in (run, run / "checkpoints", run / "samples", run / "plots"):
         remove_leftovers(folder)
@@ -301,7 +298,7 @@ def prepare_run(run: Path, content: dict[str, Any]) -> None:
 def save_model(
     run: Path, stage: Stage[RecipeType, ModelType], state: TrainState[ModelType], content: dict[str, Any]
 ) -> None:
-    """Writes `run/model` with the EMA weights, and where it came from as `provenance.json` beside them.
+    """Writes `run/model` with the EMA weights, and beside them `provenance.json`, which says where they came from.
 
     The first process writes; all must call it.
     """
@@ -316,10 +313,10 @@ def save_model(
 
 @contextmanager
 def stop_signals(insist: bool) -> Iterator[set[signal.Signals]]:
-    """Collects SIGTERM and Ctrl-C in the set it yields instead of dying.
+    """Collects SIGTERM and Ctrl-C in the set it yields, instead of exiting.
 
-    With `insist`, a second one of a kind acts as usual. Under a launcher it must not: the terminal and the launcher
-    both pass Ctrl-C on, and the repetition would cut the checkpoint off.
+    With `insist`, a second signal of the same kind acts as usual. Under a launcher it must not: the terminal and the
+    launcher both pass Ctrl-C on, and the second would interrupt the checkpoint.
     """
     caught: set[signal.Signals] = set()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}

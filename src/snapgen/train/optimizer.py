@@ -1,4 +1,4 @@
-"""The optimisers: AdamW, or Muon for matrices and AdamW for the rest."""
+"""The optimisers: AdamW, or Muon for hidden matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from snapgen.config import RecipeError, TrainSettings
 
-THINNEST = 32  # rows or columns; a thinner matrix leads into the network or out of it, and is AdamW's
+THINNEST = 32  # rows or columns; a thinner matrix is an input or output layer and left to AdamW
 
 
 class MuonAdamW(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for hidden matrices, AdamW for everything else, as one optimiser.
 
-    1x1 convolutions are matrices too. Updates of matrices have the spread of AdamW's (Liu et al. 2025), so that both
-    share one learning rate. A matrix has one moment, `momentum_buffer`, instead of AdamW's two.
+    1x1 convolutions are matrices too. Muon's updates are scaled to the RMS of AdamW's (Liu et al. 2025), so both share
+    one learning rate. A matrix has one moment, `momentum_buffer`, instead of AdamW's two.
     """
 
     def __init__(self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], lr: float, **settings: Any) -> None:
-        """`groups`: of AdamW, those of `matrices` among them, with `settings` as defaults."""
+        """`groups`: AdamW's parameter groups, which include the `matrices`; `settings`: their defaults."""
         super().__init__(groups, lr=lr, **settings)
         owner = {parameter: group for group in self.param_groups for parameter in group["params"]}
         self._parts = [
@@ -35,7 +35,7 @@ class MuonAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update; the gradients of matrices are gone afterwards."""
+        """Makes one update; afterwards the matrices have no gradients."""
         if closure is not None:
             raise ValueError("no closure expected")
         for parameter, group, muon in self._parts:
@@ -55,12 +55,12 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """A linear layer's weight, or a 1x1 convolution's without its last two dimensions; a view."""
+    """A view of a linear layer's weight, or of a 1x1 convolution's without its last two dimensions."""
     return tensor.detach().view(tensor.shape[:2])
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable weights of linear layers and 1x1 convolutions that lead neither in nor out."""
+    """The trainable weights of linear layers and 1x1 convolutions, except input and output layers."""
     layers = [
         part
         for part in model.modules()
@@ -77,9 +77,9 @@ def check_shardable(settings: TrainSettings) -> None:
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """The recipe's optimiser over the trainable parameters.
+    """The recipe's optimiser for the trainable parameters.
 
-    Only matrices and kernels (two dimensions or more) decay.
+    Weight decay applies to matrices and kernels only (two dimensions or more).
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [

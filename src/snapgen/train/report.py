@@ -1,4 +1,4 @@
-"""What a run shows and leaves to look at: progress on standard error, metrics.jsonl, TensorBoard, curves, samples."""
+"""Shows and records a training run: progress on standard error, metrics.jsonl, TensorBoard, curves and samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from snapgen.files import atomic_file
 from snapgen.pictures import save_png
 
 Item = TypeVar("Item")
-QUIET_SECONDS = 15.0  # between lines about a long preparation when standard error is no terminal
+QUIET_SECONDS = 15.0  # between lines about a long preparation if standard error is not a terminal
 
 
 class Display:
@@ -34,7 +34,7 @@ class Display:
         console = Console(stderr=True)
         self.bars: Progress | None = None
         if enabled and console.is_terminal:
-            # One display for everything: rich refuses two at a time.
+            # One display for everything: rich allows only one at a time.
             self.bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -46,14 +46,14 @@ class Display:
             self.bars.start()
 
     def line(self, text: str) -> None:
-        """One line, above the bars if there are any."""
+        """Prints one line, above the bars if there are any."""
         if self.bars is not None:
             self.bars.console.print(text, markup=False, highlight=False)
         elif self.enabled:
             print(text, file=sys.stderr, flush=True)
 
     def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-        """Passes `items` on, showing how many of `total` are done, the rate and the time left."""
+        """Yields `items`, showing how many of `total` are done, the rate and the time left."""
         started = shown = time.monotonic()
         task = None if self.bars is None else self.bars.add_task(description, total=total, detail="")
         try:
@@ -72,7 +72,7 @@ class Display:
                 self.bars.remove_task(task)
 
     def close(self) -> None:
-        """Takes the bars down."""
+        """Removes the bars."""
         if self.bars is not None:
             self.bars.stop()
 
@@ -81,7 +81,7 @@ class Report:
     """The record of a run, kept by the first process."""
 
     def __init__(self, run: Path, settings: TrainSettings, start: int, display: Display) -> None:
-        """`start`: steps already done; what an earlier attempt recorded past them is dropped."""
+        """`start`: steps already done; whatever an earlier attempt recorded after them is dropped."""
         self.run, self.settings, self.display = run, settings, display
         self.metrics = run / "metrics.jsonl"
         with atomic_file(self.metrics) as temporary:
@@ -89,14 +89,14 @@ class Report:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.metrics.open("a", buffering=1)  # a line reaches the disk as it is written
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
-        self.seconds = math.nan  # of a step, smoothed
+        self.seconds = math.nan  # per step, smoothed
         self.task = None
         if display.bars is not None:
             self.task = display.bars.add_task("train", total=settings.steps, completed=start, detail="")
 
     def step(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
         """Records the finished step number `step`, which took `seconds`."""
-        # JSON knows no NaN: an evaluation that is not finite is null.
+        # JSON has no NaN: values that are not finite become null.
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self.file.write(json.dumps({"step": step, **finite}) + "\n")
         self.seconds = seconds if math.isnan(self.seconds) else 0.95 * self.seconds + 0.05 * seconds
@@ -114,14 +114,14 @@ class Report:
                 self.writer.add_scalar(name, value, step)
 
     def samples(self, step: int, image: Image.Image | None) -> None:
-        """Writes the sample grid of `step`, if the stage drew one."""
+        """Writes the sample grid of `step`, if the stage made one."""
         if image is None:
             return
         save_png(image, self.run / "samples" / f"step_{step:08d}.png")
         self.writer.add_image("samples", numpy.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def timesteps(self, step: int, losses: Mapping[str, list[float]]) -> None:
-        """Adds a line to timesteps.jsonl and draws all of them, as Fig. 6 does; nothing if there are no losses."""
+        """Adds a line to timesteps.jsonl and plots all lines as in Fig. 6; does nothing if there are no losses."""
         if not losses:
             return
         path = self.run / "timesteps.jsonl"
@@ -132,7 +132,7 @@ class Report:
             plot_timesteps(lines).savefig(temporary, dpi=120)
 
     def plot(self) -> None:
-        """Draws the curves anew from metrics.jsonl."""
+        """Plots the curves again from metrics.jsonl."""
         lines = read_metrics(self.metrics)
         if lines:
             with atomic_file(self.run / "plots" / "loss.png") as temporary:
@@ -145,7 +145,7 @@ class Report:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, none if it does not exist; a last line cut off by a kill is left out."""
+    """The lines of a metrics.jsonl, none if it does not exist; a last line that a kill cut off is skipped."""
     lines: list[dict[str, Any]] = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -156,8 +156,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
-    """Curves over the steps: the loss (raw and smoothed), learning rate and gradient norm, evaluations if any."""
-    panels: dict[str, list[str]] = {}  # by what stands before the last "/"
+    """Curves over the steps: loss (raw and smoothed), learning rate and gradient norm, and evaluations if any."""
+    panels: dict[str, list[str]] = {}  # by the part before the last "/"
     for key in sorted({key for line in lines for key in line if key.startswith("eval/")}):
         panels.setdefault(key.rpartition("/")[0].replace("/ideal", "/rise"), []).append(key)
     figure = Figure(figsize=(8, 4 * (2 + len(panels))), layout="constrained")
@@ -180,7 +180,7 @@ def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
     rate.legend(loc="upper right")
 
     for axis, keys in zip(axes[2:], panels.values(), strict=True):
-        colors: dict[str, str] = {}  # by what stands after it: an ideal has the colour of what is measured by it
+        colors: dict[str, str] = {}  # by the part after it: an ideal has the colour of its measure
         for key in keys:
             color = colors.setdefault(key.rpartition("/")[2], f"C{len(colors)}")
             style = "--" if "/ideal/" in key else "o-"
@@ -194,7 +194,7 @@ def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
 
 
 def plot_timesteps(lines: list[dict[str, Any]]) -> Figure:
-    """Losses by noise level after Fig. 6, a panel a loss: the latest curve strong, those before it fading."""
+    """Losses by noise level as in Fig. 6, one panel per loss: the latest curve is strong, earlier ones fade."""
     names = [name for name in lines[-1] if name not in ("step", "sigma")]
     figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -209,14 +209,14 @@ def plot_timesteps(lines: list[dict[str, Any]]) -> Figure:
 
 
 def _finite(lines: list[dict[str, Any]], key: str) -> list[float]:
-    """The values of `key`, NaN where there was none that is finite."""
+    """The values of `key`; NaN where the value was not finite."""
     return [math.nan if line[key] is None else line[key] for line in lines]
 
 
 def smooth(values: list[float], window: int) -> list[float]:
-    """Exponential moving average over about `window` values, without the pull of its start towards 0.
+    """Exponential moving average over about `window` values, corrected for its start at 0.
 
-    A NaN counts for nothing: the average stays.
+    A NaN is ignored: the average stays as it was.
     """
     keep, average, weight, result = 1 - 1 / window, 0.0, 0.0, []
     for value in values:

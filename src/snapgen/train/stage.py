@@ -1,4 +1,4 @@
-"""The protocol between a stage (what is trained, on what, with which loss) and the one training loop."""
+"""The interface between a stage (what is trained, on what, with which loss) and the one training loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from snapgen.data.sources import DataSettings
 if TYPE_CHECKING:
     from snapgen.train.cost import Cost
 
-DISCRIMINATOR = "discriminator"  # the name of its turn in adversarial stages
+DISCRIMINATOR = "discriminator"  # the name of the discriminator's turn in adversarial stages
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Context:
     world: int  # processes that share a batch
     run: Path  # the run folder
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, description, total) -> the same items, shown
-    warn: Callable[[str], object] = lambda text: None  # one line about something that training gets over
+    warn: Callable[[str], object] = lambda text: None  # shows one line about a problem that does not stop training
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed in [0, 2^63) from whole numbers such as (seed, step, rank); neighbours give unrelated seeds."""
+    """A seed in [0, 2^63) from integers such as (seed, step, rank); neighbouring numbers give unrelated seeds."""
     digest = hashlib.blake2b("/".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -45,14 +45,16 @@ ModelType = TypeVar("ModelType", bound=torch.nn.Module)
 
 
 class Stage(ABC, Generic[RecipeType, ModelType]):
-    """What one stage adds to the loop: what it trains, its batches, its loss, what it draws and saves.
+    """What one stage adds to the loop: the trained model, its batches, loss, samples and saved folder.
 
     A subclass sets `recipe_type`, calls `super().__init__(recipe, context)` and sets `self.model`.
     """
 
     recipe_type: ClassVar[type[Recipe]]
     model: ModelType  # the trained network; the loop owns optimiser, EMA and distributed wrapping
-    turns: tuple[str, ...] = ("",)  # what a step updates, in order; adversarial stages have several, "" the last
+    turns: tuple[str, ...] = (
+        "",
+    )  # the updates of a step, in order; adversarial stages have several, and "" is the last
 
     def __init__(self, recipe: RecipeType, context: Context) -> None:
         rounds, batch_size = recipe.train.gradient_accumulation, recipe.train.batch_size
@@ -66,14 +68,14 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
 
     @classmethod
     def cost(cls, recipe: RecipeType, batch: int, teacher: str | None = None) -> Cost:
-        """What a step of `batch` samples at a time costs; RecipeError from a stage that cannot say.
+        """The cost of a step with `batch` samples at a time; RecipeError from a stage that cannot say.
 
-        teacher: the preset that the recipe's teacher is counted as; by default it is what its name says.
+        teacher: the preset that the recipe's teacher is counted as; by default what its name says.
         """
         raise RecipeError(f"stage {recipe.stage!r} cannot be planned: autoencoder, flow, distill and step can")
 
     def open_source(self, settings: DataSettings) -> Source:
-        """The recipe's pictures. The first process opens them before the others: what it indexes, they find."""
+        """The recipe's pictures. The first process opens them first, so that the others find its index."""
         distributed = self.context.world > 1
         if distributed and self.context.rank > 0:
             torch.distributed.barrier()
@@ -83,16 +85,16 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         return source
 
     def wait_for_everyone(self) -> None:
-        """Returns when all processes have come here."""
+        """Waits until all processes have called it."""
         if self.context.world > 1:
             torch.distributed.barrier()
 
     def place(self, network: Any) -> Any:
-        """`network` on the device, its kernels stored channels-last."""
+        """Moves `network` to the device, with its kernels stored channels-last."""
         return network.to(self.context.device, memory_format=torch.channels_last)
 
     def local_indices(self, micro_step: int) -> range:
-        """The global sample numbers that this process takes in `micro_step` (= step * accumulation + round)."""
+        """The global sample numbers of this process in `micro_step` (= step * accumulation + round)."""
         micro_batch = self.recipe.train.batch_size // self.recipe.train.gradient_accumulation
         share = micro_batch // self.context.world
         start = micro_step * micro_batch + self.context.rank * share
@@ -102,45 +104,46 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
     def batch(self, step: int) -> Any:
         """This process's share of the global micro-batch number `step`, on `context.device`.
 
-        A function of (recipe.seed, step) and `local_indices(step)` alone: that makes a resume exact, and lets one
-        process or many see the same global batch.
+        It depends only on (recipe.seed, step) and `local_indices(step)`. That makes a resume exact, and the global
+        batch is the same for one process or many.
         """
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:
         """Scalars, means over this process's share: `loss` is minimised, the others are logged.
 
-        `model` is `self.model` as wrapped for precision and distribution: call it, do not reach into it.
+        `model` is `self.model` wrapped for precision and distribution: call it, do not access its parts.
         The keys must be the same at every step and on every process.
         """
 
     def learners(self, turn: str) -> Iterable[torch.nn.Parameter]:
-        """What is updated in `turn`, of `self.model`."""
+        """The parameters of `self.model` that `turn` updates."""
         return self.model.parameters()
 
     def rate(self, turn: str) -> float:
-        """How fast those learn, times `train.learning_rate`."""
+        """The factor on `train.learning_rate` in `turn`."""
         return 1.0
 
     def turn_loss(self, turn: str, model: torch.nn.Module, batch: Any) -> dict[str, Tensor]:
-        """What `turn` minimises, as `loss`; a turn with a name is logged as `<turn>/<name>`."""
+        """The loss of `turn`, in the form of `loss`; a named turn is logged as `<turn>/<name>`."""
         return self.loss(model, batch)
 
     @abstractmethod
     def draw(self, model: ModelType) -> Image.Image | None:
-        """A grid of samples; `model` is unwrapped, in eval mode and holds the EMA weights. First process only."""
+        """A grid of samples. `model` is unwrapped, in eval mode, and holds the EMA weights. First process only."""
 
     @abstractmethod
     def save(self, model: ModelType, folder: Path) -> None:
         """Writes the diffusers or transformers folder of the unwrapped `model`, which holds the EMA weights."""
 
     def metrics(self, model: ModelType) -> dict[str, float]:
-        """Evaluation at sample time, called as `draw` is; logged as `eval/<name>`."""
+        """Evaluation whenever samples are made, called like `draw`; logged as `eval/<name>`."""
         return {}
 
     def timestep_losses(self, model: ModelType) -> dict[str, list[float]]:
-        """Held-out losses by noise level, called as `metrics` is: "sigma", rising, and as long a list for every loss.
+        """Held-out losses by noise level, called like `metrics`: "sigma", rising, and a list of that length per loss.
 
-        Empty for a stage without noise levels. Fig. 6 draws them; the mean of "loss" is logged as `eval/heldout`.
+        Empty for a stage without noise levels. They are plotted as in Fig. 6; the mean of "loss" is logged as
+        `eval/heldout`.
         """
         return {}

@@ -1,4 +1,4 @@
-"""Checkpoints of the training loop: everything an exact resume needs, in safetensors and JSON, nothing pickled.
+"""Checkpoints of the training loop: everything that an exact resume needs, in safetensors and JSON, nothing pickled.
 
 A checkpoint is a folder `checkpoints/step_00000500` with `model`, `ema` and `optimizer` .safetensors and a
 `state.json` that holds the step, the recipe, the guard's numbers and the SHA-256 of the three files.
@@ -25,7 +25,7 @@ from snapgen.train.guard import Guard
 from snapgen.train.stage import ModelType
 from snapgen.weights import load_file, save_file_atomic
 
-# What a resume may change without becoming another training.
+# Settings that a resume may change: the training stays the same.
 FREE_KEYS = frozenset(
     {
         "train.steps",
@@ -50,13 +50,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrainState(Generic[ModelType]):
-    """What changes during training. The step alone determines learning rate, EMA decay and random numbers."""
+    """Everything that changes during training. The step determines learning rate, EMA decay and random numbers."""
 
     model: ModelType  # unwrapped; its parameters may be shards
     optimizer: torch.optim.AdamW
     ema: EMAModel
     guard: Guard
-    hollow: ModelType | None = None  # of a sharded model: what its weights are gathered into
+    hollow: ModelType | None = None  # for a sharded model: the copy that its weights are gathered into
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of each file of a checkpoint, live (not copied), by name."""
@@ -72,7 +72,7 @@ class TrainState(Generic[ModelType]):
         return {"model": _unique_tensors(self.model), "ema": ema, "optimizer": moments}
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Copies a checkpoint in; tensors that do not fit the model are a ValueError naming the file."""
+        """Loads a checkpoint; ValueError naming the file if its tensors do not fit the model."""
         parameters = dict(self.model.named_parameters())
         moments = load_file(checkpoint.folder / "optimizer.safetensors")
         for key in moments:
@@ -89,14 +89,14 @@ class TrainState(Generic[ModelType]):
         self.ema.optimization_step = self.guard.accepted
 
     def average(self) -> None:
-        """Moves the average after an optimiser step, shard by shard."""
+        """Updates the moving average after an optimiser step, shard by shard."""
         self.ema.step([local(parameter) for parameter in self.model.parameters()])
 
     @contextmanager
     def averaged(self) -> Iterator[ModelType]:
-        """The model in eval mode with the EMA weights; afterwards in training mode with its own again.
+        """The model in eval mode with the EMA weights; on exit it is back in training mode with its own weights.
 
-        All processes must enter together. A sharded model is gathered into a copy, of use in the first process only.
+        All processes must enter together. A sharded model is gathered into a copy, for the first process only.
         """
         if self.hollow is not None:
             tensors = self.tensors()
@@ -115,7 +115,7 @@ class TrainState(Generic[ModelType]):
 
 
 def make_ema(model: torch.nn.Module, settings: TrainSettings) -> EMAModel:
-    """The moving average: after n steps, decay = min(ema_decay, 1 - n^-power), so that it follows early training.
+    """The moving average of the weights. After n steps, decay = min(ema_decay, 1 - n^-power), to follow early training.
 
     Without a power the decay is constant.
     """
@@ -129,7 +129,7 @@ def make_ema(model: torch.nn.Module, settings: TrainSettings) -> EMAModel:
 def save_checkpoint(run: Path, state: TrainState[ModelType], step: int, recipe: Mapping[str, Any], keep: int) -> Path:
     """Writes the checkpoint of `step` atomically, then removes all but the newest `keep` up to that step.
 
-    The first process writes; all must call it, for their shards.
+    The first process writes; all must call it, to contribute their shards.
     """
     folder = run / "checkpoints" / f"step_{step:08d}"
     files = ((file, gather(tensors)) for file, tensors in state.tensors().items())  # one at a time
@@ -142,7 +142,7 @@ def save_checkpoint(run: Path, state: TrainState[ModelType], step: int, recipe: 
             save_file_atomic(tensors, temporary / f"{file}.safetensors")
         content = {"step": step, "files": manifest(temporary), "recipe": dict(recipe), "guard": state.guard.state()}
         (temporary / "state.json").write_text(json.dumps(content, indent=1))
-    # Newer ones can only be damaged ones that a resume skipped: they must not push good ones out.
+    # Newer ones can only be damaged ones that a resume skipped: they must not displace good ones.
     older = [path for path in checkpoint_folders(run) if path.name <= folder.name]
     for path in older[:-keep]:
         shutil.rmtree(path)
@@ -155,7 +155,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest complete checkpoint; each damaged one on the way is named to `warn`."""
+    """The newest complete checkpoint, if any; each newer, damaged one is reported to `warn`."""
     for folder in reversed(checkpoint_folders(run)):
         try:
             content = json.loads((folder / "state.json").read_text())
@@ -171,7 +171,7 @@ def newest_checkpoint(run: Path, warn: Callable[[str], None]) -> Checkpoint | No
 
 
 def check_same_recipe(saved: Mapping[str, Any], given: Mapping[str, Any], run: Path) -> None:
-    """Refuses (RecipeError) to resume a run with another recipe; steps and the intervals may differ."""
+    """RecipeError if a run would be resumed with another recipe; the settings in `FREE_KEYS` may differ."""
     before, after = _flatten(saved), _flatten(given)
     missing = object()
     changed = [
@@ -187,7 +187,7 @@ def check_same_recipe(saved: Mapping[str, Any], given: Mapping[str, Any], run: P
 
 
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted keys."""
+    """Flattens a nested mapping to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:
@@ -198,7 +198,7 @@ def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _unique_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, tied ones once, as safetensors wants them."""
+    """Parameters and saved buffers by name, tied ones once, as safetensors requires."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     saved = model.state_dict().keys()
     return parameters | {name: buffer for name, buffer in model.named_buffers() if name in saved}

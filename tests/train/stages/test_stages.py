@@ -195,7 +195,9 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
         run_recipe("flow", tmp_path / "a", *paths_below(folder), f"text={tmp_path / 'nowhere'}")
     with pytest.raises(RecipeError, match="model mini reads text states of width 256, .* give 32"):
         run_recipe("flow", tmp_path / "b", *paths_below(folder), "model=mini")
-    with pytest.raises(RecipeError, match="initial: mini-base draws on another autoencoder's latents than .*to mini"):
+    with pytest.raises(
+        RecipeError, match="initial: mini-base was trained on another autoencoder's latents than .*to mini"
+    ):
         run_recipe("flow", tmp_path / "e", *paths_below(folder), "initial=mini-base")
     with pytest.raises(RecipeError, match="even batch"):
         run_recipe("text", tmp_path / "c", "train.batch_size=5")
@@ -273,7 +275,7 @@ def test_lora_settings_that_cannot_be_used(folder: Path, tmp_path: Path) -> None
 def test_the_bundled_model_can_be_started_from(tmp_path: Path) -> None:
     assert locate("initial", Path("mini-base")) == bundled_folder()
     for key in ("initial", "teacher"):
-        with pytest.raises(RecipeError, match=f"{key}: 'mini' draws in few steps .* name 'mini-base'"):
+        with pytest.raises(RecipeError, match=f"{key}: 'mini' is a few-step model .* name 'mini-base'"):
             locate(key, Path("mini"))
     assert locate("autoencoder", Path("mini"), "vae") == bundled_folder() / "vae"
     with pytest.raises(RecipeError, match="text: folder .*nowhere does not exist"):
