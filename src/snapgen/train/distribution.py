@@ -88,8 +88,8 @@ def distribute(
     plugin.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in blocks})
     plugin.mixed_precision_policy = None
     if accelerator.mixed_precision == "bf16":
-        # Autocast, as without shards, keeps timesteps and losses in fp32. Blocks are gathered in bf16, to which autocast
-        # would cast them anyway, and gradients are summed in fp32.
+        # Autocast, as without shards, keeps timesteps and losses in fp32. Blocks are gathered in bf16, since autocast
+        # would cast them to it anyway, and gradients are summed in fp32.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )

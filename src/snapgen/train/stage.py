@@ -52,9 +52,7 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
 
     recipe_type: ClassVar[type[Recipe]]
     model: ModelType  # the trained network; the loop owns optimiser, EMA and distributed wrapping
-    turns: tuple[str, ...] = (
-        "",
-    )  # the updates of a step, in order; adversarial stages have several, and "" is the last
+    turns: tuple[str, ...] = ("",)  # the updates of a step, in order; adversarial stages have several, "" is last
 
     def __init__(self, recipe: RecipeType, context: Context) -> None:
         rounds, batch_size = recipe.train.gradient_accumulation, recipe.train.batch_size

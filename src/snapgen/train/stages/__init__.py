@@ -1,4 +1,4 @@
-"""The registry of stages, and the one reader of their recipes: a new stage is one new file here and one line below."""
+"""The registry of training stages and the reader of their recipes: a new stage is one file here and one line below."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = {
 
 
 def load_stage(name: str) -> type[Stage[Recipe, nn.Module]]:
-    """The class of the stage `name`, imported only now; an unknown name is a RecipeError listing the known ones."""
+    """The class of the stage `name`, imported on demand; RecipeError listing the known names for an unknown one."""
     if name not in STAGES:
         raise RecipeError(f"stage '{name}' is unknown; known stages: {', '.join(STAGES)}")
     stage: type[Stage[Recipe, nn.Module]] = load_attribute(STAGES[name])
@@ -30,7 +30,7 @@ def load_stage(name: str) -> type[Stage[Recipe, nn.Module]]:
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in the file `path`, on its bases and after `overrides` (`snapgen.config`), as its stage types it."""
+    """The recipe in the file `path`, with its bases and `overrides` applied (`snapgen.config`), in its stage's type."""
     settings, files = read_recipe(path, overrides)
     name = settings.get("stage")
     if not isinstance(name, str):

@@ -1,9 +1,9 @@
-"""The `autoencoder` stage: encoder and tiny decoder together, or the decoder alone behind a frozen encoder.
+"""The `autoencoder` stage: trains encoder and tiny decoder together, or the decoder alone behind a frozen encoder.
 
-Together, as the miniature needs them: reconstruction with a light KL term that keeps latents near a normal
-distribution; their mean and spread are measured at the end and written to the configuration. Alone, as
-Sec. 3.2 trains its decoder: `train_encoder: false`, no KL term, latents and their scale stay what they were; MSE,
-LPIPS and an adversarial loss on patches.
+Together, for the miniature: reconstruction with a light KL term that keeps the latents near a normal distribution.
+Their mean and standard deviation are measured at the end and written to the configuration. Alone, as in Sec. 3.2
+(`train_encoder: false`): no KL term, the latents and their scale stay the same; MSE, LPIPS and an adversarial loss on
+patches.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
 from snapgen.weights import load_file, load_network
 
-VALIDATION_COUNT = 64  # pictures, from the far end of the source
+VALIDATION_COUNT = 64  # pictures, from the end of the source
 NARROW = -6.0  # log-variance of a fresh encoder's posterior
-ENCODER = "encoder."  # where its weights stand in an autoencoder's
-STATISTICS_COUNT = 1024  # pictures over which the latents' mean and spread are measured
+ENCODER = "encoder."  # prefix of its weights in an autoencoder's
+STATISTICS_COUNT = 1024  # pictures on which the latents' mean and standard deviation are measured
 
 
 class LossWeights(Settings):
-    """Weights of the terms of the loss; all are means over elements."""
+    """Weights of the loss terms; all terms are means over elements."""
 
     mse: float = Field(default=1.0, ge=0)
     l1: float = Field(default=0.5, ge=0)
-    gradient: float = Field(default=0.5, ge=0)  # where LPIPS's weights cannot be had: it asks for edges too
+    gradient: float = Field(default=0.5, ge=0)  # for when LPIPS's weights are unavailable: it too rewards edges
     kl: float = Field(default=1e-4, ge=0)
-    lpips: float = Field(default=0.0, ge=0)  # VGG's, by torchmetrics, which needs torchvision and its weights
-    adversarial: float = Field(default=0.0, ge=0)  # of a patch discriminator, hinge
+    lpips: float = Field(default=0.0, ge=0)  # VGG's, from torchmetrics, which needs torchvision and its weights
+    adversarial: float = Field(default=0.0, ge=0)  # hinge loss of a patch discriminator
 
 
 class AutoencoderRecipe(Recipe):
@@ -60,15 +60,15 @@ class AutoencoderRecipe(Recipe):
     stage: Literal["autoencoder"]
     model: str  # autoencoder preset
     initial: Path | None = None  # folder of an autoencoder of that preset to start from
-    # Whose encoder to take: folder or hub name of diffusers' AutoencoderKL (SD3's); or a folder of one trained here
+    # The encoder to take: folder or hub name of diffusers' AutoencoderKL (SD3's), or folder of one trained here
     encoder: str | None = None
-    whiten: bool = False  # at the end, give the latents covariance 1 (the preset must have use_post_quant_conv)
-    train_encoder: bool = True  # False: the encoder of `initial` stays frozen and the KL term is left out
+    whiten: bool = False  # at the end, give the latents unit covariance (the preset must have use_post_quant_conv)
+    train_encoder: bool = True  # False: the encoder of `initial` stays frozen and the KL term is omitted
     data: DataSettings
     crop: int = Field(gt=0, multiple_of=32)  # side of the training patches in pixels
-    # The most noise that latents carry while the decoder learns, in their standard deviations (l-DeTok, Yang et al.
-    # 2025, arXiv 2507.15856): a decoder that copes with imprecise latents, and an encoder that puts what matters out of
-    # the noise's reach. The amount is random for each picture, small ones more often.
+    # The most noise added to latents in training, in standard deviations of the latents (l-DeTok, Yang et al. 2025,
+    # arXiv 2507.15856). The decoder learns to cope with imprecise latents, and the encoder to keep what matters out of
+    # the noise's reach. The amount is random for each picture; small amounts are more frequent.
     latent_noise: float = Field(default=0.0, ge=0)
     weights: LossWeights = LossWeights()
 
@@ -84,7 +84,7 @@ class AutoencoderRecipe(Recipe):
 
 
 class TrainableAutoencoder(nn.Module):
-    """The autoencoder with a forward pass that gives all that losses need, and what judges its pictures."""
+    """The autoencoder with a forward pass that gives everything the losses need, and its discriminator."""
 
     def __init__(self, autoencoder: SnapGenAutoencoder, discriminator: PatchDiscriminator | None = None):
         super().__init__()
@@ -94,16 +94,16 @@ class TrainableAutoencoder(nn.Module):
     def forward(
         self, pictures: Tensor, noise: Tensor, disturbance: Tensor, turn: str = ""
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Reconstruction (as `pictures`), posterior mean and log-variance (as `noise`: B C h w), and logits.
+        """Reconstruction (shaped as `pictures`), posterior mean and log-variance (as `noise`: B C h w), and logits.
 
         `noise` is the posterior's; `disturbance` (B C h w) is added on top, in standard deviations of all latents.
-        These are of the reconstruction, and in the discriminator's turn, which keeps no other gradients, of the
-        pictures too. Without a discriminator there are none.
+        The logits are those of the reconstruction. In the discriminator's turn, which keeps no other gradients, those
+        of the pictures follow. Without a discriminator there are none.
         """
         judging = turn == DISCRIMINATOR
         with torch.set_grad_enabled(torch.is_grad_enabled() and not judging):
             posterior = self.autoencoder.encode(pictures, return_dict=False)[0]
-            spread = posterior.mean.detach().std()  # relative, so that larger latents are no way out
+            spread = posterior.mean.detach().std()  # relative, so that larger latents cannot evade the noise
             latent = posterior.mean + posterior.std * noise + spread * disturbance
             reconstruction = self.autoencoder.decode(latent, return_dict=False)[0]
         judged = [reconstruction, pictures] if judging else [reconstruction]
@@ -141,7 +141,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
     @classmethod
     def cost(cls, recipe: AutoencoderRecipe, batch: int, teacher: str | None = None) -> Cost:
-        """Encoder and decoder, and what judges pictures: the discriminator and LPIPS's VGG."""
+        """The cost of encoder and decoder, and of what judges pictures: the discriminator and LPIPS's VGG."""
         weights, training = recipe.weights, 3 if recipe.train_encoder else 1
         with torch.device("meta"):
             network = nn.Module()
@@ -158,13 +158,13 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
             if weights.adversarial:
                 network.discriminator = critic = PatchDiscriminator()
                 judged = count(critic, lambda: critic(picture)).macs
-                # Its own turn samples and then learns from two pictures; in the other one it is only passed.
+                # In its own turn it learns from two pictures, after a reconstruction; in the other, gradients only pass.
                 flops["adversary"] = 2.0 * (encoder + decoder + 2 * 3 * judged + 2 * judged)
                 judges.append(critic)
             if weights.lpips:
                 vgg = vgg16_features().requires_grad_(False)
                 seen = count(vgg, lambda: vgg(picture))
-                flops["LPIPS"] = 2.0 * 3 * seen.macs  # of two pictures, and back to one
+                flops["LPIPS"] = 2.0 * 3 * seen.macs  # two pictures forward, one backward
                 frozen["LPIPS"] = FP32 * seen.parameters
                 judges.append(vgg)
             pictures = picture.expand(batch, -1, -1, -1).to(compute_dtype(recipe))
@@ -180,7 +180,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         return Cost(network, macs, flops, frozen, activations)
 
     def learners(self, turn: str) -> Iterable[nn.Parameter]:
-        """The discriminator, or the autoencoder as far as it is trained."""
+        """The parameters of the discriminator, or of the autoencoder."""
         if turn == DISCRIMINATOR:
             assert self.model.discriminator is not None
             return self.model.discriminator.parameters()
@@ -204,7 +204,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         return pictures, noises[0], noises[1]
 
     def _picture(self, number: int) -> np.ndarray:
-        """The picture of index `number`, counted round and round, or the next that can be read."""
+        """The picture `number`, modulo the number of pictures, or the next one that can be read."""
         for index in range(number, number + len(self.source)):
             try:
                 return self.source.image(index % len(self.source))
@@ -220,7 +220,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         return {"loss": hinge(real, fake), "gap": real.mean() - fake.mean()}
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """Weighted sum of MSE, L1, multi-scale gradient, KL, LPIPS and adversarial terms."""
+        """Weighted sum of the MSE, L1, multi-scale gradient, KL, LPIPS and adversarial terms."""
         pictures = batch[0]
         reconstruction, mean, log_variance, logits = model(*batch)
         reconstruction = reconstruction.float()
@@ -252,14 +252,14 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
     @torch.no_grad()
     def draw(self, model: TrainableAutoencoder) -> Image.Image:
-        """Pictures, each beside its reconstruction."""
+        """Pictures, each next to its reconstruction."""
         pictures = self._validation(12)
         pairs = torch.stack([pictures, model.autoencoder(pictures).sample], dim=1).flatten(0, 1)
         return contact_sheet(to_uint8(pairs), ["picture", "reconstruction"] * len(pictures), columns=6)
 
     @torch.no_grad()
     def save(self, model: TrainableAutoencoder, folder: Path) -> None:
-        """A diffusers folder; its latents are white, or its configuration carries their measured scale and shift."""
+        """Writes a diffusers folder; its latents are white, or its configuration has their measured scale and shift."""
         if self.recipe.train_encoder:
             self._measure_latents(model)
         model.autoencoder.save_pretrained(folder)
@@ -283,16 +283,16 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
 @torch.no_grad()
 def start_narrow(autoencoder: SnapGenAutoencoder) -> None:
-    """Gives a fresh encoder a narrow posterior: one of variance 1 drowns its first latents, whose spread is 0.4."""
+    """Gives a fresh encoder a narrow posterior: variance 1 would drown its first latents, whose spread is 0.4."""
     bias = autoencoder.encoder.conv_out.bias
     bias[len(bias) // 2 :] = NARROW
 
 
 def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
-    """Gives `autoencoder` the encoder, and the latents' scale, of another: diffusers' AutoencoderKL, or one of ours.
+    """Gives `autoencoder` the encoder and the latent scale of another: diffusers' AutoencoderKL, or one of ours.
 
-    Theirs lies in a folder, which may be a whole pipeline's, such as Stable Diffusion 3.5's, or on the hub. One of ours
-    lies in a folder or is called "mini"; its decoder may be of another shape, as it is not read. RecipeError if it does
+    Diffusers' is on the hub or in a folder, which may be a whole pipeline's, such as Stable Diffusion 3.5's. One of
+    ours is in a folder, or "mini"; its decoder is not read and may have another shape. RecipeError if the encoder does
     not fit.
     """
     name = folder_or_hub_name("encoder", name)
@@ -314,7 +314,7 @@ def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
 
 
 def make_lpips() -> nn.Module:
-    """VGG's LPIPS of pictures in [-1, 1], frozen."""
+    """LPIPS with VGG for pictures in [-1, 1], frozen."""
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -329,7 +329,7 @@ def make_lpips() -> nn.Module:
 
 
 def vgg16_features() -> nn.Sequential:
-    """What LPIPS compares pictures by: VGG-16's convolutions (Simonyan and Zisserman 2014, configuration D)."""
+    """The features that LPIPS compares: VGG-16's convolutions (Simonyan and Zisserman 2014, configuration D)."""
     layers: list[nn.Module] = []
     width = 3
     for following, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):

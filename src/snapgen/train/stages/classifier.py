@@ -1,9 +1,9 @@
-"""The `classifier` stage: the network that gives a second opinion on pictures of scenes, trained on renders.
+"""The `classifier` stage: trains, on renders, the network that gives a second opinion on pictures of scenes.
 
-What it will judge is drawn by diffusion models, softer and less regular than renders: most pictures are spoilt
-(`snapgen.world.spoiling`), some by an autoencoder whose latents are disturbed, while their labels stay. Of what
-nobody could tell, the likelihood asks for doubt. Some pictures are cut into tiles and shuffled: they have the right
-colours and textures, and show nothing.
+It will judge pictures from diffusion models, which are softer and less regular than renders. Most training pictures
+are therefore spoilt (`snapgen.world.spoiling`), some by an autoencoder with disturbed latents, while their labels
+stay. Where nobody could tell what is shown, the likelihood rewards doubt. Some pictures are cut into tiles and
+shuffled: they have the right colours and textures, but show nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from snapgen.world.spoiling import Spoiling, shuffle_tiles, spoil
 from snapgen.world.vocabulary import LOOKS, known_nouns
 
 VALIDATION_COUNT = 256  # scenes of held-out compositions
-IGNORED = -100  # PyTorch's: no look is asked for
+IGNORED = -100  # PyTorch's index for cells whose look does not count
 
 _LOOK = {look: index for index, look in enumerate(LOOKS)}
 
@@ -42,7 +42,7 @@ class ClassifierModel(Settings):
     """Shape of the network."""
 
     channels: tuple[int, int, int, int] = (24, 48, 80, 128)  # after each halving of the resolution
-    blocks: int = Field(default=3, ge=0)  # at cells of 16 px
+    blocks: int = Field(default=3, ge=0)  # at the resolution of the 16 px cells
 
 
 class ClassifierRecipe(Recipe):
@@ -53,13 +53,13 @@ class ClassifierRecipe(Recipe):
     initial: Path | None = None  # folder of a classifier of that shape to start from
     autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; "mini" is the bundled model's
     encoded: float = Field(default=0.06, ge=0, le=1)  # share of pictures passed through it
-    latent_noise: float = Field(default=0.5, ge=0)  # the most that is added to their latents, in standard deviations
+    latent_noise: float = Field(default=0.5, ge=0)  # the most noise added to their latents, in standard deviations
     data: SceneSettings
     spoiling: Spoiling = Spoiling()
 
 
 class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
-    """Trains the classifier by the likelihood of what is in every cell."""
+    """Trains the classifier to maximise the likelihood of each cell's content."""
 
     recipe_type = ClassifierRecipe
 
@@ -99,7 +99,7 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
         return pictures.to(self.context.device).contiguous(memory_format=torch.channels_last)
 
     def _spoilt(self, pictures: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """`pictures`, most of them spoilt as their sample `numbers` decide, and which (bool B) show nothing now."""
+        """`pictures`, most of them spoilt, seeded by sample `numbers`, and which (bool B) now show nothing."""
         recipe, tiles = self.recipe, (pictures.shape[-1] // CELL) ** 2
         rngs = [np.random.default_rng((recipe.seed, 1, number)) for number in numbers]
         kinds = np.stack([rng.random(2) for rng in rngs])
@@ -123,7 +123,7 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
         return self.autoencoder.decode(latents).sample.clamp(-1, 1).cpu()
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """The negative log-likelihood, in nats a picture, of the nouns of all cells and of the looks of things."""
+        """The negative log-likelihood, in nats per picture, of the nouns in all cells and of the looks of things."""
         pictures, nouns, looks = batch
         noun_logits, look_logits = model(pictures)
         noun = F.cross_entropy(noun_logits.float(), nouns, reduction="sum") / len(pictures)
@@ -131,7 +131,7 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
         return {"loss": noun + look, "noun": noun, "look": look}
 
     def _validation(self) -> tuple[list[Scene], Tensor, Tensor]:
-        """Scenes of held-out compositions, their renders, and these spoilt."""
+        """Scenes of held-out compositions, their renders, and the same renders spoilt."""
         scenes = [self.heldout.scene(index) for index in range(len(self.heldout))]
         renders = to_tensor([self.heldout.render(scene) for scene in scenes])
         settings = self.recipe.spoiling
@@ -140,7 +140,7 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
 
     @torch.no_grad()
     def metrics(self, model: SceneClassifier) -> dict[str, float]:
-        """Share of held-out scenes whose nouns and counts, and of these whose looks, are all read right."""
+        """Share of held-out scenes with all nouns and counts right, and share with all looks right as well."""
         scenes, renders, spoilt = self._validation()
         truth = torch.stack([count_things(scene, self.nouns) for scene in scenes]).to(self.context.device)
         measures = {}
@@ -154,19 +154,19 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
 
     @torch.no_grad()
     def draw(self, model: SceneClassifier) -> Image.Image:
-        """Spoilt pictures over what is read in them."""
+        """Spoilt pictures, each above what the classifier reads in it."""
         pictures = self._validation()[2][:24]
         return contact_sheet(to_uint8(pictures), describe(model.read(pictures), self.nouns), columns=8)
 
     def save(self, model: SceneClassifier, folder: Path) -> None:
-        """A diffusers folder, in half precision: it is small enough to go along with a package."""
+        """Writes a diffusers folder in half precision, small enough to ship with a package."""
         deepcopy(model).half().save_pretrained(folder)
 
 
 def label_cells(scenes: Sequence[Scene], cells: int, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Classes of the nouns and looks whose centres lie in each of cells x cells, both int64 B cells cells.
+    """Classes of the nouns and looks of the things centred in each of cells x cells, both int64 B cells cells.
 
-    A noun's class is its place in `names`; the one after them is that of a cell without a centre.
+    A noun's class is its index in `names`; a cell without a centre has the class after the last.
     """
     nouns = torch.full((len(scenes), cells, cells), len(names))
     looks, classes = torch.full_like(nouns, IGNORED), {name: index for index, name in enumerate(names)}
@@ -178,7 +178,7 @@ def label_cells(scenes: Sequence[Scene], cells: int, names: Sequence[str]) -> tu
 
 
 def count_things(scene: Scene, names: Sequence[str]) -> Tensor:
-    """How many things of each of the N nouns `names` in each look `scene` has, N L."""
+    """How many things `scene` has of each of the N nouns `names` in each of the L looks, N L."""
     counts = torch.zeros(len(names), len(LOOKS))
     for placed in scene.objects:
         counts[names.index(placed.name), _LOOK[placed.color]] += 1
@@ -186,7 +186,7 @@ def count_things(scene: Scene, names: Sequence[str]) -> Tensor:
 
 
 def describe(reading: Reading, names: Sequence[str]) -> list[str]:
-    """What was read in every picture, for people: expected counts, the largest first."""
+    """A readable line for each picture, with the largest expected counts first."""
     lines = []
     for counts in reading.counts.cpu():
         best = counts.sum(dim=1).topk(min(3, len(counts)))

@@ -1,4 +1,4 @@
-"""The `distill` stage: flow matching under a larger, frozen teacher (Sec. 3.3, Eq. 4 to 8)."""
+"""The `distill` stage: trains the UNet by flow matching and by a larger, frozen teacher (Sec. 3.3, Eq. 4 to 8)."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from snapgen.train.teachers.teacher import NetworkTeacher, Teacher
 
 
 class DistillationSettings(Settings):
-    """Which losses, and how they are weighed."""
+    """The distillation losses and their weights."""
 
     output: bool = True  # Eq. 4
     features: bool = True  # Eq. 5
     scaling: Literal["timestep", "constant"] = "timestep"  # Eq. 7 and 8, or Eq. 6
-    output_weight: float = Field(default=1.0, ge=0)  # of Eq. 6; with "timestep" the scaling decides
+    output_weight: float = Field(default=1.0, ge=0)  # in Eq. 6; ignored with scaling "timestep"
     feature_weight: float = Field(default=1.0, ge=0)
-    guidance_scale: float = Field(default=1.0, ge=0)  # of the teacher; 1: it is not guided
+    guidance_scale: float = Field(default=1.0, ge=0)  # of the teacher; 1: no guidance
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillationSettings:
@@ -65,14 +65,14 @@ class DistillRecipe(LatentRecipe):
 
     retired = ("lora",)
     stage: Literal["distill"]
-    # Pipeline folder of ours ("mini-base" is a bundled one), which reads the student's text states; or folder or hub
-    # name of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which reads captions with its own encoders.
+    # Folder of one of our pipelines ("mini-base": the bundled one), which reads the student's text states; or folder or
+    # hub name of a Stable Diffusion 3 (stabilityai/stable-diffusion-3.5-large), which has its own text encoders.
     teacher: str
     distillation: DistillationSettings = DistillationSettings()
-    # Noise of each picture that comes round in turn, so many times; null: every visit has new noise.
+    # How many fixed random choices of noise each picture cycles through; null: new noise at every visit.
     draws: int | None = Field(default=None, gt=0)
-    target_cache: Path | None = None  # folder for the teacher's answers to all draws; null: it is asked in every step
-    contrasts: int = Field(default=32, ge=0)  # as in the stage flow
+    target_cache: Path | None = None  # folder for the teacher's targets for all `draws`; null: it runs in every step
+    contrasts: int = Field(default=32, ge=0)  # as in the `flow` stage
 
     @model_validator(mode="after")
     def _targets_belong_to_draws_of_latents(self) -> DistillRecipe:
@@ -82,12 +82,12 @@ class DistillRecipe(LatentRecipe):
 
 
 class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
-    """Trains a UNet on data and on a teacher at once."""
+    """Trains a UNet on data and on a teacher's outputs at once."""
 
     recipe_type = DistillRecipe
 
     def __init__(self, recipe: DistillRecipe, context: Context) -> None:
-        if recipe.target_cache is None:  # complete targets do without it
+        if recipe.target_cache is None:  # with complete targets no teacher is needed
             folder_or_hub_name("teacher", recipe.teacher)  # a mistake shows before pictures are encoded
         super().__init__(recipe, context)
         student = self.require_unet()
@@ -103,7 +103,7 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
 
     @classmethod
     def cost(cls, recipe: DistillRecipe, batch: int, teacher: str | None = None) -> Cost:
-        """The student, the projector and the teacher."""
+        """The cost of the student, the projector and the teacher."""
         base, settings = LatentCost(recipe, batch), recipe.distillation
         guide = TeacherCost(base, recipe.teacher, teacher)
         width = feature_widths(guide.network)[LAST]
@@ -132,25 +132,25 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         """The student's UNet."""
         return model.unet
 
-    # The teacher, asked in every step or before training
+    # The teacher, run in every step or once before training
 
     def _load_teacher(self) -> NetworkTeacher:
-        """The teacher, which from now on is this stage's."""
+        """Loads the teacher and keeps it as `self.teacher`."""
         self.teacher = teacher = self.load_teacher(self.recipe.teacher)
         return teacher
 
     def _open_targets(self, folder: Path) -> tuple[StoredTargets, Teacher]:
-        assert self.recipe.draws is not None  # the recipe sees to it
+        assert self.recipe.draws is not None  # the recipe checks it
         asker = Asker(self._load_teacher, self._answers_about, self._answers_heldout, len(self.local_indices(0)))
         cache = TargetCache(folder, cast(CachedBatches, self.batches).stored, self.recipe.draws)
         return open_targets(cache, self._asked(), self.recipe.teacher, asker, self.context, self.wait_for_everyone)
 
     def _asked(self) -> dict[str, Any]:
-        """What decides the targets, but for the captions of pictures, which rows know."""
+        """What determines the targets, except the captions, which each stored row identifies."""
         recipe = self.recipe
         try:
             teacher = weights_fingerprint(folder_or_hub_name("teacher", recipe.teacher), "*/*.safetensors")
-        except RecipeError:  # its folder is gone: complete targets do without it
+        except RecipeError:  # its folder is gone: complete targets do not need it
             teacher = recipe.teacher
         held_out = self.open_source(recipe.data.validation(self.validation_count))
         captions = [held_out.caption(index, 0) for index in range(min(self.validation_count, len(held_out)))]
@@ -172,7 +172,7 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         }
 
     def _answers_about(self, taps: tuple[int, ...], pictures: list[int], latents: Tensor, draw: int) -> Batch:
-        """The targets of `pictures` under one draw, as they are stored."""
+        """The targets for `pictures` under random choice number `draw`, as they are stored."""
         batch, captions = self._drawn(pictures, latents, [draw] * len(pictures))
         return self._answers(taps, batch) | {SAMPLES: sample_keys(pictures, captions)}
 
@@ -195,7 +195,7 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
     # Batches
 
     def batch(self, step: int) -> Batch:
-        """As `LatentStage.batch`, or of pictures' draws; with the teacher's targets, where they are stored."""
+        """As `LatentStage.batch`, or with fixed random choices (`draws`); with the teacher's targets, if stored."""
         draws = self.recipe.draws
         if draws is None:
             return super().batch(step)
@@ -210,9 +210,9 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         return {name: tensor.to(self.context.device) for name, tensor in tensors.items()}
 
     def _drawn(self, pictures: list[int], latents: Tensor, draws: list[int]) -> tuple[Batch, list[str]]:
-        """A batch of `pictures`, each under its draw, and its captions.
+        """A batch of `pictures`, each under its random choice from `draws`, and its captions.
 
-        Not a function of the recipe's seed, so that students of several seeds share targets.
+        It does not depend on the recipe's seed, so that students with different seeds share targets.
         """
         generators = [torch.Generator().manual_seed(derive_seed(*pair)) for pair in zip(pictures, draws, strict=True)]
         chances = [self.sample_chance(1, latents.shape[1:], generator) for generator in generators]
@@ -221,13 +221,13 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         return self.conditioned(latents, noise, sigmas, captions, encoders), captions
 
     def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
-        """The student's, and what the teacher needs besides."""
+        """The student's conditions, and those that the teacher needs in addition."""
         return super().conditions(captions, dropped) | self.teacher.conditions(captions)
 
     # Losses
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 8, or Eq. 6; beside it the means of its parts before scaling."""
+        """Eq. 8 or Eq. 6, and the means of its parts before scaling."""
         parts = self._parts(model, batch)
         return {"loss": self._combined(parts, batch["sigmas"]).mean()} | {
             name: loss.mean() for name, loss in parts.items()
@@ -242,12 +242,12 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         return constant_weights(parts["task"], [(weights[name], loss) for name, loss in distillations.items()])
 
     def _parts(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`task` (Eq. 2), `output` (Eq. 4) and `features` (Eq. 5) of each sample, those that are asked for."""
+        """`task` (Eq. 2) and, if asked for, `output` (Eq. 4) and `features` (Eq. 5) of each sample."""
         x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
         x = interpolate(x0, noise, sigmas)
         settings = self.recipe.distillation
         teacher_velocity, features = self._ask((LAST,) if settings.features else (), batch)
-        grid = tuple(features[0].shape[-2:]) if features else (1, 1)  # which nothing looks at then
+        grid = tuple(features[0].shape[-2:]) if features else (1, 1)  # unused then
         with self.attention():
             inputs = (x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], grid)
             velocity, projected = model(*inputs)
@@ -260,7 +260,7 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
 
     @torch.no_grad()
     def timestep_losses(self, model: DistilledStudent) -> dict[str, list[float]]:
-        """Fig. 6: each loss by noise level, and their combination."""
+        """Each loss by noise level, and their combination, as in Fig. 6."""
         heldout = self.heldout | (self._on_device(self.targets.heldout) if self.targets else {})
         with self.autocast():
             parts = self.in_parts(partial(self._parts, model), heldout)
@@ -273,5 +273,5 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         return self.make_binding_test(self.recipe.contrasts)
 
     def metrics(self, model: DistilledStudent) -> dict[str, float]:
-        """Binding (`snapgen.train.binding`)."""
+        """The binding measures (`snapgen.train.binding`)."""
         return self.measure_binding(self.denoiser(model), self._binding)

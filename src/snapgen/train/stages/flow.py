@@ -1,4 +1,4 @@
-"""The `flow` stage: the UNet learns the velocity of Eq. 2 on latents, under frozen text states (Sec. 3.3)."""
+"""The `flow` stage: the UNet learns the velocity of Eq. 2 on latents, given frozen text states (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class FlowRecipe(LatentRecipe):
 
     stage: Literal["flow"]
     lora: LoraSettings | None = None  # train adapters of `initial` instead of the whole UNet
-    # Captions made wrong in one point, for each kind of point, under which the loss is measured beside samples
-    # (`snapgen.train.binding`); only sources that know what their captions say have them.
+    # How many captions with one wrong detail, per kind of detail, the loss is measured on whenever samples are made
+    # (`snapgen.train.binding`). Only sources that know what their captions mean have them.
     contrasts: int = Field(default=32, ge=0)
 
     @model_validator(mode="after")
@@ -62,7 +62,7 @@ class FlowStage(LatentStage[FlowRecipe, nn.Module]):
 
     @classmethod
     def cost(cls, recipe: FlowRecipe, batch: int, teacher: str | None = None) -> Cost:
-        """The network and the encoders; with adapters no backward pass to the weights, which have no gradients."""
+        """The cost of the network and the encoders; adapters save the gradients of the frozen weights."""
         base, lora = LatentCost(recipe, batch), recipe.lora
         if lora is None:
             return base.total(base.network, {"network": 2 * base.passes * base.macs}, {}, base.forward_bytes())
@@ -81,7 +81,7 @@ class FlowStage(LatentStage[FlowRecipe, nn.Module]):
 
     @torch.no_grad()
     def timestep_losses(self, model: nn.Module) -> dict[str, list[float]]:
-        """The loss on held-out compositions, always with the same noise, by noise level."""
+        """The loss on held-out compositions by noise level, always with the same noise."""
         with self.autocast():
             found = self.in_parts(lambda part: {"loss": self.task_losses(model, part)}, self.heldout)
         return self.by_noise_level(found)
@@ -91,17 +91,17 @@ class FlowStage(LatentStage[FlowRecipe, nn.Module]):
         return self.make_binding_test(self.recipe.contrasts)
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
-        """Binding (`snapgen.train.binding`)."""
+        """The binding measures (`snapgen.train.binding`)."""
         return self.measure_binding(model, self._binding)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """A complete pipeline folder; of adapters, what `SnapGenPipeline.load_lora_weights` reads."""
+        """Writes a complete pipeline folder, or adapters as `SnapGenPipeline.load_lora_weights` reads them."""
         if self.recipe.lora is None:
             super().save(model, folder)
             return
         from peft.utils import get_peft_model_state_dict
 
-        settings = cast(Any, model).peft_config["default"].to_dict()  # it goes along: alpha is in no tensor
+        settings = cast(Any, model).peft_config["default"].to_dict()  # saved too: alpha is in no tensor
         SnapGenPipeline.save_lora_weights(
             folder,
             unet_lora_layers=get_peft_model_state_dict(model),

@@ -1,4 +1,4 @@
-"""The `step` stage: a student that needs few steps, by distillation and an adversary at once (Sec. 3.4, Eq. 9)."""
+"""The `step` stage: trains a few-step student by distillation and an adversary at once (Sec. 3.4, Eq. 9)."""
 
 from __future__ import annotations
 
@@ -27,36 +27,38 @@ from snapgen.train.latent_stage import Batch, LatentStage
 from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
 
-DIVERSITY_SEEDS = 4  # pictures of every prompt whose distances are measured
-COLLAPSED = 0.5  # of the diversity before training
+DIVERSITY_SEEDS = 4  # samples per prompt whose distances are measured
+COLLAPSED = 0.5  # share of the diversity before training
 
 
 class AdversarySettings(Settings):
-    """The discriminator of Eq. 9 and the game that is played with it."""
+    """The discriminator of Eq. 9 and its adversarial game."""
 
-    weight: float = Field(default=1.0, ge=0)  # of the generator's adversarial loss beside S; 0: there is no adversary
-    game: Literal["hinge", "non-saturating"] = "hinge"  # LADD's, and the form of Eq. 9 that can be trained
-    taps: tuple[int, ...] = Field(min_length=1)  # numbers of the teacher's blocks whose features are judged
+    weight: float = Field(default=1.0, ge=0)  # of the generator's adversarial loss, next to S; 0: no adversary
+    game: Literal["hinge", "non-saturating"] = "hinge"  # hinge: LADD's; non-saturating: Eq. 9 in a trainable form
+    taps: tuple[int, ...] = Field(min_length=1)  # indices of the teacher's blocks whose features are judged
     hidden: int = Field(default=256, gt=0)  # width between a head's two linear layers
-    updates: int = Field(default=1, gt=0)  # of the discriminator for each of the generator
-    rate: float = Field(default=1.0, gt=0)  # of the heads' learning, times train.learning_rate: they start from nothing
+    updates: int = Field(default=1, gt=0)  # of the discriminator per update of the generator
+    rate: float = Field(default=1.0, gt=0)  # factor on train.learning_rate: the heads start from nothing
     # Where x_0 and x_0' are compared: Eq. 9's t-1, the next level of the student's schedule, or LADD's logit-normal.
     noise: Literal["next", "logit-normal"] = "next"
-    lowest: float = Field(default=0.02, ge=0, lt=1)  # sigma; no teacher knows what it sees without any noise
-    smoothness: float = Field(default=0.0, ge=0)  # weight of R1, approximated; keeps a discriminator from memorising
-    smoothness_spread: float = Field(default=0.05, gt=0)  # of the noise that approximates it, in latents
+    lowest: float = Field(default=0.02, ge=0, lt=1)  # sigma; no teacher understands inputs without any noise
+    smoothness: float = Field(
+        default=0.0, ge=0
+    )  # weight of an approximated R1; keeps the discriminator from memorising
+    smoothness_spread: float = Field(default=0.05, gt=0)  # std of the noise that approximates it, on latents
 
 
 class StepDistillationSettings(Settings):
-    """What the student is taught, and for which schedules."""
+    """What the student learns from the teacher, and for which schedules."""
 
     schedules: tuple[int, ...] = Field(default=(4, 8), min_length=1)  # numbers of steps; the first is the default
     guidance_scale: float = Field(default=1.0, ge=0)  # of the teacher; the student needs none afterwards
-    # Euler steps of the teacher between two levels of the student. 1 is Eq. 4, for a teacher that itself needs few
-    # steps. More make a teacher of any other (progressive distillation, Salimans and Ho 2022).
+    # Euler steps of the teacher between two noise levels of the student. 1 is Eq. 4, for a teacher that itself needs
+    # few steps. With more, any model can teach (progressive distillation, Salimans and Ho 2022).
     teacher_steps: int = Field(default=1, gt=0)
-    # The task loss beside the teacher's, weighed by S (Eq. 9). Better not under a guided teacher: lambda is large in
-    # the middle of a schedule, and there the task teaches the velocity without guidance.
+    # Add the task loss, weighted by S (Eq. 9). Best switched off with a guided teacher: lambda is large in the middle
+    # of a schedule, where the task teaches the velocity without guidance.
     task: bool = True
 
 
@@ -65,8 +67,8 @@ class StepRecipe(LatentRecipe):
 
     retired = ("lora", "contrasts", "draws", "target_cache")
     stage: Literal["step"]
-    initial: Path  # pipeline folder of the student to start from; "mini-base" is the bundled one
-    # Pipeline folder of ours, which reads the student's text states; or folder or hub name of a Stable Diffusion 3.
+    initial: Path  # pipeline folder of the student to start from; "mini-base": the bundled one
+    # Folder of one of our pipelines, which reads the student's text states; or a Stable Diffusion 3, as in `distill`.
     teacher: str
     distillation: StepDistillationSettings = StepDistillationSettings()
     adversary: AdversarySettings
@@ -92,15 +94,15 @@ class FewStepStudent(nn.Module):
         timestep: Tensor,
         real: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Tensor]]:
-        """The generator's turn, or with `real` the discriminator's, in which only that keeps gradients.
+        """The generator's turn, or, with `real`, the discriminator's, in which only the discriminator has gradients.
 
         Args:
             sample, sigmas, states, mask: x_t B C H W, its noise level B in [0, 1], and the text.
-            look: from a x_0 to the teacher's features of it, noised again; None: nothing is judged.
-            timestep: 1000 times that noise's level, B.
+            look: noises an x_0 again and returns the teacher's features of it; None: nothing is judged.
+            timestep: 1000 times the level of that noise, B.
             real: latents of pictures, each B C H W.
 
-        Returns: the velocity, and the logits of the generated x_0', then of each of `real`, B N each.
+        Returns: the velocity, and the logits of the generated x_0' and then of each of `real`, B N each.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not real):
             velocity = self.unet(sample, TIMESTEP_SCALE * sigmas, states, mask, return_dict=False)[0]
@@ -111,7 +113,7 @@ class FewStepStudent(nn.Module):
 
 
 class StepStage(LatentStage[StepRecipe, FewStepStudent]):
-    """Trains a UNet at the noise levels of few-step schedules alone, and the discriminator's heads in turn with it."""
+    """Trains a UNet at the noise levels of few-step schedules only, in turn with the discriminator's heads."""
 
     recipe_type = StepRecipe
 
@@ -127,14 +129,14 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         self.model = self.place(FewStepStudent(student, heads))
         if settings.weight:
             self.turns = (DISCRIMINATOR,) * settings.updates + ("",)
-        # Every step of every schedule: the level it leaves and the one it reaches, S 2.
+        # For every schedule, the levels at which each of its S steps starts and ends, S 2.
         levels = [sampling_sigmas(steps, recipe.timesteps.shift) for steps in recipe.distillation.schedules]
         self.steps = [torch.stack([visited[:-1], visited[1:]], dim=1) for visited in levels]
         self.diversity_before = self._diversity(student, recipe.num_inference_steps, recipe.distillation.guidance_scale)
 
     @classmethod
     def cost(cls, recipe: StepRecipe, batch: int, teacher: str | None = None) -> Cost:
-        """The student, the teacher's Euler steps, and the adversary in its own turns and in the generator's."""
+        """The cost of the student, the teacher's Euler steps, and the adversary in its own turns and the other."""
         base, adversary = LatentCost(recipe, batch), recipe.adversary
         guide = TeacherCost(base, recipe.teacher, teacher)
         widths = feature_widths(guide.network)
@@ -149,7 +151,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
             if adversary.weight:
                 seen = guide.network(**base.inputs(guide.network, 1, guide.published), taps=adversary.taps)[1]
                 judged = count(heads, lambda: heads(seen, torch.empty(1))).macs
-                looks = 3 if adversary.smoothness else 2  # generated, real, and real ones that are perturbed
+                looks = 3 if adversary.smoothness else 2  # generated, real, and perturbed real ones
                 own_turns = adversary.updates * (base.macs + looks * (guide.counts.macs + 3 * judged))
                 generator = 2 * (guide.counts.macs + judged)  # forward, and back to the pictures
                 flops["adversary"] = 2.0 * (own_turns + generator)
@@ -163,15 +165,15 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         )
 
     def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
-        """The student's, and what the teacher needs besides."""
+        """The student's conditions, and those that the teacher needs in addition."""
         return super().conditions(captions, dropped) | self.teacher.conditions(captions)
 
     def learners(self, turn: str) -> Iterable[nn.Parameter]:
-        """The heads, or the UNet."""
+        """The parameters of the heads, or of the UNet."""
         return self.model.discriminator.parameters() if turn == DISCRIMINATOR else self.model.unet.parameters()
 
     def rate(self, turn: str) -> float:
-        """The heads' own."""
+        """The heads have their own factor."""
         return self.recipe.adversary.rate if turn == DISCRIMINATOR else 1.0
 
     def denoiser(self, model: FewStepStudent) -> Denoiser:
@@ -179,10 +181,10 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         return model.unet
 
     def batch(self, step: int) -> Batch:
-        """As `LatentStage.batch`, but at the levels that schedules visit: `sigmas`, and the `next` ones.
+        """As `LatentStage.batch`, but `sigmas` are levels of the schedules and `next` the levels that follow them.
 
-        Beside them the level at which the discriminator looks, `judged`, and the noise with which it does, one for
-        generated and one for real latents.
+        It also has the discriminator's noise level, `judged`, its noise for generated and for real latents, and the
+        perturbation for `smoothness`.
         """
         batch = super().batch(step)
         count = len(batch["x0"])
@@ -209,7 +211,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         return batch | {name: value.to(device) for name, value in extra.items()}
 
     def turn_loss(self, turn: str, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 9, either side of it."""
+        """Either side of Eq. 9."""
         return self._discriminator_loss(model, batch) if turn == DISCRIMINATOR else self.loss(model, batch)
 
     def _discriminator_loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -224,7 +226,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         return {"loss": loss, **means, "gap": means["real"] - means["fake"]}
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The generator's side of Eq. 9: the adversarial loss, and S of task and output losses, or the latter alone."""
+        """The generator's side of Eq. 9: the adversarial loss, plus S of task and output losses or output loss alone."""
         velocity, logits = self._judge(model, batch, lambda latents: batch["fake_noise"])
         parts = self._lessons(velocity, batch)
         combined = self._combined(parts, batch["sigmas"]).mean()
@@ -235,7 +237,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         return {"loss": combined + self.recipe.adversary.weight * adversarial, **losses, "adversarial": adversarial}
 
     def _combined(self, parts: dict[str, Tensor], sigmas: Tensor) -> Tensor:
-        """S of Eq. 9 for each sample, or its output loss alone."""
+        """S of Eq. 9 for each sample, or the output loss alone."""
         if not self.recipe.distillation.task:
             return parts["output"]
         return timestep_aware(parts["task"], parts["output"], sigmas)
@@ -277,7 +279,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
 
     @torch.no_grad()
     def _taught_velocity(self, batch: Batch) -> Tensor:
-        """The straight velocity to where the teacher arrives at the next level, after `teacher_steps` Euler steps."""
+        """The straight velocity to where `teacher_steps` Euler steps of the teacher arrive at the next level."""
         settings = self.recipe.distillation
         count = settings.teacher_steps
         x = start = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
@@ -310,7 +312,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         return self._lessons(self.denoiser(model)(*inputs).sample, batch)
 
     def metrics(self, model: FewStepStudent) -> dict[str, float]:
-        """`diversity` of a fixed grid, a share of what it was before training; a collapse is told in a line."""
+        """`diversity` of a fixed grid relative to before training; a collapse is reported in one line."""
         share = self._diversity(self.denoiser(model), self.recipe.num_inference_steps, self.recipe.guidance_scale)
         share /= max(self.diversity_before, 1e-9)
         if share < COLLAPSED:
@@ -322,7 +324,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
 
     @torch.no_grad()
     def _diversity(self, unet: Denoiser, steps: int, guidance_scale: float) -> float:
-        """Mean distance (root mean square) between latents drawn for one prompt from different noise."""
+        """Mean distance (root mean square) between latents sampled for one prompt from different noise."""
         pipeline = self.pipeline(unet.eval())
         pipeline.set_progress_bar_config(disable=True)
         prompts = (list(self.recipe.prompts) or [self.source.caption(0, 0)])[:4]
@@ -343,9 +345,9 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
 
 
 def generator_bytes(base: LatentCost, guide: TeacherCost, taps: tuple[int, ...]) -> int:
-    """The most that is alive in the generator's turn, which goes through the teacher.
+    """Peak bytes of the generator's turn, which passes through the teacher.
 
-    The teacher's weights have no gradients, but the way back to the student's picture keeps what its blocks computed.
+    The teacher's weights have no gradients, but the backward pass to the student's picture needs its activations.
     """
     with torch.device("meta"):
         network, teacher = base.fresh_network(), guide.network.to(compute_dtype(base.recipe))

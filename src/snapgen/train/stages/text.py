@@ -1,10 +1,10 @@
-"""The `text` stage: the miniature's own text encoder, taught to read, then frozen.
+"""The `text` stage: trains the miniature's own text encoder to read; later stages use it frozen.
 
 A small bidirectional transformer (BERT's) learns two things at once. It answers questions about the scene (what colour
-is the dog, what is on the left), each by one attention over its token states, which is how the UNet reads them: so a
-state says at a noun what is said of that noun. And it matches captions with pictures and with other wordings, as CLIP
-does, so that synonyms come together and the miniature has a CLIP score. Every scene comes with its twin, which differs
-in one stated attribute.
+is the dog, what is on the left), each with one attention over its token states. The UNet reads the states the same way,
+so the state at a noun learns to carry what the caption says of that noun. It also matches captions with pictures and
+with other wordings, as CLIP does, so that synonyms come together and the miniature has a CLIP score. Every scene comes
+with a twin that differs in one stated attribute.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from snapgen.world.scene import Scene
 from snapgen.world.source import SceneSettings, SceneSource
 from snapgen.world.vocabulary import NOUNS
 
-VALIDATION_COUNT = 128  # scenes, from the far end of the source; as many twins join them
-HELDOUT_COUNT = 1024  # scenes of held-out compositions, in held-out sentences too, about which questions are asked
+VALIDATION_COUNT = 128  # scenes, from the end of the source; each comes with its twin
+HELDOUT_COUNT = 1024  # scenes of held-out compositions, also in held-out sentences, for the questions
 
 
 class TextModel(Settings):
-    """Shape of the text transformer and of the picture encoder that trains along with it."""
+    """Shape of the text transformer and of the picture encoder that is trained with it."""
 
     width: int = Field(default=256, gt=0)  # of the token states
     layers: int = Field(default=4, ge=2)
     heads: int = Field(default=4, gt=0)
     max_length: int = Field(default=32, gt=4)  # tokens
-    picture_widths: tuple[int, ...] = (48, 96, 192)  # ConvNeXt, stride 4 and then 2 each
+    picture_widths: tuple[int, ...] = (48, 96, 192)  # ConvNeXt: stride 4, then 2 per stage
     picture_depths: tuple[int, ...] = (1, 1, 2)
 
 
@@ -59,33 +59,33 @@ class TextRecipe(Recipe):
 
     stage: Literal["text"]
     model: TextModel = TextModel()
-    data: SceneSettings  # its resolution is what the picture encoder sees
+    data: SceneSettings  # its resolution is the picture encoder's input size
     tokenizer_captions: int = Field(default=20_000, gt=0)  # captions that the tokenizer is trained on
     vocabulary_size: int = Field(default=1000, ge=100)  # at most
-    # Standard deviation of the most noise that states (of unit RMS) carry while they are read, from none to this for
-    # each caption: answers that must survive it take up more of the states. It falls to 0 over the training: a reader
-    # that cannot trust what it sees falls back on what usually goes together.
+    # Largest standard deviation of the noise added to states (of unit RMS) when they are read; each caption gets a
+    # random amount from 0 to this. Answers that must survive the noise take up more of the states. It falls to 0 during
+    # training: a reader that cannot trust what it sees falls back on what usually goes together.
     state_noise: float = Field(default=0.0, ge=0)
-    questions: float = Field(default=1.0, ge=0)  # weight of their loss, beside that of matching pictures and wordings
+    questions: float = Field(default=1.0, ge=0)  # weight of their loss; matching pictures and wordings has weight 1
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Scenes, each with its twin after it, and two wordings of each."""
+    """Scenes, each followed by its twin, with two wordings of each."""
 
     scenes: list[Scene]  # B
     pictures: Tensor  # B 3 H W
-    ids: Tensor  # 2B N, first all captions and then their second wordings
+    ids: Tensor  # 2B N, first all captions, then their second wordings
     attention: Tensor  # 2B N
     questions: dict[str, tuple[Tensor, Tensor, Tensor]]  # about the 2B captions; see `encode_questions`
-    noise: float = 0.0  # the most that their states carry
+    noise: float = 0.0  # the most that is added to their states
 
 
 class TextTeacher(nn.Module):
     """The text encoder with what teaches it: a picture encoder, and a reader that asks questions.
 
-    Embeddings of words and of positions both start at unit variance, not at BERT's 0.02: the states then still say
-    which word they began with, and learn early which word stands where.
+    Word and position embeddings both start at standard deviation 1, not at BERT's 0.02. The states then keep the word
+    that they began with, and learn early which word stands where.
     """
 
     def __init__(self, encoder: VisionTextDualEncoderModel, reader: Reader):
@@ -97,7 +97,7 @@ class TextTeacher(nn.Module):
         nn.init.normal_(embeddings.position_embeddings.weight, std=1.0)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What captions match, and what they answer.
+        """How well captions match pictures and wordings, and their answers to the questions.
 
         Temperature-scaled cosine similarities of captions x pictures and captions x second wordings (both B B), and
         the logits of the answers by kind, read from states that carry the batch's noise.
@@ -115,7 +115,7 @@ class TextTeacher(nn.Module):
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
-    """Mean cross-entropy of both directions of `logits` (B B), whose diagonal is right."""
+    """Mean cross-entropy of `logits` (B B) in both directions; the right pairs are on the diagonal."""
     targets = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
@@ -201,7 +201,7 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
         return {kind: (a.to(device), b.to(device), c.to(device)) for kind, (a, b, c) in encoded.items()}
 
     def batch(self, step: int) -> Batch:
-        """Half as many scenes as the batch has pairs, and their twins."""
+        """Half a batch of scenes, and their twins."""
         numbers = self.local_indices(step)[::2]
         count = len(self.source) - VALIDATION_COUNT if len(self.source) > 2 * VALIDATION_COUNT else len(self.source)
         batch = self._batch([number // 2 % count for number in numbers], variant=1 + step)
@@ -209,13 +209,13 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
         return replace(batch, noise=self.recipe.state_noise * (1 - done))
 
     def _attention(self) -> AbstractContextManager[Any]:
-        """On the CPU, plain attention: backwards the fused kernel is several times slower there."""
+        """Plain attention on the CPU, where the backward pass of the fused kernel is several times slower."""
         return sdpa_kernel(SDPBackend.MATH) if self.context.device.type == "cpu" else nullcontext()
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """CLIP's symmetric cross-entropy over the pairs of this process, with pictures and with wordings; questions.
+        """CLIP's symmetric cross-entropy with pictures and wordings, over the pairs of this process, and questions.
 
-        The likelihoods of all kinds of question are added, each a mean over its questions.
+        The question loss is the sum over all kinds of question, each a mean over its questions.
         """
         with self._attention():
             pictures, wordings, answers = model(batch)
@@ -231,11 +231,10 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
 
     @torch.no_grad()
     def metrics(self, model: TextTeacher) -> dict[str, float]:
-        """What is matched, and what is answered about held-out compositions.
+        """How often captions find their match, and questions about held-out compositions are answered right.
 
         `<picture or wording>_retrieval` and `_twin`: the share of captions that find their picture or second wording
-        among all, or prefer it to the twin's (chance is 1 in 256, and 0.5). `answers_<kind>`: the share of questions
-        answered right.
+        among all, or prefer it to the twin's (chance: 1 in 256, and 0.5). `answers_<kind>`: the share of right answers.
         """
         measures = {}
         found = model(self._validation())[:2]
@@ -254,14 +253,14 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
 
     @torch.no_grad()
     def draw(self, model: TextTeacher) -> Image.Image:
-        """Pictures over the caption that the model finds for each among all of the validation set."""
+        """Pictures, each above the caption of the validation set that the model finds for it."""
         batch = self._validation()
         best = model(batch)[0].argmax(dim=0)[:24]
         captions = self.tokenizer.batch_decode(batch.ids[best], skip_special_tokens=True)
         return contact_sheet(to_uint8(batch.pictures[:24]), captions, columns=8)
 
     def save(self, model: TextTeacher, folder: Path) -> None:
-        """The dual encoder, and beside it `text_encoder/` and `tokenizer/` as a pipeline needs them."""
+        """Writes the dual encoder, with `text_encoder/` and `tokenizer/` beside it as a pipeline needs them."""
         model.encoder.save_pretrained(folder)
         model.encoder.text_model.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")

@@ -1,1 +1,1 @@
-"""Frozen teachers and their stored targets."""
+"""The frozen teachers of distillation, and their stored targets."""

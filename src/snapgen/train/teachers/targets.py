@@ -1,7 +1,8 @@
-"""A teacher's targets, computed once and read again: its answers on every picture under a few fixed draws.
+"""Stores a teacher's targets: its outputs for every picture under a few fixed random choices, computed once and reused.
 
-A draw decides a sample's noise and noise level, its caption, and what of that is dropped. Draw `k` of a picture is the
-same in every run, whatever its seed: a second student, an ablation or a second epoch over the draws pays nothing.
+A random choice sets a sample's noise and noise level, its caption, and what is dropped; a recipe's `draws` is their
+number. Choice `k` of a picture is the same in every run, whatever the seed, so a second student, an ablation or a
+further pass over the choices costs nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from snapgen.train.teachers.teacher import NetworkTeacher, SharedTextTeacher, Te
 from snapgen.weights import load_file, save_file_atomic
 
 LAST = -1  # the teacher's block whose features are matched (Eq. 5)
-SHARD = 256  # samples in a file; with SD3.5-Large's features at 1024 px it has 5.2 GB
+SHARD = 256  # samples per file; with SD3.5-Large's features at 1024 px a file has 5.2 GB
 VELOCITY, FEATURES = "teacher_velocity", "teacher_features"  # in a batch and in files: B C H W and B D h w
-SAMPLES = "samples"  # in files: what each row was computed for, B
+SAMPLES = "samples"  # in files: a key of what each row was computed for, B
 
 
 class StoredTeacher(Teacher):
-    """A teacher that was asked before: a batch holds its answers."""
+    """A teacher whose targets are stored: they come with the batch."""
 
     def __init__(self, width: int) -> None:
         self.feature_widths = [width]
@@ -46,20 +47,21 @@ class StoredTeacher(Teacher):
         taps: tuple[int, ...] = (),
         guidance_scale: float = 1.0,
     ) -> tuple[Tensor, list[Tensor]]:
-        """What was stored for the samples of `batch`."""
+        """The stored velocity and features for the samples of `batch`."""
         return batch[VELOCITY].float(), [batch[FEATURES] for _ in taps]
 
 
 def sample_keys(pictures: Sequence[int], captions: Sequence[str]) -> Tensor:
-    """A number for each pair of a picture and its caption, int64, B."""
+    """A number that identifies each pair of a picture and its caption, int64, B."""
     pairs = zip(pictures, captions, strict=True)
     return torch.tensor([int(short_fingerprint(picture, caption), 16) for picture, caption in pairs])
 
 
 def weights_fingerprint(source: str, *patterns: str) -> str:
-    """Of the weights in the folder `source` that the first of `patterns` to find any finds; a hub name is its own.
+    """A fingerprint of the weights in the folder `source`; for a hub name, the name itself.
 
-    A pipeline's autoencoder is left out: the latents have a fingerprint of their own.
+    The weights are those that the first matching pattern of `patterns` finds. A pipeline's autoencoder is skipped: the
+    latents have a fingerprint of their own.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -70,21 +72,21 @@ def weights_fingerprint(source: str, *patterns: str) -> str:
 
 
 class StoredTargets:
-    """What a finished cache holds; from disk comes what is used."""
+    """The targets in a finished cache, read from disk as they are used."""
 
     def __init__(
         self, folder: Path, rows: Mapping[str, Rows], heldout: Mapping[str, Tensor], indices: np.ndarray
     ) -> None:
-        """`rows`: of all draws, one after the other; `indices`: the pictures that each draw has a row of."""
+        """`rows`: for all random choices, one after the other; `indices`: the pictures that each has a row for."""
         self.folder = folder
         self.heldout = heldout
         self._rows = rows
         self._count = len(indices)
-        self._places = np.zeros(int(indices.max()) + 1, dtype=np.int64)  # of pictures in a draw
+        self._places = np.zeros(int(indices.max()) + 1, dtype=np.int64)  # each picture's row within a choice
         self._places[indices] = np.arange(self._count)
 
     def __call__(self, pictures: list[int], draws: list[int], captions: list[str]) -> dict[str, Tensor]:
-        """`VELOCITY` and, if asked for, `FEATURES` of samples; ValueError if they are of another picture or caption."""
+        """`VELOCITY` and, if loaded, `FEATURES` of samples; ValueError if the picture or caption is another one."""
         rows = (self._count * np.array(draws) + self._places[pictures]).tolist()
         found = {name: torch.stack([tensors[row] for row in rows]) for name, tensors in self._rows.items()}
         wrong = found.pop(SAMPLES) != sample_keys(pictures, captions)
@@ -98,10 +100,11 @@ class StoredTargets:
 
 
 class TargetCache:
-    """Targets of all stored latents under `draws` draws, as shards `targets_00000.safetensors` in a folder.
+    """The targets of all stored latents under `draws` random choices: shards `targets_00000.safetensors` in a folder.
 
-    Beside them lie those of the held-out batch, `heldout.safetensors`, and `targets.json`, which says what they are of.
-    Processes build the cache together, draw after draw; what an interruption or fewer draws left out is added.
+    Beside them are those of the held-out batch, `heldout.safetensors`, and `targets.json`, which describes them.
+    Processes build the cache together, one choice after another. Shards that are missing, after an interruption or with
+    more `draws` than before, are added.
     """
 
     def __init__(self, folder: Path, stored: StoredLatents, draws: int) -> None:
@@ -112,7 +115,7 @@ class TargetCache:
         self._heldout = folder / "heldout.safetensors"
 
     def check(self, asked: Mapping[str, Any]) -> None:
-        """RecipeError if the folder holds the targets of something other than `asked`; it may hold none."""
+        """RecipeError if the folder holds targets for settings other than `asked`; it may be empty."""
         if not self._description.exists():
             if any(self.folder.glob("*.safetensors")):
                 raise RecipeError(f"target_cache: {self.folder} holds files of something else: name another folder")
@@ -130,10 +133,10 @@ class TargetCache:
             )
 
     def create(self, accepted: Mapping[str, Sequence[Any]], width: int) -> None:
-        """Writes what the targets are of, unless that is known.
+        """Writes the description of the targets, unless there is one.
 
         Args:
-            accepted: for each key of `check` the values that fit, none if all do; of "features" whether they are kept.
+            accepted: the values that fit each key of `check`; none: all fit. "features" has True if they are kept.
             width: channels of the teacher's features, kept or not.
         """
         if not self._description.exists():
@@ -153,11 +156,11 @@ class TargetCache:
 
     @property
     def keeps_features(self) -> bool:
-        """Whether they are stored."""
+        """Whether features are stored."""
         return True in self._describe()["accepted"]["features"]
 
     def incomplete(self, rank: int, world: int) -> bool:
-        """Whether process `rank` of `world` has something to build."""
+        """Whether process `rank` of `world` has anything to build."""
         return bool(self.files.missing(rank, world)) or (rank == 0 and not self._heldout.exists())
 
     @torch.no_grad()
@@ -172,7 +175,7 @@ class TargetCache:
     ) -> None:
         """Writes this process's missing shards, `at_once` samples at a time, and the first process `heldout`.
 
-        `teach` gives the tensors of a file for pictures, their latents B C H W, and the number of a draw.
+        `teach` returns a file's tensors for pictures, their latents B C H W and the number of a random choice.
         """
         if rank == 0 and not self._heldout.exists():
             save_file_atomic(heldout(), self._heldout)
@@ -187,7 +190,7 @@ class TargetCache:
             self.files.save(shard, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def load(self, features: bool) -> StoredTargets:
-        """What all processes have built, with or without features; ValueError naming a damaged file."""
+        """The targets that all processes have built, with or without features; ValueError naming a damaged file."""
         names = [SAMPLES, VELOCITY, *([FEATURES] if features else [])]
         parts = self.files.load()
         rows = {name: Rows([part[name] for part in parts]) for name in names}
@@ -196,23 +199,23 @@ class TargetCache:
 
 @dataclass(frozen=True)
 class Asker:
-    """How a stage asks its teacher, for targets that are not stored yet."""
+    """How a stage computes targets that are not stored yet."""
 
-    load: Callable[[], NetworkTeacher]  # called before any question
-    # (taps, pictures, their latents B C h w, number of the draw) -> the tensors of a file
+    load: Callable[[], NetworkTeacher]  # called before the functions below
+    # (taps, pictures, their latents B C h w, number of the random choice) -> the tensors of a file
     about_pictures: Callable[[tuple[int, ...], list[int], Tensor, int], dict[str, Tensor]]
     about_heldout: Callable[[tuple[int, ...]], dict[str, Tensor]]  # the held-out batch
-    at_once: int  # samples, as many as training asks about: the same to the last bit
+    at_once: int  # samples, as many as in training, so that targets are the same to the last bit
 
 
 def open_targets(
     cache: TargetCache, asked: Mapping[str, Any], name: str, asker: Asker, context: Context, wait: Callable[[], None]
 ) -> tuple[StoredTargets, StoredTeacher]:
-    """The targets in `cache`, after asking for those that are missing; with nothing to ask no teacher is loaded.
+    """The targets in `cache`, after computing missing ones; if none are missing, no teacher is loaded.
 
     Args:
-        asked: what decides the targets, as `TargetCache.check` takes it.
-        name: the recipe's name of the teacher, for when its folder is gone.
+        asked: what determines the targets, as `TargetCache.check` takes it.
+        name: the teacher's name in the recipe, for when its folder is gone.
         wait: returns when all processes have called it.
     """
     rank, world = context.rank, context.world

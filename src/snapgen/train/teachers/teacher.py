@@ -1,8 +1,8 @@
-"""A teacher: a frozen network and the text that it reads, from captions to velocities and features.
+"""Teachers for distillation: frozen networks with their text conditioning, from captions to velocities and features.
 
-Two kinds, which share the student's latents. One was trained here, a transformer of Stable Diffusion 3's kind or a
-UNet (the student's own, for step distillation), and reads the student's own text states. The other is a published
-Stable Diffusion 3 (Esser et al. 2024), such as SD3.5-Large, and reads captions with its own encoders. The answers of
+There are two kinds, and both share the student's latents. One was trained here: a transformer like Stable Diffusion 3's
+or a UNet (the student's own, for step distillation). It reads the student's text states. The other is a published
+Stable Diffusion 3 (Esser et al. 2024), such as SD3.5-Large, and reads captions with its own encoders. The outputs of
 either can be stored (`snapgen.train.teachers.targets`).
 """
 
@@ -26,7 +26,7 @@ from snapgen.models.unet import SnapGenUNet
 from snapgen.text.join import JointTextEncoder
 from snapgen.weights import load_network, load_pretrained
 
-NETWORKS = {  # class in a pipeline's index -> what it is loaded as
+NETWORKS = {  # class in a pipeline's index -> class that it is loaded as
     SD3Transformer2DModel.__name__: TeacherTransformer,
     TeacherTransformer.__name__: TeacherTransformer,
     SnapGenUNet.__name__: SnapGenUNet,
@@ -34,12 +34,12 @@ NETWORKS = {  # class in a pipeline's index -> what it is loaded as
 
 
 class Teacher(ABC):
-    """What a student asks: velocities and features at noisy latents."""
+    """What a student learns from: gives velocities and features at noisy latents."""
 
-    feature_widths: Sequence[int]  # channels that each of the taps gives
+    feature_widths: Sequence[int]  # channels of the features at each tap
 
     def conditions(self, captions: list[str]) -> dict[str, Tensor]:
-        """What the teacher needs to know of `captions`, for the batch; "" is its unconditional branch."""
+        """The teacher's own text conditions for `captions`, to add to the batch; "" is its unconditional branch."""
         return {}
 
     @abstractmethod
@@ -51,14 +51,14 @@ class Teacher(ABC):
         taps: tuple[int, ...] = (),
         guidance_scale: float = 1.0,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The velocity B C H W, fp32, and the features B D h w that the network's `taps` give.
+        """The velocity B C H W, fp32, and the features B D h w at the network's `taps`.
 
-        Gradients reach `x`, but for a caller under no_grad. Features are those under the captions, guided or not.
+        Gradients reach `x`, unless the caller uses no_grad. Features are those under the captions, guided or not.
 
         Args:
             x: noisy latents, B C H W.
             sigmas: their noise levels in [0, 1], shape B.
-            batch: the student's text `states` (B N D) and `mask` (B N), and what `conditions` gave.
+            batch: the student's text `states` (B N D) and `mask` (B N), and the result of `conditions`.
             guidance_scale: of classifier-free guidance; 1 switches it off.
         """
 
@@ -72,7 +72,7 @@ class NetworkTeacher(Teacher):
 
     @abstractmethod
     def _texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The network's text arguments under the captions of `batch`, and under the empty prompt."""
+        """The network's text arguments for the captions of `batch`, and for the empty prompt."""
 
     def __call__(
         self,
@@ -98,7 +98,7 @@ class NetworkTeacher(Teacher):
 
 
 class SharedTextTeacher(NetworkTeacher):
-    """A teacher that was trained under the student's text encoders, of which it sees all of the padding."""
+    """A teacher trained with the student's text encoders; it attends to all of their padding."""
 
     def __init__(self, network: Denoiser, text: JointTextEncoder):
         super().__init__(network)
@@ -110,7 +110,7 @@ class SharedTextTeacher(NetworkTeacher):
 
     def _texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         states, mask = batch["states"].to(self.network.dtype), batch["mask"]
-        padding = self.empty.mask.shape[1] - mask.shape[1]  # tokens that no caption of the batch reaches
+        padding = self.empty.mask.shape[1] - mask.shape[1]  # tokens beyond the batch's longest caption
         states, mask = F.pad(states, (0, 0, 0, padding)), F.pad(mask, (0, padding))
         empty = self.empty.states.to(states.dtype).expand_as(states), self.empty.mask.expand_as(mask)
         return _arguments(states, mask), _arguments(*empty)
@@ -121,18 +121,18 @@ def _arguments(states: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 class StableDiffusionTeacher(NetworkTeacher):
-    """A published Stable Diffusion 3. `encoders` is its pipeline without autoencoder and scheduler."""
+    """A published Stable Diffusion 3; `encoders` is its pipeline without autoencoder and scheduler."""
 
     def __init__(self, transformer: TeacherTransformer, encoders: StableDiffusion3Pipeline):
         super().__init__(transformer)
         self.encoders = encoders
-        # It warns of every caption that is cut, and training reads thousands.
+        # It warns about every truncated caption, and training reads thousands.
         logging.getLogger(StableDiffusion3Pipeline.__module__).setLevel(logging.ERROR)
         self.empty = self.conditions([""])
 
     @torch.no_grad()
     def conditions(self, captions: list[str]) -> dict[str, Tensor]:
-        """Joined states of the CLIPs and T5 (B 333 4096), unscaled and with padding, and the CLIPs' pooled (B 2048)."""
+        """Joined states of the CLIPs and T5 (B 333 4096), unscaled and padded, and the CLIPs' pooled ones (B 2048)."""
         states, _, pooled, _ = self.encoders.encode_prompt(
             captions, captions, captions, device=self.network.device, do_classifier_free_guidance=False
         )
@@ -153,10 +153,10 @@ class StableDiffusionTeacher(NetworkTeacher):
 def load_teacher(
     source: str, autoencoder: SnapGenAutoencoder, text: JointTextEncoder, dtype: torch.dtype, device: torch.device
 ) -> NetworkTeacher:
-    """The teacher in the folder, or of the hub name, `source`, in `dtype` on `device`.
+    """The teacher `source`, a folder or hub name, in `dtype` on `device`.
 
-    `autoencoder` and `text` are the student's. ValueError for what cannot be loaded, is no teacher, or was trained on
-    other latents than that autoencoder's.
+    `autoencoder` and `text` are the student's. ValueError if `source` cannot be loaded, is no teacher, or was trained
+    on latents other than that autoencoder's.
     """
     index = load_pretrained(DiffusionPipeline.load_config, source)
     published = index["_class_name"] == StableDiffusion3Pipeline.__name__
@@ -174,7 +174,7 @@ def load_teacher(
 
 
 def check_latents(student: SnapGenAutoencoder, teacher: SnapGenAutoencoder | AutoencoderKL, source: str) -> None:
-    """Refuses a teacher of another autoencoder: what it says of latents would be nonsense here."""
+    """ValueError if the teacher has another autoencoder: its outputs would make no sense on the student's latents."""
     if not same_latents(student, teacher):
         raise ValueError(
             f"its latents are those of {source}, others than the student's: both must be trained on one autoencoder's"
