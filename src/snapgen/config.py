@@ -1,20 +1,20 @@
-"""Recipes: one strict YAML file per stage, read into typed settings, overridden by dotted keys.
+"""Reads recipes: one strict YAML file per stage, parsed into typed settings, with overrides by dotted key.
 
-A stage defines its own recipe class next to its code by extending `Recipe`; this file has only
-what all stages share. Anything unknown, mistyped or impossible is a one-line `RecipeError`
-that names the key and the file.
+A stage extends `Recipe` beside its code with its own settings; this file knows only what all stages
+share. Anything unknown, mistyped or impossible is a one-line `RecipeError` that names the key and
+the file.
 
-A recipe may extend another one; then it contains only what differs:
+A recipe may extend another one, and then states only what differs:
 
     base: flow.yaml                 # relative to this file; it may have a base itself
     seed: 1                         # a value, a list or null replaces the base's
     train: {steps: 600}             # a section is merged with the base's, key by key, at any depth,
-    data: !replace {source: folder} # unless it is tagged: then nothing of the base's section remains
-    contrasts: !remove              # removes the base's setting: the default applies (in braces: `!remove }`)
+    data: !replace {source: folder} # unless it is tagged: then it replaces the base's as a whole
+    contrasts: !remove              # as if the base did not set it: the default applies (in braces: `!remove }`)
     prompts: prompts.txt            # a list, or a text file relative to this file
 
 The text file has one prompt per line. Blank lines are skipped and spaces around a prompt removed; a
-line `""` is the empty prompt. Overrides are applied to the merged recipe and always replace.
+line `""` is the empty prompt. Overrides apply to the merged recipe and replace whatever they name.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TrainSettings(Settings):
 
     steps: int = Field(gt=0)  # optimiser steps
     batch_size: int = Field(gt=0)  # samples per step, over all processes and accumulation rounds
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for hidden matrices, with AdamW for the rest
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for hidden matrices, AdamW for the rest
     learning_rate: float = Field(gt=0)  # after warm-up
     warmup_steps: int = Field(default=0, ge=0)  # linear, from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after warm-up; the last two end at 0
@@ -54,23 +54,23 @@ class TrainSettings(Settings):
     weight_decay: float = Field(default=0.01, ge=0)  # on matrices and kernels only
     gradient_clip: float = Field(default=1.0, gt=0)  # global norm
     gradient_accumulation: int = Field(default=1, gt=0)  # rounds per step
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)  # of the saved weights; 0: no average
-    ema_power: float | None = Field(default=0.75, gt=0)  # after n steps at most 1 - n^-power; null: constant decay
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)  # of the saved weights; 0: no averaging
+    ema_power: float | None = Field(default=0.75, gt=0)  # after n steps the decay is at most 1 - n^-power; null: constant
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
     compile: bool = False  # torch.compile the network
-    skip_factor: float = Field(default=20.0, gt=1)  # a step whose loss is that many times the average is skipped
-    max_skipped: int = Field(default=10, gt=0)  # this many skipped steps in a row stop the run
-    log_every: int = Field(default=10, gt=0)  # steps between lines of metrics.jsonl's console echo and TensorBoard
+    skip_factor: float = Field(default=20.0, gt=1)  # a step whose loss exceeds this many times the average is skipped
+    max_skipped: int = Field(default=10, gt=0)  # skipped steps in a row that stop the run
+    log_every: int = Field(default=10, gt=0)  # steps between lines on the console and in TensorBoard
     sample_every: int = Field(default=500, gt=0)  # steps between sample grids and loss curves
     checkpoint_every: int = Field(default=500, gt=0)  # steps
-    keep_checkpoints: int = Field(default=2, gt=0)  # the newest N are kept
+    keep_checkpoints: int = Field(default=2, gt=0)  # how many of the newest stay
 
 
 class Recipe(Settings):
-    """The base class of all stages' recipes."""
+    """The settings that the recipes of all stages share."""
 
-    retired: ClassVar[tuple[str, ...]] = ()  # former settings, without effect, that saved recipes may contain
+    retired: ClassVar[tuple[str, ...]] = ()  # settings without effect here that older runs may have recorded
 
     stage: str
     seed: int = Field(default=0, ge=0)
@@ -81,7 +81,7 @@ RecipeType = TypeVar("RecipeType", bound=Recipe)
 
 
 class Loader(yaml.SafeLoader):
-    """Reads numbers as YAML 1.2 does: to PyYAML, which follows YAML 1.1, 1e-3 without a point is text."""
+    """Reads numbers as in YAML 1.2: PyYAML reads YAML 1.1, where 1e-3, without a point, is text."""
 
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
@@ -92,15 +92,15 @@ class Whole(dict[Any, Any]):
 
 
 class Removed:
-    """A placeholder for a setting tagged `!remove`."""
+    """Marks a setting tagged `!remove`."""
 
 
 class FileLoader(Loader):
-    """Reads recipe files: YAML with the tags `!replace` and `!remove`."""
+    """Reads recipe files, including the tags of recipes that extend others."""
 
 
 def whole(loader: FileLoader, node: yaml.MappingNode) -> Whole:
-    """The tagged section."""
+    """Constructs a section tagged `!replace`."""
     return Whole(loader.construct_mapping(node, deep=True))
 
 
@@ -109,21 +109,21 @@ FileLoader.add_constructor("!remove", lambda loader, node: Removed())
 
 
 class RecipeFile(NamedTuple):
-    """The content of one recipe file, without its base."""
+    """One recipe file with its own settings, without those of its base."""
 
     path: Path
     settings: dict[str, Any]
 
 
 class Draft(NamedTuple):
-    """A recipe before its stage checks it."""
+    """A recipe that its stage has not checked yet."""
 
     settings: dict[str, Any]  # plain values, merged and overridden
     files: Sequence[RecipeFile]  # where they come from: the recipe, its base, the base's base, ...
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Draft:
-    """The recipe in the YAML file `path`, merged with its bases; `overrides`: `dotted.key=value` with YAML values."""
+    """The recipe in the YAML file `path`, merged with its bases, then `overrides`: `dotted.key=value`, a YAML value."""
     files = read_files(path)
     settings: dict[str, Any] = {}
     for file in reversed(files):
@@ -134,7 +134,7 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Draft:
 
 
 def read_files(path: Path, *extending: Path) -> list[RecipeFile]:
-    """The recipe in the file `path`, its base, the base's base, and so on; `extending`: the files that led here."""
+    """The recipe file `path`, its base, the base's base and so on; `extending`: the files that led to it."""
     if path.resolve() in {file.resolve() for file in extending}:
         circle = " -> ".join(str(file) for file in (*extending, path))
         raise RecipeError(f"recipe {extending[-1]}: base: the recipes extend one another in a circle: {circle}")
@@ -179,7 +179,7 @@ def read_prompts(path: Path, recipe: Path) -> list[str]:
 
 
 def merge(base: Any, own: Any, recipe: Path, *keys: str) -> Any:
-    """Merges `own`, the value at `keys` in `recipe`, over `base`, the value there in its base; plain values."""
+    """Merges `own`, the value that `recipe` has under `keys`, into the `base`'s value there; returns plain values."""
     if isinstance(own, Removed):
         raise RecipeError(f"recipe {recipe}: {'.'.join(keys)}: !remove, but no base says it")
     if isinstance(own, list):
@@ -197,7 +197,7 @@ def merge(base: Any, own: Any, recipe: Path, *keys: str) -> Any:
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
-    """Applies `override`, `dotted.key=value`, to `settings`."""
+    """Sets the value of `override`, `dotted.key=value`, in `settings`."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RecipeError(f"override '{override}' is not of the form key=value, for example train.steps=2000")
@@ -217,9 +217,9 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
 def parse_recipe(
     recipe_type: type[RecipeType], settings: dict[str, Any], origin: str, files: Sequence[RecipeFile] = ()
 ) -> RecipeType:
-    """`settings` as a `recipe_type`; an error names the first wrong setting by its dotted key and `origin`.
+    """Checks `settings` as a `recipe_type`; RecipeError naming `origin` and the first wrong setting by dotted key.
 
-    `files`: those of `read_recipe`; if the wrong value comes from a base, the error names that file too.
+    `files`: those of `read_recipe`. If the wrong setting comes from a base, the error names that file too.
     """
     try:
         # JSON mode: a YAML list is a valid tuple, 1 a valid float, while "1" stays a wrong type.
@@ -236,11 +236,11 @@ def parse_recipe(
 
 
 def in_base(files: Sequence[RecipeFile], location: Sequence[int | str], value: Any) -> str:
-    """ " (in its base ...)" if `value` at `location` comes from a base and not from the recipe itself; else ""."""
+    """The text " (in its base ...)" if `value` at `location` comes from a base; otherwise nothing."""
     for file in files:
         node: Any = file.settings
         for part in location:
-            if isinstance(node, dict) and part in node:  # else the part names one of several types tried
+            if isinstance(node, dict) and part in node:  # otherwise the part names one of several types that were tried
                 node = node[part]
         if node == value:
             return "" if file is files[0] else f" (in its base {file.path})"
@@ -248,14 +248,14 @@ def in_base(files: Sequence[RecipeFile], location: Sequence[int | str], value: A
 
 
 def to_yaml(content: dict[str, Any]) -> str:
-    """`content`, plain values, as YAML that `read_recipe` can read."""
+    """Formats `content`, plain values, as YAML that `read_recipe` reads."""
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def complete_recipe(recipe_type: type[Recipe], saved: dict[str, Any]) -> dict[str, Any]:
-    """`saved`, the recipe of an earlier run, updated: new settings get their defaults, retired ones are dropped."""
+    """Converts `saved`, a recipe as it was run, to today's settings: adds defaults and drops retired settings."""
     known = {name: value for name, value in saved.items() if name not in recipe_type.retired}
     try:
         return recipe_type.model_validate_json(json.dumps(known)).model_dump(mode="json")
-    except ValidationError:  # keep the unknown ones: they can still be compared
+    except ValidationError:  # other settings: compared as they are
         return saved

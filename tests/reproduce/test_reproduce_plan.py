@@ -33,9 +33,9 @@ def test_stages_can_be_left_out() -> None:
     assert choose_stages(()) == ("autoencoder", "text", "nouns", "layout", "flow", "teacher", "distill", "step")
     assert choose_stages(("distill", "teacher")) == ("autoencoder", "text", "nouns", "layout", "flow", "step")
     assert choose_stages(("step",), initial="mini-base") == ("flow", "teacher", "distill")
-    with pytest.raises(ValueError, match="--without flow: only teacher, distill, step can be left out"):
+    with pytest.raises(ValueError, match="--without flow: only teacher, distill, step can be skipped"):
         choose_stages(("flow",))
-    with pytest.raises(ValueError, match="of no use without each other; leave out teacher,distill"):
+    with pytest.raises(ValueError, match="of no use without each other; skip teacher,distill"):
         choose_stages(("teacher",))
 
 
@@ -142,7 +142,7 @@ def test_a_plan_that_was_written_before_is_read(tmp_path: Path) -> None:
     ("arguments", "fragment"),
     [
         ([], "there is no recipe recipes/mini/autoencoder.yaml: run this in a checkout of the repository"),
-        (["--without", "text"], "--without text: only teacher, distill, step can be left out"),
+        (["--without", "text"], "--without text: only teacher, distill, step can be skipped"),
         (["--minutes", "0"], "--minutes 0.0 is out of range"),
         (["--device", "tpu"], "--device tpu is not known: use cpu or cuda"),
         (
@@ -151,7 +151,7 @@ def test_a_plan_that_was_written_before_is_read(tmp_path: Path) -> None:
         ),
         (["--recipes", str(DEBUG), "--set", "step.train.lerning_rate=1"], "unknown key train.lerning_rate"),
         (["--recipes", str(DEBUG), "--set", "flow.train.steps=9"], "--set flow.train.steps=9: reproduce chooses"),
-        (["--resume"], "runs/reproduce holds no reproduction that goes on"),
+        (["--resume"], "runs/reproduce holds no reproduction to continue"),
         (["--initial", "mini"], "--initial mini is not known: only mini-base can be trained on"),
         (["--resume", "--minutes", "3"], "--minutes is fixed by the plan of the run that continues"),
         (["--resume", "--export", "state"], "--resume, --export and --import exclude each other"),

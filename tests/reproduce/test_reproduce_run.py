@@ -125,7 +125,7 @@ def test_it_continues_the_bundled_model(
     changes = [(learned[key] - value).norm() / value.norm() for key, value in initial.items() if value.norm() > 0]
     assert 0 < max(changes) < 0.5  # from nothing it would be 1.4
     page = (out / "report.md").read_text()
-    assert "# debug, made from mini-base" in page and "going on from mini-base" in page
+    assert "# debug, made from mini-base" in page and "continuing from mini-base" in page
 
 
 def test_a_field_that_the_plan_does_not_have_is_refused(tmp_path: Path) -> None:

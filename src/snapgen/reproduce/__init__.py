@@ -1,1 +1,1 @@
-"""The whole miniature from nothing, in one resumable command."""
+"""Trains and scores the whole miniature from nothing, in one resumable command."""

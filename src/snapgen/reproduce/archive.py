@@ -1,4 +1,4 @@
-"""Moves a reproduction to another machine: packs what it needs to continue there into small files, and unpacks it."""
+"""Moves a reproduction to another machine: packs what it needs to continue into small files, and unpacks them there."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from snapgen.files import atomic_folder, manifest, sha256, write_text
 from snapgen.reproduce.plan import Plan, alone, read_plan
 from snapgen.train.state import newest_checkpoint
 
-PART = 16 * 2**20  # bytes, the largest exported file
+PART = 16 * 2**20  # bytes, maximum size of an exported file
 
 
 def export(folder: Path, target: Path, warn: Callable[[str], None]) -> list[Path]:
     """Packs what `folder` needs into `target`: a tar in parts of at most `PART` bytes, and their SHA-256.
 
-    Returns the files. ValueError if `target` is there already; damaged checkpoints are named to `warn`.
+    Returns the files. ValueError if `target` exists already; damaged checkpoints are reported to `warn`.
     """
     if target.exists():
         raise ValueError(f"--export {target} is there already: name a new folder")
     with (
         alone(folder),
         atomic_folder(target) as temporary,
-        tempfile.TemporaryFile(dir=target.parent) as whole,  # the usual place may be small
+        tempfile.TemporaryFile(dir=target.parent) as whole,  # the default temporary folder may be small
     ):
         pack(folder, needed(folder, read_plan(folder), warn), whole)
         whole.seek(0)
@@ -39,22 +39,22 @@ def export(folder: Path, target: Path, warn: Callable[[str], None]) -> list[Path
 
 
 def needed(folder: Path, plan: Plan, warn: Callable[[str], None]) -> list[Path]:
-    """The files with which `folder` continues elsewhere, relative to it, sorted."""
+    """The files that `folder` needs to continue elsewhere, relative to it, sorted."""
     patterns = ["plan.json", "report.*", "recipes/*", "evaluation/*/*/report.*", "evaluation/*/*/*.png"]
     for stage in plan.stages:
         patterns += [f"{stage}/{name}" for name in ("*.yaml", "*.jsonl", "plots/*", "samples/*")]
         if stage not in plan.finished:
             checkpoint = newest_checkpoint(folder / stage, warn)
             patterns += [] if checkpoint is None else [f"{stage}/checkpoints/{checkpoint.folder.name}/*"]
-        elif stage != "teacher" or "distill" not in plan.finished:  # nothing else reads the teacher
+        elif stage != "teacher" or "distill" not in plan.finished:  # only distill reads the teacher
             patterns.append(f"{stage}/model/**/*")
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(folder) for path in found)
 
 
 def pack(folder: Path, paths: list[Path], whole: IO[bytes]) -> None:
-    """Writes the files at `paths`, relative to `folder`, as a tar; the same content only once."""
-    first: dict[str, Path] = {}  # by SHA-256: models repeat their autoencoder
+    """Writes the files at `paths`, relative to `folder`, as a tar that stores equal content only once."""
+    first: dict[str, Path] = {}  # by SHA-256: every model holds a copy of the autoencoder
     with tarfile.open(fileobj=whole, mode="w") as tar:
         for path in paths:
             entry = tar.gettarinfo(folder / path, path.as_posix())
@@ -66,7 +66,7 @@ def pack(folder: Path, paths: list[Path], whole: IO[bytes]) -> None:
 
 
 def unpack(source: Path, folder: Path) -> None:
-    """Makes `folder` from what `export` wrote to `source`; ValueError if a part is missing or damaged."""
+    """Restores `folder` from what `export` wrote to `source`; ValueError if a part is missing or damaged."""
     if folder.exists():
         raise ValueError(f"{folder} is there already: give another --out")
     try:
@@ -87,7 +87,7 @@ def unpack(source: Path, folder: Path) -> None:
 
 
 def extract(tar: tarfile.TarFile, folder: Path) -> None:
-    """Files into `folder` and nowhere else; `extractall` knows how to only since Python 3.11.4."""
+    """Extracts files into `folder` and nowhere else, which `extractall` can do only since Python 3.11.4."""
     for member in tar:
         path = Path(member.name)
         content = tar.extractfile(member) if member.isreg() or member.islnk() else None

@@ -1,6 +1,6 @@
-"""What a reproduction is asked for: its stages, the recipe of each, and how many steps fit into its share of the time.
+"""The plan of a reproduction: its stages, their recipes, and how many steps fit into each stage's share of the time.
 
-All of it stands in `plan.json`, beside what was chosen and done so far, so that an interrupted run continues.
+It is kept in `plan.json`, with what was chosen and done so far, so that an interrupted run can continue.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from snapgen.messages import one_line
 from snapgen.train.stages import load_recipe
 
 SHARES = {  # of the time, relative to each other, in the order of training
-    "autoencoder": 3.0,  # good early, but all that follows is bound by it
+    "autoencoder": 3.0,  # good early, but it limits everything after it
     "text": 1.5,  # small, and good early
-    "nouns": 0.5,  # what `flow` begins with: things and their colours,
-    "layout": 0.8,  # then, at high noise, what stands where
-    "flow": 7.0,  # gains for as long as it is trained
-    "teacher": 8.0,  # so does this one, at six times the work per step
+    "nouns": 0.5,  # the beginning of `flow`: things and their colours
+    "layout": 0.8,  # then the layout, at high noise
+    "flow": 7.0,  # improves for as long as it is trained
+    "teacher": 8.0,  # so does the teacher, at six times the work per step
     "distill": 5.0,  # continues `flow`
     "step": 2.5,  # most of the gain comes in the first few hundred steps
 }
-EVALUATION = 2.0  # the scores' share
+EVALUATION = 2.0  # the share of the evaluation
 OPTIONAL = ("teacher", "distill", "step")
-KEPT = ("autoencoder", "text")  # what a model that `flow` continues brings along, or another folder gives
-OPENING = ("nouns", "layout")  # each continues the one before, and `flow` the last
-CAPPED = (*KEPT, *OPENING)  # good early: they get the steps of their recipes, or as many as there is time for
-SAMPLINGS = 4  # sample grids and held-out losses of a stage
-CHECKPOINT_SECONDS = 60.0  # between checkpoints: the most that a kill costs; more where they would take a larger
-CHECKPOINT_SHARE = 0.05  # of the time than this
-SCHEDULE = ("steps", "warmup_steps", "sample_every", "checkpoint_every")  # settings of `train` that a `StagePlan` has
-CHOSEN = (  # settings of recipes that the plan and the order of the stages decide
+KEPT = ("autoencoder", "text")  # provided by the model that `flow` continues from, or by other folders, if given
+OPENING = ("nouns", "layout")  # each continues from the one before, and `flow` from the last
+CAPPED = (*KEPT, *OPENING)  # good early: they get the steps of their recipes, or fewer if time is short
+SAMPLINGS = 4  # how often a stage makes sample grids and held-out losses
+CHECKPOINT_SECONDS = 60.0  # between checkpoints, the most that a kill costs; longer if they would exceed the next
+CHECKPOINT_SHARE = 0.05  # the largest share of the time for checkpoints
+SCHEDULE = ("steps", "warmup_steps", "sample_every", "checkpoint_every")  # settings of `train` that a `StagePlan` sets
+CHOSEN = (  # recipe settings that the plan and the order of the stages decide
     *(f"train.{name}" for name in SCHEDULE),
     *("autoencoder", "text", "cache", "initial", "teacher"),
 )
 
 
 class StagePlan(Settings):
-    """How long a stage is trained, and from which measurement that follows."""
+    """How long a stage is trained, and the measurements behind that."""
 
     steps: int = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     sample_every: int = Field(gt=0)  # steps
     checkpoint_every: int = Field(gt=0)  # steps
-    device: str  # on which the rest was measured
+    device: str  # where the rest was measured
     seconds_per_step: float
-    seconds_once: float  # to set up, and to save the model
-    seconds_each: float  # to sample, evaluate and write a checkpoint
+    seconds_once: float  # for the setup, and for saving the model
+    seconds_each: float  # for samples, evaluation and a checkpoint
     seconds_given: float  # of the budget
-    late: bool  # there was no time left: it gets the fewest steps
+    late: bool  # no time was left: it gets the minimum number of steps
 
     @property
     def schedule(self) -> dict[str, int]:
@@ -67,25 +67,25 @@ class StagePlan(Settings):
 
 
 class Plan(Settings):
-    """What a reproduction was asked for, and how far it is."""
+    """The request for a reproduction, and its progress."""
 
     name: str  # of the recipes
     minutes: float = Field(gt=0)
     stages: tuple[str, ...]
-    initial: str | None = None  # whose UNet `flow` continues, on its autoencoder and text encoder
-    given: dict[str, str] = {}  # model folders, by stage (of KEPT), that are taken instead of training it
-    # Prompts per category of the scenes; fid and psnr take five times as many. None: what the time left allows. If it
-    # is set, the scores take the time that they take, beyond the minutes.
+    initial: str | None = None  # the model whose UNet `flow` continues from, with its autoencoder and text encoder
+    given: dict[str, str] = {}  # model folders by stage (of KEPT), used instead of training the stage
+    # Prompts per category of the scenes suite; fid and psnr take five times as many. None: as many as the time left
+    # allows. If set, the evaluation takes the time that it needs, on top of the minutes.
     count: int | None = Field(default=None, ge=2)
     overrides: tuple[str, ...] = ()  # "stage.key=value", or "all.key=value" for every stage
     chosen: dict[str, StagePlan] = {}
     finished: tuple[str, ...] = ()
-    spent: dict[str, float] = {}  # seconds, by stage and for "evaluation"
-    running: tuple[str, float] | None = None  # what was begun and has not ended, and when, in seconds since 1970
+    spent: dict[str, float] = {}  # seconds, per stage and for "evaluation"
+    running: tuple[str, float] | None = None  # the part in progress, and when it began, in seconds since 1970
 
     @property
     def command(self) -> str:
-        """The call of `snapgen` that plans the same, but for `count`."""
+        """The `snapgen` command that makes the same plan, except for `count`."""
         without = [stage for stage in OPTIONAL if stage not in self.stages]
         options = [("--minutes", f"{self.minutes:g}")]
         options += [("--initial", self.initial)] if self.initial is not None else []
@@ -96,22 +96,22 @@ class Plan(Settings):
 
     @property
     def seconds_left(self) -> float:
-        """What is left of the budget; the part that is running does not count yet."""
+        """The rest of the budget; time of the part in progress is not yet subtracted."""
         return max(0.0, 60 * self.minutes - sum(self.spent.values()))
 
     def share(self, stage: str) -> float:
-        """The part of the time left that is for `stage`, in (0, 1]."""
+        """The fraction of the time left that `stage` gets, in (0, 1]."""
         waiting = sum(SHARES[other] for other in self.stages if other not in self.finished)
         return SHARES[stage] / (waiting + (EVALUATION if self.count is None else 0.0))
 
 
 def choose_stages(without: Iterable[str], initial: str | None = None, given: Iterable[str] = ()) -> tuple[str, ...]:
-    """All stages but those, those `given`, and what `initial` brings along; ValueError for one that others need."""
+    """All stages except those, those `given` and those that `initial` provides; ValueError if others need one."""
     skipped = set(without)
     if wrong := sorted(skipped - set(OPTIONAL)):
-        raise ValueError(f"--without {wrong[0]}: only {', '.join(OPTIONAL)} can be left out")
+        raise ValueError(f"--without {wrong[0]}: only {', '.join(OPTIONAL)} can be skipped")
     if ("teacher" in skipped) != ("distill" in skipped):
-        raise ValueError("--without: teacher and distill are of no use without each other; leave out teacher,distill")
+        raise ValueError("--without: teacher and distill are of no use without each other; skip teacher,distill")
     skipped.update(given)
     if initial is not None:
         skipped.update((*KEPT, *OPENING))
@@ -122,7 +122,7 @@ def choose_stages(without: Iterable[str], initial: str | None = None, given: Ite
 
 
 def start(folder: Path, recipes: Path, plan: Plan) -> None:
-    """Makes `folder` with the plan and its stages' recipes, merged; ValueError if it is there or one is missing."""
+    """Makes `folder` with the plan and its stages' merged recipes; ValueError if it exists or a recipe is missing."""
     if folder.exists():
         raise ValueError(f"{folder} is there already: continue it with --resume or give another --out")
     for stage in plan.stages:
@@ -138,7 +138,7 @@ def start(folder: Path, recipes: Path, plan: Plan) -> None:
             raise ValueError(f"--set {override}: expected STAGE.key=value with a stage of {stages}, or all")
         if setting.partition("=")[0] in CHOSEN:
             raise ValueError(f"--set {override}: reproduce chooses {', '.join(CHOSEN)} by itself")
-    for stage in plan.stages:  # a mistake shows before the first stage, not after hours
+    for stage in plan.stages:  # mistakes show before the first stage, not after hours
         stage_recipe(recipes, plan, stage)
     with atomic_folder(folder) as temporary:
         (temporary / "recipes").mkdir()
@@ -153,17 +153,17 @@ def read_plan(folder: Path) -> Plan:
     try:
         return Plan.model_validate_json((folder / "plan.json").read_text())
     except (OSError, ValidationError) as error:
-        raise ValueError(f"{folder} holds no reproduction that goes on: {one_line(error)}") from None
+        raise ValueError(f"{folder} holds no reproduction to continue: {one_line(error)}") from None
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
-    """Writes the plan of `folder`, whole or not at all."""
+    """Writes the plan of `folder` atomically."""
     write_text(plan.model_dump_json(indent=1), folder / "plan.json")
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of `folder`; ValueError while one is in it."""
+    """Locks `folder` against other processes; ValueError while another holds the lock."""
     try:
         with FileLock(folder.resolve() / ".lock", timeout=0):
             yield
@@ -175,7 +175,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def stage_recipe(recipes: Path, plan: Plan, stage: str, **schedule: int) -> Recipe:
-    """The recipe of `stage` in `recipes`, on the results of the stages before it; `schedule` in its section `train`."""
+    """The recipe of `stage` in `recipes`, with inputs from earlier stages and `schedule` in its section `train`."""
     own = [override.partition(".")[2] for override in plan.overrides if override.startswith(("all.", f"{stage}."))]
     fixed = [f"{key}={path}" for key, path in stage_inputs(plan, stage).items()]
     file = recipes / f"{stage}.yaml"
@@ -184,13 +184,13 @@ def stage_recipe(recipes: Path, plan: Plan, stage: str, **schedule: int) -> Reci
 
 
 def stage_inputs(plan: Plan, stage: str) -> dict[str, str]:
-    """What `stage` builds on, by the keys of its recipe: paths relative to the reproduction's folder."""
+    """The inputs of `stage` by recipe key: paths relative to the reproduction's folder."""
     if stage in KEPT:
         return {}
     paths = {part: f"{part}/model" if plan.initial is None else plan.initial for part in KEPT} | plan.given
     if stage not in OPENING:
         paths["cache"] = "latents"
-    learners = [other for other in (*OPENING, "flow") if other in plan.stages]  # each continues the one before
+    learners = [other for other in (*OPENING, "flow") if other in plan.stages]  # each continues from the one before
     if stage in learners[1:]:
         paths["initial"] = f"{learners[learners.index(stage) - 1]}/model"
     elif stage == "flow" and plan.initial is not None:
@@ -208,20 +208,20 @@ def stage_inputs(plan: Plan, stage: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes on this machine, in seconds."""
+    """How long a stage takes on this machine, in seconds."""
 
     step: float
-    once: float  # to set up, and to save the model
-    each: float  # to sample, evaluate and write a checkpoint
-    measuring: float  # all of this
+    once: float  # for the setup, and for saving the model
+    each: float  # for samples, evaluation and a checkpoint
+    measuring: float  # for measuring all this
 
 
 def fit_steps(
     stage: str, recipe: Recipe, cost: Cost, given: float, fewest: int, done: int = 0, warmup_steps: int | None = None
 ) -> StagePlan:
-    """The steps of `stage` that fit into the `given` seconds, at least the `fewest`, after those that are `done`.
+    """Plans `stage`: the `done` steps plus as many as fit into the `given` seconds, at least the `fewest`.
 
-    `warmup_steps` are those of a run that has begun, which stay as they are.
+    `warmup_steps` are those of a run that has begun; they stay as they are.
     """
     interval = max(CHECKPOINT_SECONDS, cost.each / CHECKPOINT_SHARE)
     free = given - cost.measuring - cost.once - SAMPLINGS * cost.each

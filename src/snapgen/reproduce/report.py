@@ -1,4 +1,4 @@
-"""What a reproduction reports: scores and stages as JSON, and the same as Markdown for report.md and model cards."""
+"""The report of a reproduction: scores and stages as JSON, and as Markdown for report.md and model cards."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ LAST = 50  # steps whose mean loss is reported
 
 
 class ModelScores(TypedDict):
-    """A model, and what the suites scenes and fid say of it."""
+    """A model and its scores in the suites `scenes` and `fid`."""
 
     name: str
-    stage: str  # that trained it
+    stage: str  # the stage that trained it
     model_sha256: str
-    steps: int  # from noise to picture
+    steps: int  # sampling steps
     guidance: float
     score: float
     interval: list[float]
     categories: dict[str, float]
     count: int  # pictures
-    ceiling: float  # ground truth through the autoencoder
+    ceiling: float  # the score of ground truth after the autoencoder
     second_judge: float
-    distance: float  # Frechet
-    truth: float  # the distance of true renders
+    distance: float  # Frechet distance
+    truth: float  # the Frechet distance of true renders
 
 
 class AutoencoderScores(TypedDict):
-    """What the suite psnr says."""
+    """The scores of the suite `psnr`."""
 
     psnr: float
     ssim: float
@@ -71,7 +71,7 @@ class Report(TypedDict):
     versions: dict[str, str]
     models: list[ModelScores]
     autoencoder: AutoencoderScores
-    data: dict[str, Any]  # settings of the scenes
+    data: dict[str, Any]  # the settings of the scenes
     stages: list[StageResult]
 
 
@@ -79,7 +79,7 @@ class Report(TypedDict):
 
 
 def model_scores(name: str, stage: str, scenes: dict[str, Any], fid: dict[str, Any]) -> ModelScores:
-    """The scores of a model from the reports of the suites."""
+    """A model's scores, taken from the reports of the suites `scenes` and `fid`."""
     return {
         "name": name,
         "stage": stage,
@@ -98,12 +98,12 @@ def model_scores(name: str, stage: str, scenes: dict[str, Any], fid: dict[str, A
 
 
 def autoencoder_scores(psnr: dict[str, Any]) -> AutoencoderScores:
-    """The scores of the autoencoder from the report of the suite."""
+    """The autoencoder's scores, taken from the report of the suite `psnr`."""
     return {"psnr": psnr["psnr"], "ssim": psnr["ssim"], "count": psnr["count"]}
 
 
 def scenes_of(recipe: Recipe) -> SceneSettings:
-    """The scenes that the students of `recipe` learn and are scored on; ValueError for other pictures."""
+    """The scenes that the students of `recipe` learn and are scored on; ValueError if the recipe has none."""
     if not isinstance(recipe, FlowRecipe) or not isinstance(recipe.data, SceneSettings):
         raise ValueError("reproduce scores scenes only: the recipe flow.yaml needs stage flow, and source scenes")
     return recipe.data
@@ -129,7 +129,7 @@ def make_report(
 
 
 def stage_result(plan: Plan, stage: str, batch_size: int) -> StageResult:
-    """How `stage` was trained, by its plan and its run folder."""
+    """How `stage` was trained, according to its plan and its run folder."""
     lines, chosen = read_metrics(Path(stage) / "metrics.jsonl"), plan.chosen[stage]
     return {
         "stage": stage,
@@ -147,7 +147,7 @@ def stage_result(plan: Plan, stage: str, batch_size: int) -> StageResult:
 
 
 def write_report(report: Report) -> None:
-    """Writes report.json and report.md to the working directory: the tables, then curves and sheets of every stage."""
+    """Writes report.json and report.md to the working directory: tables, then curves and sheets of every stage."""
     lines = [f"# {report['name']}, made from {report['initial'] or 'nothing'}", "", *card(report)]
     for stage in (result["stage"] for result in report["stages"]):
         pictures = [*sorted(Path(stage, "plots").glob("*.png")), *sorted(Path(stage, "samples").glob("*.png"))[-1:]]
@@ -160,9 +160,9 @@ def write_report(report: Report) -> None:
 
 
 def card(report: Report) -> list[str]:
-    """What a model card says about the models of a report: data, recipe, scores, limits; lines of Markdown."""
+    """The text of a model card for the models of a report: data, recipe, scores, limits; lines of Markdown."""
     data, last = report["data"], report["models"][-1]
-    start = "" if report["initial"] is None else f", going on from {report['initial']}"
+    start = "" if report["initial"] is None else f", continuing from {report['initial']}"
     things = ", ".join(data["nouns"]) if data["nouns"] else "all things of the vocabulary"
     right = [name for name, score in last["categories"].items() if score >= 0.5]
     wrong = [name for name in last["categories"] if name not in right]
@@ -212,7 +212,7 @@ def score_lines(report: Report) -> list[str]:
 
 
 def stage_lines(report: Report) -> list[str]:
-    """The stages as Markdown, and the time that they took."""
+    """The stages as Markdown, with the time that they took."""
     rows = [
         (
             stage["stage"],

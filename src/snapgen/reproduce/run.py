@@ -1,9 +1,9 @@
-"""A small model made from nothing, or from the bundled one: all stages in order, then the scores, then the report.
+"""Runs a reproduction, which makes a small model from nothing or from the bundled one: stages, scores, then the report.
 
-It trains by the loop and measures by the suites. A folder holds it all:
+It trains with the training loop and scores with the evaluation suites. One folder holds everything:
 
-    plan.json      what was asked for, and what was chosen and done so far
-    recipes/       the stages' recipes, without bases; paths in them are relative to the folder, so that it can move
+    plan.json      the request, and what was chosen and done so far
+    recipes/       the stages' merged recipes; their paths are relative to the folder, so that it can move
     flow/ ...      a run folder for every stage
     evaluation/    a folder for every model and suite
     report.json, report.md
@@ -43,30 +43,30 @@ from snapgen.train.report import read_metrics
 from snapgen.train.stages import load_stage
 from snapgen.train.state import newest_checkpoint
 
-PROBE = 20  # steps that a stage is timed for, after as many that warm up and fill caches
-STUDENTS = {"flow": "base", "distill": "distilled", "step": "few-step"}  # what is scored, and its name in the report
-PROMPTS = (2, 20)  # per category, the fewest and the most, if not asked for
-PICTURES = 17  # of a model for each prompt per category: two splits of six categories, and five for fid
-READABLE = 128  # px a side that the scene benchmark's detector needs
+PROBE = 20  # steps for which a stage is timed, after as many that warm up and fill caches
+STUDENTS = {"flow": "base", "distill": "distilled", "step": "few-step"}  # stages to score, and their report names
+PROMPTS = (2, 20)  # minimum and maximum per category, unless the plan sets a number
+PICTURES = 17  # per model and prompt per category: two splits of six categories, and five for fid
+READABLE = 128  # px, the side that the scene benchmark's detector needs
 
 
 class Reproduction:
     """One folder, from the plan to the report."""
 
     def __init__(self, folder: Path, progress: Callable[[str], None]):
-        """ValueError if `folder` holds no plan; `progress` is called with lines for people."""
+        """ValueError if `folder` holds no plan; `progress` receives lines for the user."""
         self.folder, self.progress, self.plan = folder, progress, read_plan(folder)
 
     def run(self) -> Report:
-        """Does what is still to do and returns the report. An interruption leaves everything for the next call."""
+        """Does the remaining work and returns the report. After an interruption, the next call continues."""
         with alone(self.folder), chdir(self.folder):
             self._count_killed()
-            for stage in self.plan.stages:  # those that are given are none of them
+            for stage in self.plan.stages:  # without the stages that are given
                 if stage not in self.plan.finished:
                     try:
                         with self._timed(stage):
                             self._train(stage)
-                    except SystemExit as stop:  # SIGTERM ends one training well, but not the reproduction
+                    except SystemExit as stop:  # SIGTERM ends one training cleanly, but the reproduction is not done
                         raise SystemExit(stop.code or 128 + signal.SIGTERM) from None
                     self._update(finished=(*self.plan.finished, stage))
                 shutil.rmtree(Path(stage) / "checkpoints", ignore_errors=True)
@@ -83,7 +83,7 @@ class Reproduction:
     def _train(self, stage: str) -> None:
         """Trains `stage` to its end, from its newest checkpoint if it has begun."""
         chosen = self.plan.chosen.get(stage)
-        if chosen is None or chosen.device != device_name(default_device()):  # new here, or begun on another machine
+        if chosen is None or chosen.device != device_name(default_device()):  # not begun, or begun on another machine
             chosen = self._choose_steps(stage)
             self._update(chosen=self.plan.chosen | {stage: chosen})
         self.progress(f"{stage}: {chosen.steps} steps of {chosen.seconds_per_step:.3g} s")
@@ -95,12 +95,12 @@ class Reproduction:
         return stage_recipe(Path("recipes"), self.plan, stage, **schedule)
 
     def _choose_steps(self, stage: str) -> StagePlan:
-        """Times `stage` on this machine and gives it the steps that fit into its share of the time left."""
+        """Times `stage` on this machine and plans the steps that fit into its share of the time left."""
         began, recipe = time.monotonic(), self._recipe(stage)
         fewest = min(PROBE, recipe.train.steps)
         self.progress(f"{stage}: measuring the rate")
         shutil.rmtree(Path("probe") / stage, ignore_errors=True)
-        self._probe(stage, fewest)  # warms up, and fills caches of this stage and later ones: all of them pay for it
+        self._probe(stage, fewest)  # warms up and fills caches, also for later stages: all of them pay
         left = max(0.0, self.plan.seconds_left - (time.monotonic() - began))
         cost = self._measure(stage, recipe.train.batch_size, fewest)
         begun, before = newest_checkpoint(Path(stage), self.progress), self.plan.chosen.get(stage)
@@ -115,16 +115,16 @@ class Reproduction:
         )
 
     def _measure(self, stage: str, batch_size: int, steps: int) -> Cost:
-        """What `stage` takes, from as many more `steps` as its probe has done, and from no more."""
+        """Times `stage` over another `steps` steps, as many as its probe has done, and then over none."""
         whole = self._probe(stage, 2 * steps)
-        once = self._probe(stage, 2 * steps)  # there is nothing left to train
+        once = self._probe(stage, 2 * steps)  # nothing is left to train
         metrics = read_metrics(Path("probe") / stage / "metrics.jsonl")
         step = batch_size / statistics.median(line["samples_per_second"] for line in metrics[steps:])
         shutil.rmtree(Path("probe") / stage)
         return Cost(step=step, once=once, each=max(0.0, whole - once - steps * step), measuring=whole + once)
 
     def _probe(self, stage: str, steps: int) -> float:
-        """The seconds in which the probe of `stage` comes to `steps`, from where it stands."""
+        """Continues the probe of `stage` up to `steps`; returns the seconds that it took."""
         began = time.monotonic()
         recipe = self._recipe(stage, steps=steps, sample_every=steps, checkpoint_every=steps)
         train(load_stage(recipe.stage), recipe, Path("probe") / stage, resume=True)
@@ -133,7 +133,7 @@ class Reproduction:
     # Scores
 
     def _score(self) -> tuple[list[ModelScores], AutoencoderScores]:
-        """The students' scores at their own numbers of steps, and the autoencoder's."""
+        """The scores of the students, each with its own number of steps, and of the autoencoder."""
         pipelines = {}
         for stage in STUDENTS:
             if stage in self.plan.stages:
@@ -151,7 +151,7 @@ class Reproduction:
         return models, autoencoder_scores(psnr)
 
     def _settle_count(self, pipelines: Iterable[SnapGenPipeline]) -> int:
-        """Prompts per category: if not asked for, as many as the time left allows, from then on."""
+        """Prompts per category; if the plan sets none, as many as the time left allows, which the plan then keeps."""
         count = self.plan.count
         if count is None:
             left, (fewest, most) = self.plan.seconds_left, PROMPTS
@@ -161,14 +161,14 @@ class Reproduction:
         return count
 
     def _suite(self, name: str, pipeline: SnapGenPipeline, model: str, settings: EvaluationSettings) -> dict[str, Any]:
-        """The report of the suite `name` on `model`, which is measured once."""
+        """The report of the suite `name` on `model`; it is measured only once."""
         folder = Path("evaluation") / model / name
         if not (folder / "report.json").exists():  # it is written last
             load_suite(name)(pipeline, settings, folder, self.progress)
         report: dict[str, Any] = json.loads((folder / "report.json").read_text())
         return report
 
-    # The plan, and the time spent
+    # The plan and the time spent
 
     def _update(self, **changes: object) -> None:
         """Changes fields of the plan, here and on disk."""
@@ -177,7 +177,7 @@ class Reproduction:
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
-        """Counts the time as spent on `part`, however it ends."""
+        """Counts the time as spent on `part`, even if it fails."""
         began = time.monotonic()
         self._update(running=(part, time.time()))
         try:
@@ -189,17 +189,17 @@ class Reproduction:
         self._update(spent=self.plan.spent | {part: self.plan.spent.get(part, 0.0) + seconds}, running=None)
 
     def _count_killed(self) -> None:
-        """Counts the time of a part that was killed too suddenly to do so: up to the last file that it wrote."""
+        """Counts the time of a part that was killed, up to the last file that it wrote."""
         if self.plan.running is None:
             return
         part, began = self.plan.running
         files = [file for folder in (part, "probe", "latents") for file in Path(folder).rglob("*") if file.is_file()]
-        written = [file.stat().st_mtime for file in files]  # of files, as unpacking keeps those, of folders it does not
+        written = [file.stat().st_mtime for file in files]  # not of folders, whose times unpacking does not keep
         self._spend(part, max(0.0, max(written, default=began) - began))
 
 
 def seconds_per_picture(pipeline: SnapGenPipeline) -> float:
-    """How long `pipeline` takes for one picture, warmed up."""
+    """How long `pipeline` takes for one picture after a warm-up, in seconds."""
     pipeline("", generator=torch.Generator().manual_seed(0))
     began = time.monotonic()
     pipeline("", generator=torch.Generator().manual_seed(0))

@@ -38,7 +38,7 @@ from snapgen.train.teachers.teacher import NetworkTeacher, load_teacher
 from snapgen.weights import load_network
 
 Batch = dict[str, Tensor]
-"""`x0` and `noise` (B C h w), `sigmas` (B), text `states` (B N D) and `mask` (B N), and whatever a stage adds."""
+"""`x0` and `noise` (B C h w), `sigmas` (B), text `states` (B N D) and `mask` (B N), and what a stage adds."""
 
 
 class LatentStage(Stage[LatentRecipeType, ModelType]):

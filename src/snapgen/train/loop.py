@@ -264,7 +264,7 @@ def prepare_network(network: torch.nn.Module, settings: TrainSettings) -> None:
         able = [part for part in network.modules() if getattr(part, "_supports_gradient_checkpointing", False)]
         if not able:
             raise RecipeError(
-                f"train.activation_checkpointing: {type(network).__name__} has no blocks to recompute; set it to false"
+                f"train.activation_checkpointing: {type(network).__name__} has no blocks to recompute; leave it out"
             )
         for part in able:
             part.enable_gradient_checkpointing()  # type: ignore[operator]

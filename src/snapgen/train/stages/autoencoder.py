@@ -158,7 +158,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
             if weights.adversarial:
                 network.discriminator = critic = PatchDiscriminator()
                 judged = count(critic, lambda: critic(picture)).macs
-                # In its own turn it learns from two pictures, after a reconstruction; in the other, gradients only pass.
+                # In its own turn it learns from two pictures, after a reconstruction; in the other, gradients pass it.
                 flops["adversary"] = 2.0 * (encoder + decoder + 2 * 3 * judged + 2 * judged)
                 judges.append(critic)
             if weights.lpips:

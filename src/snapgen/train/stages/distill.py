@@ -71,7 +71,7 @@ class DistillRecipe(LatentRecipe):
     distillation: DistillationSettings = DistillationSettings()
     # How many fixed random choices of noise each picture cycles through; null: new noise at every visit.
     draws: int | None = Field(default=None, gt=0)
-    target_cache: Path | None = None  # folder for the teacher's targets for all `draws`; null: it runs in every step
+    target_cache: Path | None = None  # folder for the targets of all `draws`; null: the teacher runs in every step
     contrasts: int = Field(default=32, ge=0)  # as in the `flow` stage
 
     @model_validator(mode="after")

@@ -43,9 +43,7 @@ class AdversarySettings(Settings):
     # Where x_0 and x_0' are compared: Eq. 9's t-1, the next level of the student's schedule, or LADD's logit-normal.
     noise: Literal["next", "logit-normal"] = "next"
     lowest: float = Field(default=0.02, ge=0, lt=1)  # sigma; no teacher understands inputs without any noise
-    smoothness: float = Field(
-        default=0.0, ge=0
-    )  # weight of an approximated R1; keeps the discriminator from memorising
+    smoothness: float = Field(default=0.0, ge=0)  # weight of R1, approximated; keeps the discriminator from memorising
     smoothness_spread: float = Field(default=0.05, gt=0)  # std of the noise that approximates it, on latents
 
 
@@ -226,7 +224,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         return {"loss": loss, **means, "gap": means["real"] - means["fake"]}
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The generator's side of Eq. 9: the adversarial loss, plus S of task and output losses or output loss alone."""
+        """The generator's side of Eq. 9: adversarial loss, plus S of task and output losses or output loss alone."""
         velocity, logits = self._judge(model, batch, lambda latents: batch["fake_noise"])
         parts = self._lessons(velocity, batch)
         combined = self._combined(parts, batch["sigmas"]).mean()
