@@ -55,7 +55,7 @@ class TrainSettings(Settings):
     gradient_clip: float = Field(default=1.0, gt=0)  # global norm
     gradient_accumulation: int = Field(default=1, gt=0)  # rounds per step
     ema_decay: float = Field(default=0.999, ge=0, lt=1)  # of the saved weights; 0: no averaging
-    ema_power: float | None = Field(default=0.75, gt=0)  # after n steps the decay is at most 1 - n^-power; null: constant
+    ema_power: float | None = Field(default=0.75, gt=0)  # after n steps at most 1 - n^-power; null: constant decay
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
     compile: bool = False  # torch.compile the network
