@@ -70,7 +70,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         self.source = self.open_source(recipe.data)
         self.batches = self._open_batches()
 
-    # What is frozen, and what is trained
+    # Frozen and trained networks
 
     def _load_text(self) -> tuple[dict[str, Any], JointTextEncoder]:
         """The frozen text encoders, as the pipeline's components and joined into one."""
@@ -153,7 +153,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         return self.autoencoder.normalize(latents.float())
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The recipe's precision."""
+        """Autocast in the recipe's precision."""
         return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
     def attention(self) -> AbstractContextManager[Any]:
@@ -246,7 +246,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         source = self.recipe.data.validation(self.validation_count).open()
         indices, pictures = first_readable(source, self.validation_count)
         latents = encode_in_parts(self.encode, pictures)
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))  # whatever the recipe's seed
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))  # for any recipe seed
         sigmas = (torch.arange(self.validation_count) + 0.5) / self.validation_count
         captions = [source.caption(index, 0) for index in indices]
         return self.conditioned(latents, noise, sigmas, captions)

@@ -25,7 +25,7 @@ DISCRIMINATOR = "discriminator"  # the name of the discriminator's turn in adver
 
 @dataclass(frozen=True)
 class Context:
-    """Where a stage runs."""
+    """Where a stage runs: its device, process, run folder and outputs."""
 
     device: torch.device
     rank: int  # 0 <= rank < world

@@ -72,11 +72,11 @@ class FlowStage(LatentStage[FlowRecipe, nn.Module]):
         return base.total(base.network, flops, {}, base.forward_bytes(adapt))
 
     def denoiser(self, model: nn.Module) -> Denoiser:
-        """The model itself."""
+        """The model itself, which is the network."""
         return cast(Denoiser, model)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 2."""
+        """The mean of Eq. 2."""
         return {"loss": self.task_losses(model, batch).mean()}
 
     @torch.no_grad()
