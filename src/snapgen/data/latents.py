@@ -17,7 +17,7 @@ from torch import Tensor
 from snapgen.data.order import Order
 from snapgen.data.rows import CacheFiles, Rows
 from snapgen.data.source import BadSampleError, Source
-from snapgen.messages import Progress
+from snapgen.messages import Notify, Progress
 from snapgen.pictures import to_tensor
 
 SHARD = 1024  # pictures
@@ -110,7 +110,7 @@ class EncodedBatches:
         batch: int,
         seed: int,
         workers: int,
-        warn: Callable[[str], object],
+        warn: Notify,
     ) -> None:
         """`batch`: pictures in a global micro-batch; `workers`: threads."""
         self.source = source
@@ -168,7 +168,7 @@ class LatentCache:
         rank: int,
         world: int,
         progress: Progress,
-        warn: Callable[[str], object],
+        warn: Notify,
         workers: int = 1,
     ) -> None:
         """Writes this process's missing shards; `workers` threads read the pictures.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snapgen.messages import Notify
 from snapgen.registry import load_attribute
 
 DRAWING = ("seeds", "steps", "guidance")  # options of suites that generate pictures
@@ -72,7 +73,7 @@ class EvaluationSettings:
     features: str | None = None  # the network whose features are compared
 
 
-Suite = Callable[[Any, EvaluationSettings, Path, Callable[[str], None]], dict[str, Any]]
+Suite = Callable[[Any, EvaluationSettings, Path, Notify], dict[str, Any]]
 """(subject, settings, folder, progress) -> the report; pictures and reports are written to the folder."""
 
 

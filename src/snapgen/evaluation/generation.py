@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from PIL import Image
 from snapgen.evaluation import EvaluationSettings
 from snapgen.files import atomic_file, fingerprint
 from snapgen.machine.device import library_versions
-from snapgen.messages import one_line
+from snapgen.messages import Notify, one_line
 from snapgen.pictures import save_png, to_tensor, to_uint8
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
@@ -76,7 +76,7 @@ def draw_pictures(
     requests: Sequence[Request],
     folder: Path,
     manifest: dict[str, Any],
-    progress: Callable[[str], None],
+    progress: Notify,
     more: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Generate `requests` with the `manifest`'s settings on all GPUs; returns the files `folder`/name.png in order.

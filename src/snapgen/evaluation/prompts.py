@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from snapgen.evaluation import EvaluationSettings
+    from snapgen.messages import Notify
     from snapgen.pipeline.text_to_image import SnapGenPipeline
 
 
@@ -34,7 +35,7 @@ def score_prompts(
     pipeline: SnapGenPipeline,
     settings: EvaluationSettings,
     folder: Path,
-    progress: Callable[[str], None],
+    progress: Notify,
     judge: Callable[[str, Image], float],
     judged_by: dict[str, Any],
     label: str,

@@ -7,18 +7,18 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from snapgen.files import atomic_folder, manifest, sha256, write_text
+from snapgen.messages import Notify
 from snapgen.reproduce.plan import Plan, alone, read_plan
 from snapgen.train.state import newest_checkpoint
 
 PART = 16 * 2**20  # bytes, maximum size of an exported file
 
 
-def export(folder: Path, target: Path, warn: Callable[[str], None]) -> list[Path]:
+def export(folder: Path, target: Path, warn: Notify) -> list[Path]:
     """Packs what `folder` needs into `target`: a tar in parts of at most `PART` bytes, and their SHA-256.
 
     Returns the files. ValueError if `target` exists already; damaged checkpoints are reported to `warn`.
@@ -38,7 +38,7 @@ def export(folder: Path, target: Path, warn: Callable[[str], None]) -> list[Path
     return sorted(target.iterdir())
 
 
-def needed(folder: Path, plan: Plan, warn: Callable[[str], None]) -> list[Path]:
+def needed(folder: Path, plan: Plan, warn: Notify) -> list[Path]:
     """The files that `folder` needs to continue elsewhere, relative to it, sorted."""
     patterns = ["plan.json", "report.*", "recipes/*", "evaluation/*/*/report.*", "evaluation/*/*/*.png"]
     for stage in plan.stages:

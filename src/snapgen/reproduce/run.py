@@ -16,7 +16,7 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from snapgen.config import Recipe
 from snapgen.evaluation import EvaluationSettings, load_suite
 from snapgen.machine.device import default_device, device_name
+from snapgen.messages import Notify
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.reproduce.plan import Cost, Plan, StagePlan, alone, fit_steps, read_plan, stage_recipe, write_plan
 from snapgen.reproduce.report import (
@@ -53,7 +54,7 @@ READABLE = 128  # px, the side that the scene benchmark's detector needs
 class Reproduction:
     """One folder, from the plan to the report."""
 
-    def __init__(self, folder: Path, progress: Callable[[str], None]):
+    def __init__(self, folder: Path, progress: Notify):
         """ValueError if `folder` holds no plan; `progress` receives lines for the user."""
         self.folder, self.progress, self.plan = folder, progress, read_plan(folder)
 

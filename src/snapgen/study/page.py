@@ -12,6 +12,7 @@ from PIL import Image
 from snapgen.evaluation import EvaluationSettings
 from snapgen.evaluation.generation import Request, draw_pictures, identity_of, make_manifest
 from snapgen.files import atomic_file, fingerprint
+from snapgen.messages import Notify
 from snapgen.pictures import data_url, encode_picture
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.study.votes import KEY, MODELS, PAGE, QUESTIONS, Key, name_pictures
@@ -28,7 +29,7 @@ def make_study(
     seed: int,
     steps: int | None,
     folder: Path,
-    progress: Callable[[str], None],
+    progress: Notify,
 ) -> Key:
     """Generate `prompts` with both `models`, write the page and its key to `folder`; an interrupted run continues.
 

@@ -1,5 +1,6 @@
 """The one training loop. It handles steps, accumulation, precision, processes, EMA, checkpoints, logs and resume.
-The stage decides what is trained, on what data and with which loss (`snapgen.train.stage`)."""
+The stage decides what is trained, on what data and with which loss (`snapgen.train.stage`).
+"""
 
 from __future__ import annotations
 

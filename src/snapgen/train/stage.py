@@ -16,6 +16,7 @@ from torch import Tensor
 from snapgen.config import Recipe, RecipeError, RecipeType
 from snapgen.data.source import Source
 from snapgen.data.sources import DataSettings
+from snapgen.messages import Notify
 
 if TYPE_CHECKING:
     from snapgen.train.cost import Cost
@@ -32,7 +33,7 @@ class Context:
     world: int  # processes that share a batch
     run: Path  # the run folder
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, description, total) -> the same items, shown
-    warn: Callable[[str], object] = lambda text: None  # shows one line about a problem that does not stop training
+    warn: Notify = lambda text: None  # shows one line about a problem that does not stop training
 
 
 def derive_seed(*numbers: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from snapgen.config import RecipeError, TrainSettings
 from snapgen.files import atomic_folder, manifest
+from snapgen.messages import Notify
 from snapgen.train.distribution import copy_whole, filled, gather, is_first_process, local, sharded_like
 from snapgen.train.guard import Guard
 from snapgen.train.stage import ModelType
@@ -154,7 +155,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step_*"))
 
 
-def newest_checkpoint(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest_checkpoint(run: Path, warn: Notify) -> Checkpoint | None:
     """The newest complete checkpoint, if any; each newer, damaged one is reported to `warn`."""
     for folder in reversed(checkpoint_folders(run)):
         try:

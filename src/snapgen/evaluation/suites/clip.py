@@ -8,7 +8,6 @@ Prompts longer than CLIP's 77 tokens are truncated, as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from PIL.Image import Image
 from snapgen.evaluation import EvaluationSettings, required_prompts
 from snapgen.evaluation.networks import CLIP, Clip
 from snapgen.evaluation.prompts import score_prompts, some_prompts
+from snapgen.messages import Notify
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 
 
 def evaluate_clip(
-    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
+    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Notify
 ) -> dict[str, Any]:
     """Score `pipeline`, write pictures and report to `folder`, return the report."""
     some_prompts(required_prompts("clip", settings))  # before anything is loaded

@@ -16,7 +16,7 @@ pictures that the official script scores.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from snapgen.evaluation.networks import find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
+from snapgen.messages import Notify
 from snapgen.pictures import save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
@@ -58,7 +59,7 @@ class DensePrompt:
 
 
 def evaluate_dpg(
-    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
+    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Notify
 ) -> dict[str, Any]:
     """Score `pipeline`, write pictures and report to `folder`, return the report."""
     prompts = read_benchmark(required_prompts("dpg", settings))

@@ -15,7 +15,7 @@ grows as the number of pictures shrinks: compare at equal counts only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.files import sha256
 from snapgen.machine.device import default_device, library_versions
+from snapgen.messages import Notify
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.world.prompts import SEED, CaptionedScenes
 
 COUNT = 1000  # pictures, by default
 
-Progress = Callable[[str], None]
 Scored = tuple[list[dict[str, Any]], dict[str, float], dict[str, Any]]
 """Lines of the report, distances by seed ("all" for a folder), manifest."""
 
@@ -51,7 +51,7 @@ class Statistics:
 
 
 def evaluate_fid(
-    subject: SnapGenPipeline | Path, settings: EvaluationSettings, folder: Path, progress: Progress
+    subject: SnapGenPipeline | Path, settings: EvaluationSettings, folder: Path, progress: Notify
 ) -> dict[str, Any]:
     """Score a model or a folder of pictures, write the report to `folder`, return it."""
     given = settings.reference
@@ -117,7 +117,7 @@ def score_model(
     reference: Statistics,
     network: FeatureNetwork,
     folder: Path,
-    progress: Progress,
+    progress: Notify,
 ) -> Scored:
     """For each seed, generate the requested number of pictures, cycling through `texts`, and score them."""
     count = settings.count or COUNT

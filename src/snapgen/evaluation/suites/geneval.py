@@ -18,7 +18,7 @@ hub's facebook/mask2former-swin-small-coco-instance and openai/clip-vit-large-pa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import effective_tally, interval_of_mean, wilson
 from snapgen.files import fingerprint, write_text
+from snapgen.messages import Notify
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 
@@ -66,7 +67,7 @@ ANCHORS = ("person", "car", "bus", "cat", "zebra", "pizza", "toothbrush")  # lab
 
 
 def evaluate_geneval(
-    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
+    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Notify
 ) -> dict[str, Any]:
     """Score `pipeline`, write pictures and report to `folder`, return the report."""
     prompts = read_metadata(required_prompts("geneval", settings))

@@ -26,7 +26,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 from snapgen.evaluation import EvaluationSettings, required_prompts
 from snapgen.evaluation.prompts import score_prompts, some_prompts
 from snapgen.files import sha256
-from snapgen.messages import one_line
+from snapgen.messages import Notify, one_line
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 
 FILE, VOCABULARY = "ImageReward.pt", "vocab.txt"
@@ -154,7 +154,7 @@ def preprocess(picture: Image.Image, side: int) -> torch.Tensor:
 
 
 def evaluate_imagereward(
-    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Callable[[str], None]
+    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Notify
 ) -> dict[str, Any]:
     """Score `pipeline`, write pictures and report to `folder`, return the report."""
     some_prompts(required_prompts("imagereward", settings))  # before anything is loaded

@@ -11,7 +11,7 @@ Without `--reference` the pictures are ground-truth renders of the embedded worl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from snapgen.evaluation.plots import plot_spread
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.machine.device import library_versions
-from snapgen.messages import one_line
+from snapgen.messages import Notify, one_line
 from snapgen.pictures import save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
@@ -41,7 +41,7 @@ def evaluate_psnr(
     subject: SnapGenPipeline | torch.nn.Module,
     settings: EvaluationSettings,
     folder: Path,
-    progress: Callable[[str], None],
+    progress: Notify,
 ) -> dict[str, Any]:
     """Score an autoencoder, or a model's; write the report to `folder`, return it."""
     autoencoder: Any = subject.vae if isinstance(subject, SnapGenPipeline) else subject

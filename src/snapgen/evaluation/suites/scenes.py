@@ -20,7 +20,7 @@ A detector that fails silently would give wrong scores, so every run tests it an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from snapgen.evaluation.generation import Request, draw_pictures, make_manifest,
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import origin, write_report
 from snapgen.evaluation.statistics import cohen_kappa, effective_tally, interval_of_mean, wilson
-from snapgen.messages import between, markdown_table
+from snapgen.messages import Notify, between, markdown_table
 from snapgen.pictures import contact_sheet, save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.world.font import font_sha256
@@ -58,8 +58,6 @@ from snapgen.world.scene import CATEGORIES
 COUNT = 50  # prompts per category, by default
 MIN_RENDERS = 50  # per category, to test the detector on
 COLUMNS, ROWS = 8, 2  # of the contact sheet, per category
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class JudgedPicture:
 
 
 def evaluate_scenes(
-    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Progress
+    pipeline: SnapGenPipeline, settings: EvaluationSettings, folder: Path, progress: Notify
 ) -> dict[str, Any]:
     """Score `pipeline`, write pictures and report to `folder`, return the report.
 
@@ -157,7 +155,7 @@ def judge_pictures(
     prompts: Sequence[ScenePrompt],
     folder: Path,
     manifest: dict[str, Any],
-    progress: Progress,
+    progress: Notify,
 ) -> list[JudgedPicture]:
     """Generate a picture for every prompt and seed; both judges look at each."""
     pairs = [(prompt, seed) for prompt in prompts for seed in manifest["seeds"]]
