@@ -67,6 +67,7 @@ def test_the_lock_installs_with_any_build_of_torch() -> None:
     assert not [version for version in pins().values() if "+" in version]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_all_of_the_package(tmp_path: Path) -> None:
     source = tmp_path / "source"
     left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")

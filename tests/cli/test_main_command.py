@@ -98,8 +98,8 @@ def test_usage_error_is_one_line_and_status_2(
             "snapgen: error: accelerate is not installed; run: pip install 'snapgen[train]'\n",
         ),
         (
-            ModuleNotFoundError("No module named 'onnxruntime.tools'", name="onnxruntime.tools"),
-            "snapgen: error: onnxruntime.tools is not installed; run: pip install 'snapgen[export]'\n",
+            ModuleNotFoundError("No module named 'torchmetrics.image'", name="torchmetrics.image"),
+            "snapgen: error: torchmetrics.image is not installed; run: pip install 'snapgen[eval]'\n",
         ),
         (ImportError("cannot import name 'x'"), "snapgen: error: cannot import name 'x'\n"),
         (

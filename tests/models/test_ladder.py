@@ -104,12 +104,14 @@ def ladder() -> dict[str, tuple[int, float]]:
     return {name: counts(configuration) for name, configuration in RUNGS.items()}
 
 
+@pytest.mark.slow
 def test_rung_a_at_full_size_has_the_parameters_of_diffusers(ladder: dict[str, tuple[int, float]]) -> None:
     with torch.device("meta"):
         theirs = thinned_sdxl((256, 512, 896), 768, 512)
     assert ladder["a"][0] == sum(parameter.numel() for parameter in theirs.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "what", "percent"),
     [
@@ -131,10 +133,12 @@ def test_each_step_changes_as_in_the_paper(
     assert change == pytest.approx(percent, abs=2)  # percentage points
 
 
+@pytest.mark.slow
 def test_conditions_from_the_first_stage_do_not_add_parameters(ladder: dict[str, tuple[int, float]]) -> None:
     assert ladder["e"][0] <= ladder["e1"][0]
 
 
+@pytest.mark.slow
 def test_norms_and_rotary_embedding_are_about_free(ladder: dict[str, tuple[int, float]]) -> None:
     assert ladder["f"][0] <= 1.005 * ladder["e"][0]
     assert ladder["f"][1] <= 1.005 * ladder["e"][1]

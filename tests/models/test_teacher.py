@@ -63,6 +63,7 @@ def test_taps_are_the_blocks_image_tokens_as_maps(teacher: TeacherTransformer) -
     assert not teacher.transformer_blocks[0]._forward_hooks
 
 
+@pytest.mark.slow
 def test_presets_are_of_the_size_that_was_meant() -> None:
     with torch.device("meta"):
         sizes = {name: sum(p.numel() for p in create_denoiser(name).parameters()) for name in (*UNETS, *TEACHERS)}

@@ -36,6 +36,7 @@ def test_parameters_are_the_papers(preset: str, millions: float) -> None:
     assert sum(parameter.numel() for parameter in unet.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
+@pytest.mark.slow
 def test_macs_are_the_papers() -> None:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet = create_unet("imagenet")

@@ -412,6 +412,7 @@ def test_optimized_pictures_differ_by_rounding(tiny_model: Path, monkeypatch: py
         assert dtype == torch.float32 or not torch.equal(picture, expected)
 
 
+@pytest.mark.slow
 def test_compiled_as_whole_graphs(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the backend that runs graphs as they are: what is tested is that there is one graph, traced once."""
     monkeypatch.setattr("snapgen.pipeline.text_to_image.gains_by_bfloat16", lambda device: False)

@@ -21,6 +21,7 @@ def test_a_convolution_and_a_linear_layer_are_counted_as_by_hand() -> None:
     assert counts.attention_macs == 0
 
 
+@pytest.mark.slow
 def test_attention_products_are_counted_apart() -> None:
     mini, _ = configurations("mini")
     small, large = profile(mini, None, 16), profile(mini, None, 32)
@@ -55,6 +56,7 @@ def test_a_model_folder_is_counted_from_its_configurations(
     assert json.loads(capsys.readouterr().out) == of_folder | {"model": "debug"}
 
 
+@pytest.mark.slow
 def test_the_ladder_lists_every_rung(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["profile", "ladder", "--no-latency", "--json"]) == 0
     rungs = json.loads(capsys.readouterr().out)["rungs"]

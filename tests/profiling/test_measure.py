@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from snapgen.cli.main import run
+from snapgen.cli.profile import ladder_table
 from snapgen.machine.counting import LiveMemory, count
 from snapgen.models.presets import RUNGS, UNETS, create_autoencoder, create_unet
 from snapgen.profiling.measure import Conditions, measure, random_network
@@ -74,6 +75,7 @@ def small_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(UNETS, f"rung-{name}", small)
 
 
+@pytest.mark.slow
 def test_the_ladder_is_measured_and_drawn(
     small_ladder: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,8 +85,7 @@ def test_the_ladder_is_measured_and_drawn(
     assert report["latent"] == 8
     assert all(rung["latency"]["median_s"] > 0 for rung in report["rungs"])
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert run(["profile", "ladder", "--repeats", "1", "--latent", "8"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = ladder_table(report["rungs"]).splitlines()
     assert lines[5].startswith("| (c) |") and "from (b): parameters" in lines[5] and "latency" in lines[5]
 
 
@@ -183,6 +184,7 @@ def test_operators_are_told_apart(
     assert "| convolutions 3x3 | 0.00 s," in text and "| all | 0.00 s |" in text
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_says_so(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(peers.PEERS, "broken", peers.PEERS["SnapGen"])  # here, but not in the process that measures
     result = peers.outside("broken", 32, [])

@@ -36,6 +36,7 @@ def cost(settings: Any, batch: int, teacher: str | None = None) -> Cost:
     return load_stage(settings.stage).cost(settings, batch, teacher)
 
 
+@pytest.mark.slow
 def test_hours_follow_from_macs() -> None:
     settings = ["train.steps=1000", "train.batch_size=64", "train.gradient_accumulation=2"]
     made = plan(recipe("mini/flow.yaml", *settings), 4, "h100", 0.5)
@@ -51,6 +52,7 @@ def test_hours_follow_from_macs() -> None:
     assert recomputed.memory["activations"] < 0.6 * made.memory["activations"]
 
 
+@pytest.mark.slow
 def test_memory_and_storage_by_part() -> None:
     made = plan(recipe("mini/flow.yaml"), 1, "rtx4090", 0.4)
     adamw = plan(recipe("mini/flow.yaml", "train.optimizer=adamw"), 1, "rtx4090", 0.4)
@@ -69,6 +71,7 @@ def test_memory_and_storage_by_part() -> None:
     assert large.memory["teacher"] == pytest.approx(2 * 8.06e9, rel=0.01)
 
 
+@pytest.mark.slow
 def test_stored_targets_are_asked_for_once() -> None:
     settings = [
         "teacher=stabilityai/stable-diffusion-3.5-large",
@@ -99,6 +102,7 @@ def test_activations_are_those_of_a_measured_step(precision: str) -> None:
     assert load_stage("flow").cost(settings, 4).activations == pytest.approx(memory.peak - copies, rel=0.25)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_measured_steps() -> None:
     """Two whole steps of the loop's parts: the sum of the plan's parts is no less than their peak, and not far off."""
     settings = recipe("mini/flow.yaml", "train.precision=fp32", "train.batch_size=4")
@@ -118,6 +122,7 @@ def test_memory_is_that_of_measured_steps() -> None:
     assert 0.95 * measured < planned < 1.35 * measured
 
 
+@pytest.mark.slow
 def test_shards_are_a_part_of_each() -> None:
     adamw = recipe("mini/flow.yaml", "train.optimizer=adamw")
     whole, sharded = (plan(adamw, 8, "h100", 0.4, shard=shard) for shard in (False, True))
@@ -130,6 +135,7 @@ def test_shards_are_a_part_of_each() -> None:
     assert whole.memory["gathered blocks"] == 0 < sharded.memory["gathered blocks"] < 1.5 * whole.memory["weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("paper/*.yaml")), ids=lambda path: path.stem)
 def test_every_paper_recipe_fits_on_eight_gpus(path: Path) -> None:
     made = plan(recipe(f"paper/{path.name}"), 8, "h100", 0.4)
@@ -148,6 +154,7 @@ def make_stage(settings: Any, run: Path) -> Stage[Recipe, torch.nn.Module]:
     return load_stage(settings.stage)(settings, context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "decoder"])
 def test_flops_and_activations_are_those_of_a_measured_step(name: str, tiny_model: Path, tmp_path: Path) -> None:
     """All turns of the stage, backward passes included, as the operators themselves are counted.
@@ -226,6 +233,7 @@ def clip(width: int, layers: int, heads: int) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_storage_of_a_cache_of_unknown_size() -> None:
     settings = recipe("paper/imagenet_256.yaml")
     assert plan(settings, 8, "h100", 0.4).storage["latents, each picture"] == 32 * 32 * 16 * 2
@@ -237,6 +245,7 @@ def test_times_are_readable() -> None:
     assert [duration(days) for days in (3, 0.5, 0.001, 1e-9)] == ["3.0 days", "12.0 hours", "2 min", "1 min"]
 
 
+@pytest.mark.slow
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     path = str(RECIPES / "debug" / "flow.yaml")
     assert run(["plan", path, "--gpus", "2", "--gpu", "h200", "--json"]) == 0

@@ -23,7 +23,7 @@ from snapgen.train.loop import train
 from snapgen.train.report import read_metrics
 from snapgen.train.stages import load_stage
 from snapgen.train.stages.autoencoder import AutoencoderStage
-from snapgen.train.stages.flow import FlowStage
+from snapgen.train.stages.step import StepStage
 
 DEBUG = RECIPES / "debug"
 
@@ -33,6 +33,7 @@ def few_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "MIN_RENDERS", 2)
 
 
+@pytest.mark.slow
 def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
     """The autoencoder's share of a hundred hours, at the rate that was measured."""
     start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=6000.0, stages=choose_stages(("teacher", "distill"))))
@@ -54,6 +55,7 @@ def test_the_steps_fit_into_the_share(tmp_path: Path) -> None:
     assert chosen.checkpoint_every * chosen.seconds_per_step <= max(60, 20 * chosen.seconds_each)
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_good_early_gets_no_more_steps_than_its_recipe_says(tmp_path: Path) -> None:
     start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=6000.0, stages=choose_stages(("teacher", "distill"))))
     reproduction = Reproduction(tmp_path / "run", print)
@@ -67,6 +69,7 @@ def test_a_stage_that_is_good_early_gets_no_more_steps_than_its_recipe_says(tmp_
     assert chosen.steps == continued.steps == 4 and not chosen.late
 
 
+@pytest.mark.slow
 def test_a_stage_that_began_elsewhere_is_timed_anew(tmp_path: Path) -> None:
     """Its steps are those that this machine can do, beyond those that are done; its warm-up stays."""
     start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=6000.0, stages=choose_stages(("teacher", "distill"))))
@@ -104,6 +107,7 @@ def test_a_run_that_is_stopped_is_no_success(tmp_path: Path, number: signal.Sign
     assert stop.value.code == code and not (tmp_path / "run" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_it_continues_the_bundled_model(
     tmp_path: Path, tiny_model: Path, few_renders: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +166,7 @@ def test_the_time_of_a_killed_stage_counts(tmp_path: Path) -> None:
     assert (plan.spent, plan.running) == ({"flow": 47.0}, None)
 
 
+@pytest.mark.slow
 def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_renders: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,9 +189,9 @@ def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(
     plan = json.loads((half / "plan.json").read_text())
     (half / "plan.json").write_text(json.dumps(plan | {"finished": plan["finished"][:-1]}))
     steps = []
-    batch = FlowStage.batch
+    batch = StepStage.batch
 
-    def interrupted(stage: FlowStage, step: int) -> dict[str, Any]:
+    def interrupted(stage: StepStage, step: int) -> dict[str, Any]:
         if stage.context.run == Path("step"):
             steps.append(step)
             if len(steps) == 5:  # a step has two turns
@@ -194,7 +199,7 @@ def test_interrupted_and_moved_it_ends_as_if_it_had_not_been(
         return batch(stage, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FlowStage, "batch", interrupted)
+        patch.setattr(StepStage, "batch", interrupted)
         with pytest.raises(SystemExit):
             run(["reproduce", "debug", "--out", str(half), "--resume"])
     assert Reproduction(half, print).plan.finished == ("autoencoder", "text", "nouns", "layout", "flow")

@@ -92,6 +92,7 @@ def save(page: Any, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_voting_by_keyboard_and_mouse_reloading_and_scoring(
     page: Any, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +144,7 @@ def test_voting_by_keyboard_and_mouse_reloading_and_scoring(
         assert sum(row[outcome] for row in rows.values()) == chosen[name]
 
 
+@pytest.mark.slow
 def test_the_next_rater_has_another_order_and_the_first_can_go_on(page: Any) -> None:
     begin(page, "anna")
     orders = {"anna": [], "ben": []}
@@ -164,6 +166,7 @@ def test_the_next_rater_has_another_order_and_the_first_can_go_on(page: Any) -> 
     assert (count(page), shown(page)) == (f"{STEPS} of {STEPS}", orders["anna"][-1])
 
 
+@pytest.mark.slow
 def test_keys_act_only_where_there_are_pictures(page: Any) -> None:
     page.keyboard.press("ArrowLeft")
     assert page.is_visible("#start")
@@ -178,6 +181,7 @@ def test_keys_act_only_where_there_are_pictures(page: Any) -> None:
     assert count(page) == f"2 of {STEPS}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height", "phone"), [(360, 640, True), (1280, 720, False)])
 def test_all_choices_are_on_the_screen(browser: Any, folder: Path, width: int, height: int, phone: bool) -> None:
     screen = {"width": width, "height": height}

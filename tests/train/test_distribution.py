@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.processes import start
+from support.processes import run_two
 from support.recipes import RECIPES, recipe_of
 from support.sharded import VelocityStage, make_recipe
 
@@ -28,6 +27,8 @@ from snapgen.train.loop import train
 from snapgen.train.stage import Stage
 from snapgen.train.stages import load_stage
 from snapgen.weights import load_file
+
+pytestmark = pytest.mark.slow
 
 RECIPE = make_recipe(spoilt=22)  # of the second process, in the third step
 
@@ -45,20 +46,12 @@ class Job:
 
 def launch(*jobs: Job) -> list[int | None]:
     """Two processes train `jobs`, one after another; their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start(work, rank, port, jobs) for rank in range(2)]
-    for process in processes:
-        process.join()
-    return [process.exitcode for process in processes]
+    return run_two(work, jobs)
 
 
-def work(rank: int, port: int, jobs: Iterable[Job]) -> None:
+def work(jobs: Iterable[Job]) -> None:
     """What one of the processes does, in the environment that `accelerate launch` makes."""
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_PORT": f"{port}"}
-    torch.set_num_threads(1)
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     VelocityStage.sharded = True
     for job in jobs:
         VelocityStage.signals = job.signals

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support.processes import start
+from support.processes import run_two, start
 from support.regression import RegressionRecipe, RegressionStage, make_recipe
 
 from snapgen.config import RecipeError, TrainSettings
@@ -122,6 +122,7 @@ def test_a_signal_during_the_last_write_ends_the_process_after_it(
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     recipe = make_recipe(dropout=0.3)
     train(RegressionStage, recipe, tmp_path / "whole", resume=False)
@@ -141,6 +142,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert leftovers(parts) == []
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     recipe = make_recipe({"gradient_accumulation": 2})
     train(RegressionStage, recipe, tmp_path / "one", resume=False)
@@ -158,6 +160,7 @@ def test_resume_without_checkpoint_starts_anew(tmp_path: Path) -> None:
     same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_resume_past_a_damaged_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(RegressionStage, make_recipe(), tmp_path / "whole", resume=False)
     train(RegressionStage, make_recipe({"steps": 10}), tmp_path / "run", resume=False)
@@ -243,6 +246,7 @@ def test_what_was_left_out_is_part_of_a_resume(tmp_path: Path) -> None:
         train(RegressionStage, make_recipe(keep_all | {"max_skipped": 3}, **explode), run, resume=True)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_twenty_times(tmp_path: Path) -> None:
     """SIGKILL whenever it comes, in the middle of writing a checkpoint too: the end is the same to the bit."""
     recipe = make_recipe({"steps": 800, "checkpoint_every": 2, "sample_every": 400, "schedule": "cosine"}, dropout=0.3)
@@ -268,10 +272,10 @@ def test_killed_at_random_moments_twenty_times(tmp_path: Path) -> None:
     assert leftovers(parts) == []
 
 
+@pytest.mark.slow
 def test_resumed_on_another_number_of_processes(tmp_path: Path) -> None:
     train(RegressionStage, make_recipe(), tmp_path / "whole", resume=False)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER]
-    subprocess.run([*command, str(tmp_path / "run"), make_recipe({"steps": 6}).model_dump_json()], check=True)
+    assert run_two(train, RegressionStage, make_recipe({"steps": 6}), tmp_path / "run", False) == [0, 0]
     train(RegressionStage, make_recipe(), tmp_path / "run", resume=True)
     for here, there in zip(metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "run"), strict=True):
         here, there = ({key: value for key, value in line.items() if "eval" not in key} for line in (here, there))

@@ -120,6 +120,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 @each_recipe
 def test_a_step_of_it_runs(
     path: Path,

@@ -180,6 +180,7 @@ def test_every_word_is_known_and_every_variant_can_differ(told: list[Told]) -> N
     assert source.caption(3, 1) == source.describe(source.scene(3), 1, 3)
 
 
+@pytest.mark.slow
 def test_training_captions_use_no_held_out_template() -> None:
     relations = [t for phrases in RELATION_PHRASES.values() for t in phrases]
     tables = (FRAMES, PAIRS, SIDE_BY_SIDE, BACKGROUND_PHRASES, COUNTS, COLORED, relations)

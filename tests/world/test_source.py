@@ -179,6 +179,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
         SceneSettings(**wrong)
 
 
+@pytest.mark.slow
 def test_train_and_heldout_share_no_composition() -> None:
     def compositions(split: Split) -> list[tuple[Scene, list[tuple[str, ...]]]]:
         source = SceneSource(SceneSettings(count=1500, split=split))

@@ -84,6 +84,7 @@ def test_the_box_of_a_mask() -> None:
     assert geneval.box_of(mask) == (3, 2, 8, 5)
 
 
+@pytest.mark.slow
 def test_the_command_from_end_to_end(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ def ignore(message: str) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", str(tiny_model), "--suite", "scenes", "--out", str(tmp_path), "--count", "2"]
     command += ["--steps", "1", "--size", "128", "--seeds", "3,4"]

@@ -41,6 +41,7 @@ def stage_of(rank: int = 0, world: int = 1, *overrides: str) -> ClassifierStage:
     return ClassifierStage(recipe_of(*overrides), context)
 
 
+@pytest.mark.slow
 def test_a_run_measures_draws_and_resumes_exactly(tmp_path: Path) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     train(load_stage("classifier"), recipe_of(), whole, False)

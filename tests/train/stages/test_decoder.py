@@ -48,6 +48,7 @@ def sd3_vae(folder: Path, channels: tuple[int, ...] = (8, 8, 16, 16)) -> Autoenc
     return vae
 
 
+@pytest.mark.slow
 def test_decoder_and_discriminator_learn_in_turn_and_the_encoder_stays(initial: Path, tmp_path: Path) -> None:
     model = run_recipe("decoder", tmp_path / "run", f"initial={initial}")
     before, after = (SnapGenAutoencoder.from_pretrained(path).state_dict() for path in (initial, model))

@@ -40,6 +40,7 @@ def test_a_teacher_is_a_pipeline_that_draws(folder: Path, paths: list[str]) -> N
     assert picture.shape == (1, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_the_run_leaves_a_student_and_the_curves_of_all_losses(paths: list[str], tmp_path: Path) -> None:
     model = run_recipe("distill", tmp_path / "run", *paths)
     assert {path.name for path in (model / "unet").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
@@ -50,6 +51,7 @@ def test_the_run_leaves_a_student_and_the_curves_of_all_losses(paths: list[str],
     assert all(f'"{name}"' in curves for name in ("sigma", "task", "output", "features", "combined"))
 
 
+@pytest.mark.slow
 def test_a_resumed_distillation_is_the_one_never_interrupted(paths: list[str], tmp_path: Path) -> None:
     whole = run_recipe("distill", tmp_path / "whole", *paths)
     run_recipe("distill", tmp_path / "parts", *paths, "train.steps=2")

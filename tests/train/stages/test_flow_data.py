@@ -61,6 +61,7 @@ def losses_of(run: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 def test_resumed_with_buckets_equals_uninterrupted(
     tiny_model: Path, pictures: Path, tmp_path: Path, cached: bool
@@ -109,6 +110,7 @@ def test_the_held_out_loss_is_of_squares(tiny_model: Path, pictures: Path, tmp_p
     assert stage.heldout["x0"].shape == (128, 16, 8, 8)
 
 
+@pytest.mark.slow
 def test_a_run_of_before_there_were_these_settings_goes_on(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     """Also with another number of threads; but not with buckets, which are another training."""
     cache, run = tmp_path / "latents", tmp_path / "run"

@@ -85,12 +85,14 @@ def test_the_loss_by_noise_level_is_recorded(folder: Path) -> None:
     assert (folder / "flow" / "plots" / "timesteps.png").exists()
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_training(folder: Path, tmp_path: Path) -> None:
     run_recipe("flow", tmp_path / "run", "train.activation_checkpointing=true", *paths_below(folder))
     for here, there in zip(metrics_of(folder / "flow"), metrics_of(tmp_path / "run"), strict=True):
         assert there == pytest.approx(here, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_flow_stage_is_the_one_never_interrupted(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_recipe("flow", run, "train.steps=2", *paths_below(folder))
@@ -101,6 +103,7 @@ def test_a_resumed_flow_stage_is_the_one_never_interrupted(folder: Path, tmp_pat
     assert sha256(run / weights) == sha256(folder / "flow" / weights)
 
 
+@pytest.mark.slow
 def test_a_stage_can_start_from_trained_weights(folder: Path, tmp_path: Path) -> None:
     initial = folder / "flow" / "model"
     larger = ("data.resolution=64", "train.steps=1", f"cache={tmp_path / 'latents'}")
@@ -205,6 +208,7 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
         run_recipe("autoencoder", tmp_path / "e", f"initial={tmp_path / 'nowhere'}")
 
 
+@pytest.mark.slow
 def test_training_shows_no_bars_of_the_libraries(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +223,7 @@ def lora_overrides(folder: Path) -> list[str]:
     return [*paths_below(folder), f"initial={folder / 'flow' / 'model'}", f"data.path={examples}"]
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_saved_and_loaded(folder: Path, tmp_path: Path) -> None:
     """The adapted pipeline draws what the stage drew at its end; without the adapters it is the one before."""
     adapters = run_recipe("lora", tmp_path / "lora", *lora_overrides(folder))
@@ -253,6 +258,7 @@ def test_adapters_are_trained_saved_and_loaded(folder: Path, tmp_path: Path) -> 
     assert np.abs(draw() - before).max() < 1e-5  # other layers, of the same weights: some processors round differently
 
 
+@pytest.mark.slow
 def test_a_resumed_lora_run_is_the_one_never_interrupted(folder: Path, tmp_path: Path) -> None:
     whole = run_recipe("lora", tmp_path / "whole", *lora_overrides(folder))
     run_recipe("lora", tmp_path / "parts", *lora_overrides(folder), "train.steps=2")

@@ -48,6 +48,7 @@ def make_stage(paths: list[str], run: Path, *overrides: str) -> StepStage:
     return stage
 
 
+@pytest.mark.slow
 def test_the_run_leaves_a_student_of_few_steps(trained: Path) -> None:
     pipeline = SnapGenPipeline.from_pretrained(trained / "model")
     assert type(pipeline.unet).__name__ == "SnapGenUNet"
@@ -60,6 +61,7 @@ def test_the_run_leaves_a_student_of_few_steps(trained: Path) -> None:
     assert (trained / "plots" / "timesteps.png").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_one_never_interrupted(paths: list[str], trained: Path, tmp_path: Path) -> None:
     run_recipe("step", tmp_path / "parts", *paths, "train.steps=2")
     run_recipe("step", tmp_path / "parts", *paths, resume=True)
@@ -71,6 +73,7 @@ def test_a_resumed_run_is_the_one_never_interrupted(paths: list[str], trained: P
         assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(paths: list[str], trained: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     command = [*launcher, str(Path(sys.executable).with_name("snapgen")), "train"]
@@ -181,6 +184,7 @@ def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str, tas
     assert judged["gap"].item() == pytest.approx((real.mean() - fake.mean()).item(), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_heads_have_a_rate_of_their_own(paths: list[str], tmp_path: Path) -> None:
     """AdamW's first step is the rate in every direction, whatever the gradient."""
     common = ("train.steps=1", "train.warmup_steps=0", "train.weight_decay=0", "train.learning_rate=1e-5")

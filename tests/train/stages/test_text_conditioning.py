@@ -31,6 +31,7 @@ def make_stage(run: Path, *overrides: str) -> FlowStage:
     return FlowStage(recipe, Context(torch.device("cpu"), 0, 1, run, lambda items, description, total: items))
 
 
+@pytest.mark.slow
 def test_the_saved_pipeline_holds_all_encoders(paths: list[str], tmp_path: Path) -> None:
     settings = ["encoder_dropout=0.464", "language={max_length: 12, prefix: 'a '}", "train.steps=2"]
     model = run_recipe("flow", tmp_path / "run", *paths, *settings)

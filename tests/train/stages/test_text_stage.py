@@ -30,6 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_it_learns_to_answer(trained: Path) -> None:
     """Far better than at first, in 60 steps of 16."""
     lines = metrics_of(trained)
@@ -38,6 +39,7 @@ def test_it_learns_to_answer(trained: Path) -> None:
     assert lines[-1]["eval/answers_size"] > 0.8
 
 
+@pytest.mark.slow
 def test_the_pipeline_reads_the_states_that_were_taught(trained: Path) -> None:
     components = load_text_encoders([str(trained / "model")], torch.float32)
     text = JointTextEncoder.from_components(components)

@@ -97,6 +97,7 @@ def test_gradients_reach_the_picture_and_not_the_teacher(published: Path, studen
     assert not teacher.conditions(["a cat"])["teacher_states"].requires_grad
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_it(published: Path, tiny_model: Path, tmp_path: Path) -> None:
     settings = ["distillation.guidance_scale=4.5", "train.steps=2", f"cache={tmp_path / 'latents'}"]
     sources = [f"autoencoder={tiny_model / 'vae'}", f"text={tiny_model}", f"teacher={published}"]

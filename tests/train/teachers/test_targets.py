@@ -82,6 +82,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 def test_stored_targets_train_as_the_teacher_does(settings: list[str], tmp_path: Path, asked: list[int]) -> None:
     """To the last bit: losses, held-out losses, weights, over three visits of two draws; also where it is gone."""
     steps = ["train.steps=9", "train.sample_every=9", "train.checkpoint_every=9"]
@@ -196,6 +197,7 @@ def test_half_precision_is_stored_as_such(settings: list[str], tmp_path: Path) -
         assert one[name].item() == pytest.approx(other[name].item(), rel=2e-2)
 
 
+@pytest.mark.slow
 def test_targets_of_something_else_are_refused(
     settings: list[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
