@@ -12,8 +12,8 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 
 LOCKED := pyproject.toml requirements.lock
-# A process on each core; tests of one file share what their fixtures trained.
-PYTEST := .venv/bin/pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# One process per core, up to four; the tests of a file share what its fixtures trained.
+PYTEST := .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 picture: .venv/installed-run
 	@.venv/bin/snapgen generate --out picture.png -- "$$PROMPT" >/dev/null
