@@ -29,13 +29,13 @@ from rich.progress import track
 from torch import Tensor
 
 from snapgen.models.reader import Reader, answer_loss, right_answers
+from snapgen.pipeline.bundled import bundled_folder
 from snapgen.text.encoder import TransformersTextEncoder
 from snapgen.text.load import load_text_encoders
 from snapgen.world.questions import choices, encode_questions, subjects
 from snapgen.world.source import SceneSettings, SceneSource
 from snapgen.world.vocabulary import NOUNS
 
-BUNDLED = Path(__file__).parent.parent / "src" / "snapgen" / "bundled"
 SENTENCES = ("a red {}", "there is a {} on a blue background", "two green {} and a cow")
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 RIDGE = 1.0
@@ -84,7 +84,7 @@ def read_answers(encoder: TransformersTextEncoder, nouns: Sequence[str], steps: 
 def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=BUNDLED)
+    parser.add_argument("folder", type=Path, nargs="?", default=bundled_folder())
     parser.add_argument("--steps", type=int, default=1000, help="of the reader, 128 captions each")
     options = parser.parse_args()
     components = load_text_encoders([str(options.folder)], torch.float32)

@@ -5,7 +5,7 @@
 Of each case, in turns in one process, the medians of: a step of the loop (`train_step` and its record) on a batch that
 is there already; the bare step of the same network on the same batch (forward, backward, AdamW); a large bf16 matrix
 product, whose rate is what the model's FLOPs are held against; and, where the case has data, the making of a batch.
-Steps that write samples or checkpoints are left out. Latents and text states are random, but where data is made.
+Steps that write samples or checkpoints are skipped. Latents and text states are random unless the case has data.
 Writes throughput_<device>.json and .md.
 """
 

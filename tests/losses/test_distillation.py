@@ -18,7 +18,7 @@ from snapgen.losses.distillation import (
 
 
 def density(t: float) -> float:
-    """Of the standard logit-normal distribution: that of a normal variable's logistic function."""
+    """The standard logit-normal density: that of a normal variable's logistic function."""
     logit = math.log(t / (1 - t))
     return math.exp(-(logit**2) / 2) / math.sqrt(2 * math.pi) / (t * (1 - t))
 

@@ -15,7 +15,7 @@ STAGES, LAYERS = 3, 2
 
 
 def thinned_sdxl(widths: tuple[int, int, int], context_width: int, time_width: int) -> UNet2DConditionModel:
-    """Diffusers' UNet shaped as SDXL's, with the paper's depths; SDXL's extra conditions left out."""
+    """Diffusers' UNet shaped as SDXL's, with the paper's depths; without SDXL's extra conditions."""
     return UNet2DConditionModel(
         in_channels=16,
         out_channels=16,

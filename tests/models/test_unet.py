@@ -231,7 +231,7 @@ def test_the_linear_part_is_added_to_the_output() -> None:
 
 
 def test_positions_are_added_in_every_transformer() -> None:
-    """Only with them are equal tokens told apart, by where they lie."""
+    """Without them a transformer cannot distinguish equal tokens by their place."""
     states, flat = torch.randn(1, 3, 32), torch.zeros(1, 32, 4, 4)
     for positions in (False, True):
         unet = create_unet("debug", positions=positions)

@@ -145,7 +145,7 @@ def test_clip_gives_the_layer_before_the_last(tokenizer: PreTrainedTokenizerFast
 
 
 def test_a_prefix_instructs_but_does_not_make_a_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Its own states are left out: what remains is the first token, which starts every text, and the prompt."""
+    """Its own states are removed: what remains is the first token, which starts every text, and the prompt."""
     torch.manual_seed(0)
     model = MODELS["gemma"](tokenizer).eval()
     plain = TransformersTextEncoder(model, tokenizer, max_length=8)

@@ -80,7 +80,7 @@ def test_scenes_give_contrasts_of_every_category_and_folders_none() -> None:
 
 
 def test_what_is_alike_differs_in_the_wrong_point_alone() -> None:
-    """Of a colour that is wrong, the same thing stands in the same place on the same background."""
+    """If the colour is wrong, the same thing stands in the same place on the same background."""
     contrasts = SceneSource(SceneSettings(resolution=64).validation(4)).contrasts(4, alike=2)
     for contrast in contrasts:
         if contrast.kind == "color":

@@ -74,7 +74,7 @@ def until_step_2(run: Path, copy: Path) -> Path:
 
 
 def tensors_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Of the last checkpoint, and of the finished model."""
+    """The tensors of the last checkpoint and of the finished model, by file and name."""
     last = sorted((run / "checkpoints").iterdir())[-1]
     files = {file: last / f"{file}.safetensors" for file in ("model", "ema", "optimizer")}
     files |= {str(path.relative_to(run)): path for path in run.glob("model/**/diffusion_pytorch_model.safetensors")}
@@ -111,7 +111,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sharded_equals_one_process(runs: Path) -> None:
-    """Clipped and accumulated gradients, the step that is left out, weights, average, moments, drawing."""
+    """Clipped and accumulated gradients, the skipped step, weights, average, moments, samples."""
     same_to_tolerance(runs / "one", runs / "two")
     assert [line.get("skipped", 0) for line in metrics_of(runs / "two")] == [0, 0, 1, 1]
     assert all(line["grad_norm"] > RECIPE.train.gradient_clip for line in metrics_of(runs / "two"))
@@ -144,7 +144,7 @@ def test_sharded_in_half_precision(runs: Path) -> None:
 
 @pytest.fixture(scope="module")
 def turns(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the recipes debug/step.yaml and debug/decoder.yaml, each with an adversary: `<name>/one`, one process.
+    """Runs of debug/step.yaml and debug/decoder.yaml, each with an adversary. `<name>/one`: one process.
 
     Sharded: `<name>/two`, and `<name>/parts`, which stops after two steps and is resumed.
     """

@@ -108,14 +108,14 @@ def test_stopped_and_resumed_equals_uninterrupted(
 def test_a_signal_during_the_last_write_ends_the_process_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else `snapgen reproduce`, told to stop, would start the next stage."""
+    """Otherwise `snapgen reproduce` would start the next stage after a signal to stop."""
     save = RegressionStage.save
 
-    def told(stage: RegressionStage, model: torch.nn.Module, folder: Path) -> None:
+    def interrupted(stage: RegressionStage, model: torch.nn.Module, folder: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
         save(stage, model, folder)
 
-    monkeypatch.setattr(RegressionStage, "save", told)
+    monkeypatch.setattr(RegressionStage, "save", interrupted)
     with pytest.raises(SystemExit) as stopped:
         train(RegressionStage, make_recipe(), tmp_path, resume=False)
     assert stopped.value.code == 0
@@ -190,8 +190,8 @@ def test_run_folders_that_are_refused(tmp_path: Path) -> None:
     assert kept == ["step_00000005", "step_00000006", "step_00000008"]
 
 
-def test_steps_that_would_spoil_the_weights_are_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Three infinite steps: the weights stand still, their moments too, and the run goes on."""
+def test_steps_that_would_spoil_the_weights_are_skipped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Three infinite steps: the weights stand still, their moments too, and the run continues."""
     run = tmp_path / "run"
     train(RegressionStage, make_recipe({"checkpoint_every": 1}, explode_at=6, explode_for=3), run, resume=False)
     lines = metrics_of(run)
@@ -283,7 +283,7 @@ def test_resumed_on_another_number_of_processes(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
-    """The checkpoint before it stays whole, and a resume goes on from there."""
+    """The checkpoint before it stays whole, and a resume continues from there."""
     recipe = make_recipe({"steps": 6}, hidden=4000)  # 4 times 100 kB a file
     run = tmp_path / "run"
     train(RegressionStage, recipe, run, resume=False)

@@ -7,7 +7,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,17 +67,15 @@ def choose_destination(out: str, count: int) -> Destination:
 
 def save_picture(image: Image, path: Path, facts: dict[str, str]) -> None:
     """Write `image` to `path`, whole or not at all; a PNG carries `facts` as text chunks."""
-    from PIL.PngImagePlugin import PngInfo
-
     from snapgen.files import atomic_file
+    from snapgen.pictures import save_png
 
-    settings: dict[str, Any] = {"quality": 95}
-    if path.suffix.lower() == ".png":
-        settings = {"pnginfo": PngInfo()}
-        for name, value in facts.items():
-            settings["pnginfo"].add_text(name, value)
+    kind = FORMATS[path.suffix.lower()]
+    if kind == "PNG":
+        save_png(image, path, facts)
+        return
     with atomic_file(path) as temporary:
-        image.save(temporary, format=FORMATS[path.suffix.lower()], **settings)
+        image.save(temporary, format=kind, quality=95)
 
 
 def _check_writable(folder: Path) -> None:

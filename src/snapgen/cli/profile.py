@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -101,8 +102,6 @@ def ladder(latent: int, conditions: Conditions | None) -> list[dict[str, Any]]:
 @contextmanager
 def run_progress(total: int, conditions: Conditions) -> Iterator[Conditions]:
     """`conditions` whose calls advance a progress bar of `total`, if standard error is a terminal."""
-    from dataclasses import replace
-
     with progress_bar("measuring", total, "calls") as advance:
         yield replace(conditions, on_run=advance)
 

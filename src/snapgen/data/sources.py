@@ -1,6 +1,6 @@
 """The registry of data sources: the key `source` of a recipe's `data:` section picks one of these settings.
 
-A new source is one file with its settings, whose `open(progress)` returns the source, and one line here.
+A new source is one file with its settings, whose `open(progress)` returns the source, and an import and a line here.
 """
 
 from __future__ import annotations

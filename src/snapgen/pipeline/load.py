@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,6 @@ def load_autoencoder(model: str) -> torch.nn.Module:
 
 def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
     """Load the adapters in `folder` into `pipeline`; ValueError if there are none or they are for another network."""
-    from importlib.util import find_spec
-
     if find_spec("peft") is None:
         raise ValueError("--lora needs peft: pip install peft")
     if not (folder / ADAPTERS).is_file():

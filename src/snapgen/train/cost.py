@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -116,14 +117,14 @@ class LatentCost:
             inputs["pooled_projections"] = torch.empty(batch, network.config.pooled_projection_dim)
         return inputs
 
-    def forward_bytes(self, change: Any = lambda network: None) -> int:
+    def forward_bytes(self, change: Callable[[Any], object] = lambda network: None) -> int:
         """Peak bytes of the network's forward pass and its loss; `change` modifies the network first."""
         with torch.device("meta"):
             network = self.fresh_network(change)
             inputs = self.cast(self.inputs(network, self.batch))
             return peak_bytes(lambda: network(**inputs, return_dict=False)[0].float().square().mean())
 
-    def fresh_network(self, change: Any = lambda network: None) -> Denoiser:
+    def fresh_network(self, change: Callable[[Any], object] = lambda network: None) -> Denoiser:
         """A new network as training runs it: in the recipe's precision, recomputing activations if the recipe asks."""
         network = create_denoiser(self.recipe.model).to(compute_dtype(self.recipe)).train()
         if self.recipe.train.activation_checkpointing:

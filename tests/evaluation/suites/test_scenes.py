@@ -74,7 +74,7 @@ def test_the_command_from_end_to_end(tiny_model: Path, tmp_path: Path, capfd: py
     assert gallery.count("<figure") == gallery.count("classifier: ") == len(report["pictures"])
     assert not re.search(r'(src|href)="(?!data:)', gallery)  # it needs nothing else
 
-    # Goes on where it was: what is there is kept, what is missing comes out the same.
+    # It continues where it was: what is there is kept, what is missing comes out the same.
     files = sorted((folder / "pictures").glob("*.png"))
     lost, kept = files[0], files[1]
     pixels, written = np.asarray(Image.open(lost)), kept.stat().st_mtime_ns

@@ -244,14 +244,14 @@ def test_a_unet_can_teach_itself(folder: Path, paths: list[str], tmp_path: Path)
     assert stage.turn_loss(DISCRIMINATOR, stage.model, stage.batch(0))["loss"].isfinite()
 
 
-def test_a_collapse_is_told(paths: list[str], tmp_path: Path) -> None:
+def test_a_collapse_is_reported(paths: list[str], tmp_path: Path) -> None:
     stage = make_stage(paths, tmp_path)
-    told: list[str] = []
-    stage.context = replace(stage.context, warn=told.append)
-    assert stage.metrics(stage.model)["diversity"] > 0.5 and told == []
+    warnings: list[str] = []
+    stage.context = replace(stage.context, warn=warnings.append)
+    assert stage.metrics(stage.model)["diversity"] > 0.5 and warnings == []
     stage.diversity_before *= 100  # now its samples are a hundredth as far apart as they were
     assert stage.metrics(stage.model)["diversity"] < 0.05
-    assert len(told) == 1 and "collapses" in told[0]
+    assert len(warnings) == 1 and "collapses" in warnings[0]
 
 
 def test_refusals_are_one_line(paths: list[str], tmp_path: Path) -> None:

@@ -27,15 +27,6 @@ class Box:
         """Rows."""
         return self.bottom - self.top
 
-    def union(self, other: Box) -> Box:
-        """The smallest box around both."""
-        return Box(
-            min(self.left, other.left),
-            min(self.top, other.top),
-            max(self.right, other.right),
-            max(self.bottom, other.bottom),
-        )
-
     def gap(self, other: Box) -> int:
         """Pixels between both boxes along the axis that separates them most; negative: they overlap."""
         across = max(self.left, other.left) - min(self.right, other.right)
