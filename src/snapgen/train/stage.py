@@ -43,6 +43,7 @@ def derive_seed(*numbers: int) -> int:
 
 
 ModelType = TypeVar("ModelType", bound=torch.nn.Module)
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class Stage(ABC, Generic[RecipeType, ModelType]):
@@ -88,9 +89,10 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         if self.context.world > 1:
             torch.distributed.barrier()
 
-    def place(self, network: Any) -> Any:
+    def place(self, network: Network) -> Network:
         """Moves `network` to the device, with its kernels stored channels-last."""
-        return network.to(self.context.device, memory_format=torch.channels_last)
+        network.to(self.context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # in place
+        return network
 
     def local_indices(self, micro_step: int) -> range:
         """The global sample numbers of this process in `micro_step` (= step * accumulation + round)."""
