@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from snapgen.files import read_prompts
 from snapgen.messages import one_line
 
 
@@ -141,7 +142,7 @@ def read_files(path: Path, *extending: Path) -> list[RecipeFile]:
     settings = read_yaml(path, f"recipe {extending[-1]}: its base {path}" if extending else f"recipe {path}")
     prompts = settings.get("prompts")
     if isinstance(prompts, str):
-        settings["prompts"] = read_prompts(path.parent / prompts, path)
+        settings["prompts"] = recipe_prompts(path.parent / prompts, path)
     if "base" not in settings:
         return [RecipeFile(path, settings)]
     base = settings.pop("base")
@@ -165,17 +166,17 @@ def read_yaml(path: Path, name: str) -> dict[str, Any]:
     return mapping
 
 
-def read_prompts(path: Path, recipe: Path) -> list[str]:
+def recipe_prompts(path: Path, recipe: Path) -> list[str]:
     """The prompts in the text file `path`, which the recipe file `recipe` names."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        prompts = read_prompts(path)
     except FileNotFoundError:
         raise RecipeError(f"recipe {recipe}: prompts: file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(f"recipe {recipe}: prompts: file {path} cannot be read: {error}") from None
-    if not any(lines):
+    if not prompts:
         raise RecipeError(f"recipe {recipe}: prompts: file {path} holds no prompts")
-    return ["" if line == '""' else line for line in lines if line]
+    return prompts
 
 
 def merge(base: Any, own: Any, recipe: Path, *keys: str) -> Any:

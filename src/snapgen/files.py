@@ -53,6 +53,15 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in the UTF-8 text file `path`, one per line; blank lines are skipped, `""` is the empty prompt."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a UTF-8 text file: one prompt per line is expected") from None
+    return ["" if line == '""' else line for line in lines if line]
+
+
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:
     """Removes what killed writers left in `folder`, if it was not touched for `age` seconds."""
     for leftover in folder.glob(".tmp-*"):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import snapgen
 from snapgen.cli.main import run
-from snapgen.evaluation.prompts import read_prompts
+from snapgen.files import read_prompts
 
 FOLDER_WITHOUT_MODEL = "folder-without-model"
 

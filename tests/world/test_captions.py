@@ -1,6 +1,7 @@
 """Captions: grammatical, true, complete, varied, and without held-out templates in training."""
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args
 
 import pytest
@@ -12,11 +13,13 @@ from snapgen.world.captions import (
     COUNTS,
     FRAMES,
     PAIRS,
+    PLACES,
     POSITIONS,
     RELATION_PHRASES,
     SIDE_BY_SIDE,
     SIZE_WORDS,
-    all_words,
+    TWOS,
+    Template,
     words_of,
 )
 from snapgen.world.scene import Scene
@@ -37,6 +40,38 @@ from snapgen.world.vocabulary import (
 Told = tuple[Scene, str]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def all_words() -> list[str]:
+    """Every word that a caption may contain, in lower case, sorted; the tables are the whole grammar."""
+    return sorted({word for text in _texts() for word in words_of(text)})
+
+
+def _texts() -> Iterator[str]:
+    tables: Iterable[Sequence[Template]] = (
+        FRAMES,
+        PAIRS,
+        SIDE_BY_SIDE,
+        POSITIONS,
+        BACKGROUND_PHRASES,
+        BACKGROUND_OPENINGS,
+        TWOS,
+        COLORED,
+        *RELATION_PHRASES.values(),
+    )
+    for templates in tables:
+        yield from (re.sub(r"{\w+}", " ", template.text) for template in templates)
+    for noun in NOUN.values():
+        for name in (noun.name, *noun.synonyms):
+            yield from (name, plural(name))
+    for background in BACKGROUNDS:
+        yield from (background.name, *background.phrases)
+    for words in (*PLACES.values(), *SIZE_WORDS.values(), *COLOR_SYNONYMS.values()):
+        yield from words
+    yield from COLORS
+    for number, word in NUMBERS.items():
+        yield from (word, str(number))
+    yield "a an is are emoji"
 
 
 @pytest.fixture(scope="module")

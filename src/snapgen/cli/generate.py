@@ -15,7 +15,7 @@ import typer
 from snapgen.cli.options import LARGEST_SEED, SIZES, check_range
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 from snapgen.cli.progress import progress_bar
-from snapgen.evaluation.prompts import read_prompts
+from snapgen.files import read_prompts
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import MAX_STEPS, is_interval
 from snapgen.pipeline.load import check_model_name, load_adapters, load_pipeline

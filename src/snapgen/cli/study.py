@@ -11,7 +11,7 @@ import typer
 
 from snapgen.cli.options import LARGEST_SEED, check_range
 from snapgen.cli.progress import show_message
-from snapgen.evaluation.prompts import read_prompts
+from snapgen.files import read_prompts
 from snapgen.pipeline.load import check_model_name, load_pipeline
 
 app = typer.Typer(help="Let people compare two models blindly.", no_args_is_help=True)

@@ -6,21 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snapgen.files import read_prompts
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from snapgen.evaluation import EvaluationSettings
     from snapgen.messages import Notify
     from snapgen.pipeline.text_to_image import SnapGenPipeline
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The non-blank lines of the UTF-8 text file `path`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a UTF-8 text file: one prompt per line is expected") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def some_prompts(path: Path) -> list[str]:

@@ -87,7 +87,7 @@ def load_autoencoder(model: str) -> torch.nn.Module:
 def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
     """Load the adapters in `folder` into `pipeline`; ValueError if there are none or they are for another network."""
     if find_spec("peft") is None:
-        raise ValueError("--lora needs peft: pip install peft")
+        raise ValueError("--lora needs peft: pip install 'snapgen[train]'")
     if not (folder / ADAPTERS).is_file():
         raise ValueError(f"--lora {folder}: expected a folder with {ADAPTERS}, as `snapgen train` writes it")
     try:

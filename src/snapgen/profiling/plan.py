@@ -98,14 +98,13 @@ def plan(
         "activations": work.activations,
     }
     cached = pictures or getattr(getattr(recipe, "data", None), "count", 0)
-    draws = getattr(recipe, "draws", None) or 0
     flops = {part: size * samples for part, size in work.flops.items()}
     if work.target_bytes and cached:
-        flops["teacher"] = work.flops["teacher"] * cached * draws  # once per target, however long the run
+        flops["teacher"] = work.flops["teacher"] * cached * work.draws  # once per target, however long the run
     hours = sum(flops.values()) / (GPUS[gpu].bf16_flops * utilisation) / 3600
     # A checkpoint: weights, average, moments.
     storage = {"checkpoints": settings.keep_checkpoints * FP32 * (2 * kept + moments)}
-    for name, size in (("latents", work.latent_bytes), ("teacher's targets", work.target_bytes * draws)):
+    for name, size in (("latents", work.latent_bytes), ("teacher's targets", work.target_bytes * work.draws)):
         if size:
             storage[name if cached else f"{name}, each picture"] = size * (cached or 1)
     return Plan(

@@ -68,6 +68,7 @@ class Cost:
     latent_bytes: int = 0  # per picture in the cache
     target_bytes: int = 0  # per stored target of the teacher
     uncounted: tuple[str, ...] = ()  # further parts whose size is unknown
+    draws: int = 0  # stored targets of each picture
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype:
@@ -144,6 +145,7 @@ class LatentCost:
         activations: int,
         turns: int = 1,
         target_bytes: int = 0,
+        draws: int = 0,
         more_text: tuple[str, ...] = (),
     ) -> Cost:
         """The whole cost, encoders included. `turns`: batches per step; `more_text`: further text encoders."""
@@ -158,6 +160,7 @@ class LatentCost:
             self.network.config.in_channels * self.side**2 * 2 if cached else 0,  # fp16
             target_bytes,
             uncounted,
+            draws,
         )
 
     def _encoders(self, more_text: tuple[str, ...]) -> tuple[dict[str, float], dict[str, int], tuple[str, ...]]:

@@ -8,7 +8,7 @@ Held-out templates use only words of other templates, and appear in no training 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,7 @@ from snapgen.world.scene import OPPOSITE, Scene
 from snapgen.world.splits import Split
 from snapgen.world.vocabulary import (
     BACKGROUND,
-    BACKGROUNDS,
     COLOR_SYNONYMS,
-    COLORS,
     NOUN,
     NUMBERS,
     article,
@@ -260,35 +258,3 @@ def write_caption(rng: np.random.Generator, scene: Scene, split: Split) -> str:
 def words_of(text: str) -> list[str]:
     """The lower-case words and digits of `text`, without punctuation."""
     return re.findall(r"[a-z]+|[0-9]", text.lower())
-
-
-def all_words() -> list[str]:
-    """Every word that a caption may contain, in lower case, sorted; the tables are the whole grammar."""
-    return sorted({word for text in _texts() for word in words_of(text)})
-
-
-def _texts() -> Iterator[str]:
-    tables: Iterable[Sequence[Template]] = (
-        FRAMES,
-        PAIRS,
-        SIDE_BY_SIDE,
-        POSITIONS,
-        BACKGROUND_PHRASES,
-        BACKGROUND_OPENINGS,
-        TWOS,
-        COLORED,
-        *RELATION_PHRASES.values(),
-    )
-    for templates in tables:
-        yield from (re.sub(r"{\w+}", " ", template.text) for template in templates)
-    for noun in NOUN.values():
-        for name in (noun.name, *noun.synonyms):
-            yield from (name, plural(name))
-    for background in BACKGROUNDS:
-        yield from (background.name, *background.phrases)
-    for words in (*PLACES.values(), *SIZE_WORDS.values(), *COLOR_SYNONYMS.values()):
-        yield from words
-    yield from COLORS
-    for number, word in NUMBERS.items():
-        yield from (word, str(number))
-    yield "a an is are emoji"

@@ -125,6 +125,7 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
             guide.frozen(recipe),
             base.forward_bytes(),
             target_bytes=0 if recipe.target_cache is None else stored * frozen_bytes(recipe),
+            draws=recipe.draws or 0,
             more_text=guide.own_text,
         )
 
