@@ -89,7 +89,7 @@ class SyntheticStage(FlowStage):
         """Always the same."""
         return self.kept
 
-    def draw(self, model: nn.Module) -> Image.Image:
+    def sample_grid(self, model: nn.Module) -> Image.Image:
         """Not asked for here."""
         raise NotImplementedError
 

@@ -57,7 +57,7 @@ class RegressionStage(Stage[RegressionRecipe, torch.nn.Module]):
         error = model(inputs) - targets
         return {"loss": error.square().mean(), "absolute": error.abs().mean()}
 
-    def draw(self, model: torch.nn.Module) -> Image.Image:
+    def sample_grid(self, model: torch.nn.Module) -> Image.Image:
         assert not model.training
         torch.randn(3)  # drawing consumes random numbers and must not disturb the training
         return Image.new("RGB", (8, 8), "white")

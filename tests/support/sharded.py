@@ -52,7 +52,7 @@ class VelocityStage(Stage[VelocityRecipe, SnapGenUNet]):
         velocity = model(latents, 1000 * times, states, return_dict=False)[0]
         return {"loss": (velocity - latents).square().mean()}
 
-    def draw(self, model: SnapGenUNet) -> Image.Image:
+    def sample_grid(self, model: SnapGenUNet) -> Image.Image:
         latents, states, times = VelocityStage.batch(self, 0)
         velocity = model(latents, 1000 * times, states, return_dict=False)[0]
         return Image.fromarray((127 * velocity[0, 0].tanh() + 128).byte().numpy())

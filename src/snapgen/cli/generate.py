@@ -107,7 +107,7 @@ def generate(
     with progress_bar("generating", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
         for start in range(0, len(requests), BATCH):
             batch = requests[start : start + BATCH]
-            for request, image in zip(batch, draw(pipeline, batch, settings, advance), strict=True):
+            for request, image in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
                 path = destination.file_for(request)
                 picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
                 save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
@@ -156,7 +156,7 @@ def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]
     return facts
 
 
-def draw(
+def generate_batch(
     pipeline: SnapGenPipeline, batch: list[PictureRequest], settings: dict[str, Any], advance: Callable[[], None]
 ) -> list[Image]:
     """The pictures of `batch`, each from its own seed; `advance` is called after every step."""

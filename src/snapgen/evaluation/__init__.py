@@ -10,7 +10,7 @@ from typing import Any
 from snapgen.messages import Notify
 from snapgen.registry import load_attribute
 
-DRAWING = ("seeds", "steps", "guidance")  # options of suites that generate pictures
+SAMPLING = ("seeds", "steps", "guidance")  # options of suites that generate pictures
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class SuiteEntry:
     """Where a suite is defined, and what it takes."""
 
     function: str  # module:function of type `Suite`, imported when it runs
-    takes: tuple[str, ...] = ("count", "nouns", *DRAWING)  # options that only some suites take
+    takes: tuple[str, ...] = ("count", "nouns", *SAMPLING)  # options that only some suites take
     subjects: tuple[str, ...] = ("model",)  # what is scored: "model", "autoencoder" or "pictures" (a folder)
     needs: str = ""  # what --prompts must name, where it is required
 
@@ -27,27 +27,27 @@ SUITES = {  # by the name on the command line
     "scenes": SuiteEntry("snapgen.evaluation.suites.scenes:evaluate_scenes"),
     "clip": SuiteEntry(
         "snapgen.evaluation.suites.clip:evaluate_clip",
-        ("prompts", "weights", *DRAWING),
+        ("prompts", "weights", *SAMPLING),
         needs="FILE, a text file with one prompt per line",
     ),
     "imagereward": SuiteEntry(
         "snapgen.evaluation.suites.imagereward:evaluate_imagereward",
-        ("prompts", "weights", *DRAWING),
+        ("prompts", "weights", *SAMPLING),
         needs="FILE, a text file with one prompt per line",
     ),
     "geneval": SuiteEntry(
         "snapgen.evaluation.suites.geneval:evaluate_geneval",
-        ("prompts", "weights", *DRAWING),
+        ("prompts", "weights", *SAMPLING),
         needs="evaluation_metadata.jsonl, from github.com/djghosh13/geneval/prompts",
     ),
     "dpg": SuiteEntry(
         "snapgen.evaluation.suites.dpg:evaluate_dpg",
-        ("prompts", "weights", *DRAWING),
+        ("prompts", "weights", *SAMPLING),
         needs="FOLDER with prompts/ and dpg_bench.csv: dpg_bench of github.com/TencentQQGYLab/ELLA",
     ),
     "fid": SuiteEntry(
         "snapgen.evaluation.suites.fid:evaluate_fid",
-        ("count", "nouns", "prompts", "reference", "weights", "features", *DRAWING),
+        ("count", "nouns", "prompts", "reference", "weights", "features", *SAMPLING),
         ("model", "pictures"),
     ),
     "psnr": SuiteEntry(

@@ -71,7 +71,7 @@ def picture_side(pipeline: SnapGenPipeline, settings: EvaluationSettings) -> int
     return settings.size or pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
 
 
-def draw_pictures(
+def generate_pictures(
     pipeline: SnapGenPipeline,
     requests: Sequence[Request],
     folder: Path,
@@ -100,17 +100,17 @@ def draw_pictures(
     for worker in workers:
         free.put(worker)
 
-    def draw(batch: Sequence[Request]) -> list[dict[str, Any]]:
+    def generate(batch: Sequence[Request]) -> list[dict[str, Any]]:
         worker = free.get()
         try:
-            return _draw_batch(worker, batch, folder, manifest)
+            return _generate_batch(worker, batch, folder, manifest)
         finally:
             free.put(worker)
 
     failures: list[dict[str, Any]] = []
     done = len(requests) - len(missing)
     with ThreadPoolExecutor(len(workers)) as pool:
-        for batch, failed_here in zip(batches, pool.map(draw, batches), strict=True):
+        for batch, failed_here in zip(batches, pool.map(generate, batches), strict=True):
             failures += failed_here
             done += len(batch)
             progress(f"pictures: {done} of {len(requests)}")
@@ -130,7 +130,7 @@ def replicas(pipeline: SnapGenPipeline, most: int) -> list[SnapGenPipeline]:
     return [pipeline, *(deepcopy(pipeline).to(device) for device in others[: max(0, most - 1)])]
 
 
-def _draw_batch(
+def _generate_batch(
     pipeline: SnapGenPipeline, batch: Sequence[Request], folder: Path, manifest: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Generate and save `batch`; returns the failures with reasons. A batch that fails is retried one by one."""
@@ -146,7 +146,7 @@ def _draw_batch(
         )
     except RuntimeError as error:  # PyTorch's, such as out of memory
         if len(batch) > 1:
-            return [failure for request in batch for failure in _draw_batch(pipeline, [request], folder, manifest)]
+            return [failure for request in batch for failure in _generate_batch(pipeline, [request], folder, manifest)]
         return [{"prompt": batch[0].prompt, "seed": batch[0].seed, "reason": one_line(error, 200)}]
     failures = []
     for request, picture in zip(batch, drawn.images, strict=True):

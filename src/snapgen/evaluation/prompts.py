@@ -41,7 +41,7 @@ def score_prompts(
     from PIL import Image
 
     from snapgen.evaluation import required_prompts
-    from snapgen.evaluation.generation import Request, draw_pictures, make_manifest
+    from snapgen.evaluation.generation import Request, generate_pictures, make_manifest
     from snapgen.evaluation.plots import plot_spread
     from snapgen.evaluation.report import score_summary, write_report
     from snapgen.evaluation.statistics import interval_of_values
@@ -53,7 +53,7 @@ def score_prompts(
         for index, prompt in enumerate(prompts)
         for seed in manifest["seeds"]
     ]
-    files = draw_pictures(pipeline, requests, folder / "pictures", manifest, progress)
+    files = generate_pictures(pipeline, requests, folder / "pictures", manifest, progress)
     progress(f"scoring {len(files)} pictures")
     lines: list[dict[str, Any]] = []
     for request, file in zip(requests, files, strict=True):

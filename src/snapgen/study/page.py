@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from snapgen.evaluation import EvaluationSettings
-from snapgen.evaluation.generation import Request, draw_pictures, identity_of, make_manifest
+from snapgen.evaluation.generation import Request, generate_pictures, identity_of, make_manifest
 from snapgen.files import atomic_file, fingerprint
 from snapgen.messages import Notify
 from snapgen.pictures import data_url, encode_picture
@@ -42,7 +42,7 @@ def make_study(
         pipeline = load(model)
         manifest = make_manifest("study", pipeline, EvaluationSettings(steps=steps), [seed], asked["prompts"])
         identities.append(identity_of(manifest))
-        draw_pictures(pipeline, requests, folder / "pictures" / side, manifest, progress, more=asked)
+        generate_pictures(pipeline, requests, folder / "pictures" / side, manifest, progress, more=asked)
     digest = fingerprint([identities, asked])
     key = Key(
         study=digest[:16],

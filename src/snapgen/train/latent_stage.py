@@ -305,7 +305,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
             default_num_inference_steps=self.recipe.num_inference_steps,
         )
 
-    def draw(self, model: ModelType) -> Image.Image:
+    def sample_grid(self, model: ModelType) -> Image.Image:
         """Guided samples for the recipe's prompts, from fixed noise."""
         prompts = list(self.recipe.prompts) or [
             self.source.caption(index, 0) for index in range(min(24, len(self.source)))

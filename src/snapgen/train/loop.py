@@ -230,7 +230,7 @@ def only_train(optimizer: torch.optim.Optimizer, learners: Iterable[torch.nn.Par
 
 def evaluate(stage: Stage[RecipeType, ModelType], averaged: ModelType, report: Report, step: int) -> dict[str, float]:
     """Adds samples and loss curves of the averaged model to `report`; returns its evaluation."""
-    report.samples(step, stage.draw(averaged))
+    report.samples(step, stage.sample_grid(averaged))
     metrics = {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
     if curves := stage.timestep_losses(averaged):
         metrics["eval/heldout"] = sum(curves["loss"]) / len(curves["loss"])

@@ -130,7 +130,7 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         return self.loss(model, batch)
 
     @abstractmethod
-    def draw(self, model: ModelType) -> Image.Image | None:
+    def sample_grid(self, model: ModelType) -> Image.Image | None:
         """A grid of samples. `model` is unwrapped, in eval mode, and holds the EMA weights. First process only."""
 
     @abstractmethod
@@ -138,7 +138,7 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         """Writes the diffusers or transformers folder of the unwrapped `model`, which holds the EMA weights."""
 
     def metrics(self, model: ModelType) -> dict[str, float]:
-        """Evaluation whenever samples are made, called like `draw`; logged as `eval/<name>`."""
+        """Evaluation whenever samples are made, called like `sample_grid`; logged as `eval/<name>`."""
         return {}
 
     def timestep_losses(self, model: ModelType) -> dict[str, list[float]]:

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel, CLIPModel, CLIPProcessor
 
 from snapgen.cli.main import run
 from snapgen.evaluation import generation
-from snapgen.evaluation.generation import Request, draw_pictures
+from snapgen.evaluation.generation import Request, generate_pictures
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.evaluation.suites import dpg, imagereward
 from snapgen.pipeline.load import load_pipeline
@@ -74,7 +74,7 @@ def test_pictures_that_fail_are_named_and_there_is_no_score(tiny_model: Path, tm
     pipeline.vae.decoder.conv_out[1].bias.data.fill_(float("nan"))
     manifest = {"model_sha256": "", "steps": 1, "guidance": 1.0, "side": 32}
     with pytest.raises(ValueError, match=r"no score: 1 of 1 pictures failed.*'a cat' \(seed 7\).*not finite"):
-        draw_pictures(pipeline, [Request("a", "a cat", 7)], tmp_path, manifest, print)
+        generate_pictures(pipeline, [Request("a", "a cat", 7)], tmp_path, manifest, print)
     assert json.loads((tmp_path / "failed.json").read_text())[0]["prompt"] == "a cat"
     assert not (tmp_path / "a.png").exists()
 
@@ -88,7 +88,7 @@ def test_neither_batches_nor_devices_change_a_picture(
 
     def pictures(folder: str) -> list[bytes]:
         progress: list[str] = []
-        files = draw_pictures(pipeline, requests, tmp_path / folder, manifest, progress.append)
+        files = generate_pictures(pipeline, requests, tmp_path / folder, manifest, progress.append)
         assert progress[-1] == "pictures: 5 of 5"
         return [np.asarray(Image.open(file)).tobytes() for file in files]
 

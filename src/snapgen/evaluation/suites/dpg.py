@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from snapgen.evaluation import SUITES, EvaluationSettings, required_prompts
-from snapgen.evaluation.generation import Request, draw_pictures, make_manifest
+from snapgen.evaluation.generation import Request, generate_pictures, make_manifest
 from snapgen.evaluation.networks import find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
@@ -74,7 +74,7 @@ def evaluate_dpg(
     }
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     requests = [Request(f"{prompt.name}-{seed}", prompt.text, seed) for prompt, seed in pairs]
-    files = draw_pictures(pipeline, requests, folder / "pictures", manifest, progress)
+    files = generate_pictures(pipeline, requests, folder / "pictures", manifest, progress)
     lines: list[dict[str, Any]] = []
     yes: dict[str, list[float]] = {}
     for index, ((prompt, seed), file) in enumerate(zip(pairs, files, strict=True)):

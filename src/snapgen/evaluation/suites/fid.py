@@ -25,7 +25,7 @@ import numpy as np
 from snapgen.evaluation import EvaluationSettings
 from snapgen.evaluation.features import FeatureNetwork, load_features
 from snapgen.evaluation.folders import files_hash, picture_files, read_picture
-from snapgen.evaluation.generation import Request, draw_pictures, make_manifest, picture_side
+from snapgen.evaluation.generation import Request, generate_pictures, make_manifest, picture_side
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.prompts import some_prompts
 from snapgen.evaluation.report import score_summary, write_report
@@ -128,7 +128,7 @@ def score_model(
     for seed in manifest["seeds"]:
         # Every picture gets its own noise: with the same noise for all, a lack of variety would not show.
         requests = [Request(f"{seed}-{i:06d}", text, seed * count + i) for i, text in enumerate(prompts)]
-        files = draw_pictures(model, requests, folder / "pictures", manifest, progress)
+        files = generate_pictures(model, requests, folder / "pictures", manifest, progress)
         lines += [
             {"file": file.relative_to(folder).as_posix(), "prompt": request.prompt, "seed": request.seed}
             for file, request in zip(files, requests, strict=True)

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from snapgen.evaluation import EvaluationSettings, required_prompts
-from snapgen.evaluation.generation import Request, draw_pictures, make_manifest
+from snapgen.evaluation.generation import Request, generate_pictures, make_manifest
 from snapgen.evaluation.geneval_rules import THRESHOLD, Found, confident, judge
 from snapgen.evaluation.networks import CLIP, Clip, find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
@@ -84,7 +84,7 @@ def evaluate_geneval(
     }
     pairs = [(i, metadata, k) for i, metadata in enumerate(prompts) for k in range(SAMPLES)]
     requests = [Request(f"{i:05d}/samples/{k:04d}", metadata["prompt"], seeds[k]) for i, metadata, k in pairs]
-    files = draw_pictures(pipeline, requests, folder / "pictures", manifest, progress)
+    files = generate_pictures(pipeline, requests, folder / "pictures", manifest, progress)
     for i, metadata in enumerate(prompts):
         write_text(json.dumps(metadata), folder / "pictures" / f"{i:05d}" / "metadata.jsonl")
     lines: list[dict[str, Any]] = []

@@ -30,7 +30,7 @@ from PIL import Image
 
 from snapgen.detection import Verdict
 from snapgen.evaluation import EvaluationSettings
-from snapgen.evaluation.generation import Request, draw_pictures, make_manifest, picture_side, reconstruct
+from snapgen.evaluation.generation import Request, generate_pictures, make_manifest, picture_side, reconstruct
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import origin, write_report
 from snapgen.evaluation.statistics import cohen_kappa, effective_tally, interval_of_mean, wilson
@@ -160,7 +160,7 @@ def judge_pictures(
     """Generate a picture for every prompt and seed; both judges look at each."""
     pairs = [(prompt, seed) for prompt in prompts for seed in manifest["seeds"]]
     requests = [Request(f"{prompt.name}-{seed}", prompt.prompt, seed) for prompt, seed in pairs]
-    files = draw_pictures(
+    files = generate_pictures(
         pipeline, requests, folder / "pictures", manifest, progress, more={"nouns": manifest["nouns"]}
     )
     judged_pictures = []

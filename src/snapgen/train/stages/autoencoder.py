@@ -251,7 +251,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         return {"psnr": psnr(reconstruction, pictures).mean().item()}
 
     @torch.no_grad()
-    def draw(self, model: TrainableAutoencoder) -> Image.Image:
+    def sample_grid(self, model: TrainableAutoencoder) -> Image.Image:
         """Pictures, each next to its reconstruction."""
         pictures = self._validation(12)
         pairs = torch.stack([pictures, model.autoencoder(pictures).sample], dim=1).flatten(0, 1)

@@ -153,7 +153,7 @@ class ClassifierStage(Stage[ClassifierRecipe, SceneClassifier]):
         return measures
 
     @torch.no_grad()
-    def draw(self, model: SceneClassifier) -> Image.Image:
+    def sample_grid(self, model: SceneClassifier) -> Image.Image:
         """Spoilt pictures, each above what the classifier reads in it."""
         pictures = self._validation()[2][:24]
         return contact_sheet(to_uint8(pictures), describe(model.read(pictures), self.nouns), columns=8)

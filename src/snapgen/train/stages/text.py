@@ -252,7 +252,7 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
         return measures
 
     @torch.no_grad()
-    def draw(self, model: TextTeacher) -> Image.Image:
+    def sample_grid(self, model: TextTeacher) -> Image.Image:
         """Pictures, each above the caption of the validation set that the model finds for it."""
         batch = self._validation()
         best = model(batch)[0].argmax(dim=0)[:24]
