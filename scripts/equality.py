@@ -92,7 +92,7 @@ def observe(command: Path, folder: Path) -> dict[str, Any]:
             values = {key: value for key, value in line.items() if not key.endswith(TIMES)}
             found[f"metrics {name} {len([key for key in found if key.startswith(f'metrics {name} ')])}"] = values
         for weights in sorted((trained / "model").rglob("*.safetensors")):
-            found[f"weights {name}/{weights.relative_to(trained / 'model')}"] = digest(weights)
+            found[f"weights {name}/{weights.relative_to(trained / 'model')}"] = weights_digest(weights)
     scores = json.loads(run("evaluate", "mini", "--suite", "scenes", "--count", "12", "--json", "--out", "scores"))
     found |= {f"scenes {key}": scores[key] for key in ("score", "categories", "detector", "count")}
     for rung in json.loads(run("profile", "ladder", "--json"))["rungs"]:
@@ -106,6 +106,14 @@ def observe(command: Path, folder: Path) -> dict[str, Any]:
 def digest(file: Path) -> str:
     """SHA-256 of a file's bytes."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def weights_digest(file: Path) -> str:
+    """SHA-256 of a safetensors file whatever the order of its header, which differs from write to write."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True)
+    return hashlib.sha256(header.encode() + content[end:]).hexdigest()
 
 
 if __name__ == "__main__":
