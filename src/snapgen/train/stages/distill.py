@@ -23,7 +23,7 @@ from snapgen.models.denoiser import Denoiser, feature_widths
 from snapgen.models.distiller import DistilledStudent
 from snapgen.models.unet import SnapGenUNet
 from snapgen.train.binding import BindingTest
-from snapgen.train.cost import Cost, LatentCost, TeacherCost, frozen_bytes
+from snapgen.train.cost import Cost, LatentCost, TeacherCost, compute_dtype, frozen_bytes
 from snapgen.train.latent_recipe import LatentRecipe
 from snapgen.train.latent_stage import Batch, LatentStage
 from snapgen.train.places import folder_or_hub_name, text_sources
@@ -182,9 +182,8 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
 
     def _answers(self, taps: tuple[int, ...], batch: Batch) -> Batch:
         velocity, features = self._ask(taps, batch)
-        dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
         answers = {VELOCITY: velocity} | ({FEATURES: features[0]} if features else {})
-        return {name: answer.to("cpu", dtype) for name, answer in answers.items()}
+        return {name: answer.to("cpu", compute_dtype(self.recipe)) for name, answer in answers.items()}
 
     @torch.no_grad()
     def _ask(self, taps: tuple[int, ...], batch: Batch) -> tuple[Tensor, list[Tensor]]:
