@@ -9,7 +9,7 @@ many steps and with the same seeds. The teacher is scored too, and must beat wha
 scores a base model and its step-distilled student at several numbers of steps. Scores are the embedded world's
 benchmark, by its detector and its second judge, the classifier, and the Frechet distance to true renders (features of
 the classifier), which tells models apart where benchmark scores are low; of the students of `kd` also the loss of the
-task on held-out compositions at the end of training.
+task on held-out compositions at the end of training and, of the taught ones, the output loss there (Eq. 4).
 
 With `--draws` the taught students see as many fixed draws of noise of a picture; to be fair to the one without a
 teacher, no draw should come round twice.
@@ -42,16 +42,19 @@ from snapgen.train.stages import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "mini"
 DISTILL = RECIPES / "distill.yaml"
-VARIANTS = {  # settings of `distillation`; None: the stage flow
-    "no teacher": None,
-    "output, constant weights": {"output": True, "features": False, "scaling": "constant"},
-    "output, timestep-aware": {"output": True, "features": False, "scaling": "timestep"},
-    "output and features, constant weights": {"output": True, "features": True, "scaling": "constant"},
-    "output and features, timestep-aware": {"output": True, "features": True, "scaling": "timestep"},
+WEIGHTINGS = {
+    "constant weights": {"scaling": "constant"},
+    "timestep-aware": {"scaling": "timestep", "magnitudes": "running"},
+    "timestep-aware by samples": {"scaling": "timestep", "magnitudes": "sample", "max_ratio": None},
+}
+VARIANTS: dict[str, dict[str, Any] | None] = {"no teacher": None} | {  # settings of `distillation`; None: stage flow
+    f"{losses}, {weighting}": {"output": True, "features": losses != "output"} | settings
+    for losses in ("output", "output and features")
+    for weighting, settings in WEIGHTINGS.items()
 }
 SHARED = ("model", "initial", "autoencoder", "text", "cache", "data", "timesteps", "caption_dropout", "train")
 
-MEASURES = ("scene score", "second judge", "Frechet distance", "held-out loss")
+MEASURES = ("scene score", "second judge", "Frechet distance", "held-out loss", "output loss")
 
 Report = dict[str, Any]
 
@@ -127,7 +130,7 @@ def distillation(options: argparse.Namespace) -> None:
     folder = options.work / "evaluation"
     scenes, distance = measured(options.teacher, folder / "teacher", options)
     rows: list[Report] = [
-        {"name": name, "scores": [], "opinions": [], "distances": [], "heldout": [], "by_category": []}
+        {"name": name, "scores": [], "opinions": [], "distances": [], "heldout": [], "output": [], "by_category": []}
         for name in ("the teacher", *VARIANTS)
     ]
     add(rows[0], scenes, distance)
@@ -140,7 +143,9 @@ def distillation(options: argparse.Namespace) -> None:
         for row in sorted(rows[1:], key=lambda row: not (VARIANTS[row["name"]] or {}).get("features", False)):
             model = train(row["name"], seed, options)
             add(row, *measured(str(model), folder / model.parent.name, options))
-            row["heldout"].append(read_metrics(model.parent / "metrics.jsonl")[-1]["eval/heldout"])
+            last = read_metrics(model.parent / "metrics.jsonl")[-1]
+            row["heldout"].append(last["eval/heldout"])
+            row["output"] += [last["eval/heldout/output"]] if "eval/heldout/output" in last else []
         report_students(rows, options.seeds[:done], distance["truth"], options)
 
 
@@ -154,13 +159,13 @@ def add(row: Report, scenes: Report, distance: Report) -> None:
 
 def report_students(rows: list[Report], seeds: list[int], truth: float, options: argparse.Namespace) -> None:
     """Writes the comparison over the trainings that are done."""
-    forms = {"scores": ".1%", "opinions": ".1%", "distances": ".4g", "heldout": ".4g"}
+    forms = {"scores": ".1%", "opinions": ".1%", "distances": ".4g", "heldout": ".4g", "output": ".4g"}
     categories = list(rows[0]["by_category"][0])
     cells = []
     for row in rows:
         line = [row["name"]]
         for key, form in forms.items():
-            line.append(f"{fmean(row[key]):{form}}" if row[key] else "")  # no loss of the teacher's is known
+            line.append(f"{fmean(row[key]):{form}}" if row[key] else "")  # the teacher's losses are not known
             line.append(between(interval_of_values(row[key]), form))
         cells.append([*line, *(f"{fmean(each[name] for each in row['by_category']):.0%}" for name in categories)])
     spread = "95 % interval"

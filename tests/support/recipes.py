@@ -27,6 +27,6 @@ def paths_below(folder: Path) -> list[str]:
     return [f"{key}={folder / path}" for key, path in paths.items()]
 
 
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def metrics_of(run: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / file).read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]

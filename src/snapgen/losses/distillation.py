@@ -1,16 +1,18 @@
 """Knowledge distillation (Sec. 3.3): output and feature losses, and how they are weighted against the task loss.
 
 All losses have one value per sample, shape B, each a mean over elements; the expectation in the equations is
-the mean over the batch. `t` in [0, 1] is the noise level that the network sees, shape B.
+the mean over the batch. `t` in [0, 1], shape B, is the timestep before the shift of the noise levels: what training
+samples logit-normally, and what Eq. 7 weights by.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from snapgen.losses.task import squared_error
 
@@ -50,14 +52,78 @@ def task_share(t: Tensor) -> Tensor:
 
 
 # Eq. 7
-def timestep_aware(task: Tensor, distillation: Tensor, t: Tensor) -> Tensor:
-    """`S`: `lambda(t) L_task + (1 - lambda(t)) |L_task| / |L_kd| L_kd`; the ratio of magnitudes carries no gradient."""
+def timestep_aware(task: Tensor, scaled: Tensor, t: Tensor) -> Tensor:
+    """`S`: `lambda(t) L_task + (1 - lambda(t)) |L_task| / |L_kd| L_kd`; `scaled` is the last product, `at_scale`."""
     share = task_share(t)
-    ratio = task.detach().abs() / distillation.detach().abs().clamp(min=SMALLEST)
-    return share * task + (1 - share) * ratio * distillation
+    return share * task + (1 - share) * scaled
+
+
+def at_scale(distillation: Tensor, magnitudes: tuple[Tensor, Tensor], max_ratio: float | None = None) -> Tensor:
+    """`|L_task| / |L_kd| L_kd`: a distillation loss at the task's scale; the ratio carries no gradient.
+
+    Args:
+        distillation: `L_kd` of each sample, B.
+        magnitudes: `|L_task|` and `|L_kd|` at each sample's t, B each.
+        max_ratio: upper bound of the ratio; None: no bound. Near its teacher a student's `L_kd` vanishes. The gradient
+            of a squared error, however, only vanishes with its root, so the scaled one grows like the root of the
+            ratio: under a bound of 100, to ten times the task's.
+    """
+    of_task, of_distillation = (magnitude.detach().abs() for magnitude in magnitudes)
+    ratio = of_task / of_distillation.clamp(min=SMALLEST)
+    return (ratio if max_ratio is None else ratio.clamp(max=max_ratio)) * distillation
 
 
 # Eq. 8
-def multi_level(task: Tensor, distillations: Iterable[Tensor], t: Tensor) -> Tensor:
-    """`L_md`: the sum of `S(L_task, L)` over the distillation losses."""
-    return torch.stack([timestep_aware(task, distillation, t) for distillation in distillations]).sum(dim=0)
+def multi_level(task: Tensor, scaled: Iterable[Tensor], t: Tensor) -> Tensor:
+    """`L_md`: the sum of `S` over the distillation losses, each `at_scale`."""
+    return torch.stack([timestep_aware(task, loss, t) for loss in scaled]).sum(dim=0)
+
+
+class RunningMagnitudes(nn.Module):
+    """The mean magnitude of each loss at every timestep, as in Fig. 6: running means in equal bins of t.
+
+    They are buffers, hence part of a checkpoint. A mean is over all batches at first, and forgets later.
+    """
+
+    means: Tensor  # L K, for L losses and K bins
+    visits: Tensor  # L K: batches with a sample in the bin
+
+    def __init__(self, names: Sequence[str], bins: int = 16, keep: float = 0.99):
+        """`names`: the losses; `keep`: the weight of the past in a mean, per batch with a sample in its bin."""
+        super().__init__()
+        self.names = tuple(names)
+        self.keep = keep
+        for buffer in ("means", "visits"):
+            self.register_buffer(buffer, torch.zeros(len(names), bins))
+
+    @torch.no_grad()
+    def update(
+        self, losses: Mapping[str, Tensor], t: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums
+    ) -> None:
+        """Adds the losses of a batch at `t`, shape B each; values that are not finite do not count.
+
+        `total` sums a tensor over all processes: all must have the same means.
+        """
+        values = torch.stack([losses[name].abs().float() for name in self.names])  # L B
+        finite = values.isfinite()
+        places = F.one_hot(self._bins(t), self.means.shape[1]).float()  # B K
+        sums, counts = total(torch.stack([torch.where(finite, values, 0.0) @ places, finite.float() @ places]))
+        keep = (self.visits / (self.visits + 1)).clamp(max=self.keep)
+        found = counts > 0
+        mean = sums / counts.clamp(min=1)
+        self.means.copy_(torch.where(found, keep * self.means + (1 - keep) * mean, self.means))
+        self.visits.add_(found)
+
+    def at(self, name: str, t: Tensor) -> Tensor:
+        """The mean magnitude of the loss `name` at each `t`, B. A bin without a sample yet has the mean of the others.
+
+        All are 0 before the first `update`.
+        """
+        row = self.names.index(name)
+        means, seen = self.means[row], self.visits[row] > 0
+        others = means.sum() / seen.sum().clamp(min=1)
+        return torch.where(seen, means, others)[self._bins(t)]
+
+    def _bins(self, t: Tensor) -> Tensor:
+        bins = self.means.shape[1]
+        return (t * bins).long().clamp(0, bins - 1)

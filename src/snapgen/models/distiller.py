@@ -24,12 +24,16 @@ class Projector(nn.Sequential):
 
 
 class DistilledStudent(nn.Module):
-    """A UNet with the projector that is trained with it and discarded afterwards."""
+    """A UNet with what is kept beside it in training and discarded afterwards.
 
-    def __init__(self, unet: SnapGenUNet, teacher_channels: int):
+    That is the projector, which is trained too, and `scaling`, whose buffers weight the losses (Eq. 7).
+    """
+
+    def __init__(self, unet: SnapGenUNet, teacher_channels: int, scaling: nn.Module | None = None):
         super().__init__()
         self.unet = unet
         self.projector = Projector(unet.config.block_out_channels[0], teacher_channels)
+        self.scaling = scaling
 
     def forward(
         self,

@@ -233,7 +233,9 @@ def evaluate(stage: Stage[RecipeType, ModelType], averaged: ModelType, report: R
     report.samples(step, stage.sample_grid(averaged))
     metrics = {f"eval/{name}": value for name, value in stage.metrics(averaged).items()}
     if curves := stage.timestep_losses(averaged):
-        metrics["eval/heldout"] = sum(curves["loss"]) / len(curves["loss"])
+        means = {name: sum(curve) / len(curve) for name, curve in curves.items() if name != "sigma"}
+        metrics["eval/heldout"] = means.pop("loss")
+        metrics |= {f"eval/heldout/{name}": mean for name, mean in means.items()}
         report.timesteps(step, curves)
     return metrics
 

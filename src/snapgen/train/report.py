@@ -23,6 +23,7 @@ from snapgen.files import atomic_file
 from snapgen.pictures import save_png
 
 Item = TypeVar("Item")
+PANELS = 3  # of the losses by noise level, side by side
 QUIET_SECONDS = 15.0  # between lines about a long preparation if standard error is not a terminal
 
 
@@ -196,8 +197,12 @@ def plot_metrics(lines: list[dict[str, Any]]) -> Figure:
 def plot_timesteps(lines: list[dict[str, Any]]) -> Figure:
     """Losses by noise level as in Fig. 6, one panel per loss: the latest curve is strong, earlier ones fade."""
     names = [name for name in lines[-1] if name not in ("step", "sigma")]
-    figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    rows, columns = -(-len(names) // PANELS), min(len(names), PANELS)
+    figure = Figure(figsize=(6 * columns, 4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[len(names) :]:
+        axes.remove()
+    for axes, name in zip(panels, names, strict=False):
         for age, line in enumerate(reversed(lines)):
             strength = 1.0 if age == 0 else max(0.1, 0.5 - 0.05 * age)
             label = f"step {line['step']}" if age in (0, len(lines) - 1) else None

@@ -145,6 +145,6 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         """Held-out losses by noise level, called like `metrics`: "sigma", rising, and a list of that length per loss.
 
         Empty for a stage without noise levels. They are plotted as in Fig. 6; the mean of "loss" is logged as
-        `eval/heldout`.
+        `eval/heldout`, those of the others as `eval/heldout/<name>`.
         """
         return {}

@@ -46,9 +46,11 @@ def test_the_run_leaves_a_student_and_the_curves_of_all_losses(paths: list[str],
     assert {path.name for path in (model / "unet").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
     assert type(SnapGenPipeline.from_pretrained(model).unet).__name__ == "SnapGenUNet"
     lines = metrics_of(tmp_path / "run")
-    assert all({"loss", "task", "output", "features"} <= line.keys() for line in lines)
-    curves = (tmp_path / "run" / "timesteps.jsonl").read_text()
-    assert all(f'"{name}"' in curves for name in ("sigma", "task", "output", "features", "combined"))
+    raw, scaled = {"task", "output", "features"}, {"output_scaled", "features_scaled"}
+    assert all({"loss"} | raw | scaled <= line.keys() for line in lines)
+    curves = metrics_of(tmp_path / "run", "timesteps.jsonl")[-1]
+    assert {"step", "sigma", "loss", "combined"} | raw | scaled == curves.keys()
+    assert lines[-1]["eval/heldout/output"] == pytest.approx(sum(curves["output"]) / len(curves["output"]))
 
 
 @pytest.mark.slow
@@ -60,15 +62,19 @@ def test_a_resumed_distillation_is_the_one_never_interrupted(paths: list[str], t
     assert sha256(whole / weights) == sha256(parts / weights)
 
 
-@pytest.mark.parametrize("scaling", ["timestep", "constant"])
+@pytest.mark.parametrize("scaling", ["running t", "running sigma", "sample t", "constant"])
 @pytest.mark.parametrize("chosen", [("output", "features"), ("output",), ("features",)])
 def test_the_loss_written_out(paths: list[str], tmp_path: Path, scaling: str, chosen: tuple[str, ...]) -> None:
+    form, _, share_at = scaling.partition(" ")
+    readings = [f"distillation.magnitudes={form}", f"distillation.share_at={share_at}"] if share_at else []
     switches = [f"distillation.{name}={str(name in chosen).lower()}" for name in ("output", "features")]
     weights = {"output": 0.5, "features": 0.25}
     stage = make_stage(
         paths,
         tmp_path,
-        f"distillation.scaling={scaling}",
+        f"distillation.scaling={'timestep' if share_at else 'constant'}",
+        "distillation.max_ratio=null",
+        *readings,
         *switches,
         "distillation.output_weight=0.5",
         "distillation.feature_weight=0.25",
@@ -90,20 +96,35 @@ def test_the_loss_written_out(paths: list[str], tmp_path: Path, scaling: str, ch
 
     task = error(v, noise - x0)
     losses = {"output": error(v, v_teacher), "features": error(f, f_teacher)}
-    if scaling == "constant":
+    if form == "constant":
         expected = task + sum(weights[name] * losses[name] for name in chosen)
     else:
-        level = t.double()
+        level = t.double() / (3 - 2 * t.double()) if share_at == "t" else t.double()  # before the shift of 3
         share = torch.exp(-(torch.logit(level) ** 2) / 2) / (4 * level * (1 - level))
-        ratios = {name: (task / losses[name]).detach() for name in chosen}
+        same = (16 * level).long()[:, None] == (16 * level).long()  # samples in the same bin
+        alike = same.double() if form == "running" else torch.eye(len(level), dtype=torch.float64)
+        ratios = {name: (alike @ task / (alike @ losses[name])).detach() for name in chosen}
         expected = sum(share * task + (1 - share) * ratios[name] * losses[name] for name in chosen)
+        for name in chosen:
+            scaled = (ratios[name] * losses[name]).mean().item()
+            assert found[f"{name}_scaled"].item() == pytest.approx(scaled, rel=1e-4)
     assert found["loss"].item() == pytest.approx(expected.mean().item(), rel=1e-4)
     assert found["task"].item() == pytest.approx(task.mean().item(), rel=1e-4)
-    assert set(found) == {"loss", "task", *chosen}
-    # The value of S is the task's whatever lambda is: only the gradient tells how task and teacher share it.
+    assert set(found) == {"loss", "task", *chosen} | {f"{name}_scaled" for name in chosen if form != "constant"}
     weight = stage.model.unet.conv_in[0].weight
     here, there = (torch.autograd.grad(loss, weight)[0] for loss in (found["loss"], expected.mean()))
     torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-6)
+
+
+def test_the_magnitudes_learn_in_training_only_and_belong_to_the_checkpoint(paths: list[str], tmp_path: Path) -> None:
+    stage = make_stage(paths, tmp_path)
+    saved = stage.model.state_dict()
+    assert saved["scaling.running.visits"].sum() == 0
+    stage.loss(stage.model, stage.batch(0))
+    means = stage.model.state_dict()["scaling.running.means"].clone()
+    assert (means > 0).any()
+    stage.timestep_losses(stage.model)
+    assert torch.equal(stage.model.state_dict()["scaling.running.means"], means)
 
 
 def test_the_teacher_sees_what_it_was_trained_with(paths: list[str], tmp_path: Path) -> None:

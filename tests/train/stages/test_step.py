@@ -120,7 +120,12 @@ def test_a_batch_does_not_depend_on_the_number_of_processes(paths: list[str], tm
 @pytest.mark.parametrize(("game", "task"), [("hinge", True), ("non-saturating", True), ("hinge", False)])
 def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str, task: bool) -> None:
     stage = make_stage(
-        paths, tmp_path, f"adversary.game={game}", "adversary.smoothness=0.5", f"distillation.task={str(task).lower()}"
+        paths,
+        tmp_path,
+        f"adversary.game={game}",
+        "adversary.smoothness=0.5",
+        f"distillation.task={str(task).lower()}",
+        "distillation.max_ratio=null",
     )
     batch = stage.batch(0)
     x0, noise, t, following = (batch[name] for name in ("x0", "noise", "sigmas", "next"))
@@ -161,9 +166,10 @@ def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str, tas
         return (one.double() - other.double()).square().mean(dim=(1, 2, 3))
 
     of_task, output = error(v, noise - x0), error(v, taught)
-    level = t.double().clamp(1e-9, 1 - 1e-9)
+    level = (t.double() / (3 - 2 * t.double())).clamp(1e-9, 1 - 1e-9)  # before the shift of 3
     share = torch.exp(-(torch.logit(level) ** 2) / 2) / (4 * level * (1 - level))
-    ratio = (of_task / output).detach()
+    alike = t[:, None] == t  # the running means of a first batch: over the samples at the same level
+    ratio = ((alike * of_task).sum(dim=1) / (alike * output).sum(dim=1)).detach()
     combined = (share * of_task + (1 - share) * ratio * output if task else output).mean()
     if game == "hinge":
         adversarial = -fake.mean()
@@ -175,7 +181,7 @@ def test_equation_9_written_out(paths: list[str], tmp_path: Path, game: str, tas
     assert found["adversarial"].item() == pytest.approx(adversarial.item(), rel=1e-4, abs=1e-6)
     assert found["output"].item() == pytest.approx(output.mean().item(), rel=1e-4)
     assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
-    # The value of S is the task's whatever lambda is: only the gradient tells how task and teacher share it.
+    assert ("output_scaled" in found) is task
     weight = stage.model.unet.conv_out[0].weight
     here, there = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (found["loss"], expected))
     torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-6)

@@ -11,12 +11,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from snapgen.config import RecipeError, Settings
+from snapgen.config import RecipeError
 from snapgen.data.latents import CachedBatches
 from snapgen.files import short_fingerprint
 from snapgen.flow.path import interpolate
 from snapgen.flow.timesteps import TIMESTEP_SCALE
-from snapgen.losses.distillation import constant_weights, feature_distillation, multi_level, output_distillation
+from snapgen.losses.distillation import constant_weights, feature_distillation, output_distillation
 from snapgen.losses.task import flow_matching
 from snapgen.machine.counting import count
 from snapgen.models.denoiser import Denoiser, feature_widths
@@ -27,6 +27,7 @@ from snapgen.train.cost import Cost, LatentCost, TeacherCost, compute_dtype, fro
 from snapgen.train.latent_recipe import LatentRecipe
 from snapgen.train.latent_stage import Batch, LatentStage
 from snapgen.train.places import folder_or_hub_name, text_sources
+from snapgen.train.scaling import ScalingSettings, TimestepScaling
 from snapgen.train.stage import Context, derive_seed
 from snapgen.train.teachers.targets import (
     FEATURES,
@@ -43,7 +44,7 @@ from snapgen.train.teachers.targets import (
 from snapgen.train.teachers.teacher import NetworkTeacher, Teacher
 
 
-class DistillationSettings(Settings):
+class DistillationSettings(ScalingSettings):
     """The distillation losses and their weights."""
 
     output: bool = True  # Eq. 4
@@ -97,7 +98,8 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
             self._load_teacher()
         else:
             self.targets, self.teacher = self._open_targets(recipe.target_cache)
-        model = DistilledStudent(student, self.teacher.feature_widths[LAST])
+        self.scaling = self._make_scaling()
+        model = DistilledStudent(student, self.teacher.feature_widths[LAST], self.scaling)
         model.projector.requires_grad_(recipe.distillation.features)
         self.model = self.place(model)
 
@@ -226,20 +228,33 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
 
     # Losses
 
+    def _make_scaling(self) -> TimestepScaling | None:
+        settings = self.recipe.distillation
+        if settings.scaling != "timestep":
+            return None
+        chosen = {"output": settings.output, "features": settings.features}
+        names = tuple(name for name, wanted in chosen.items() if wanted)
+        return TimestepScaling(settings, self.recipe.timesteps.shift, names)
+
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 8 or Eq. 6, and the means of its parts before scaling."""
+        """Eq. 8 or Eq. 6, and the means of its parts, as they are and at the task's scale."""
         parts = self._parts(model, batch)
-        return {"loss": self._combined(parts, batch["sigmas"]).mean()} | {
-            name: loss.mean() for name, loss in parts.items()
+        if self.scaling is not None:
+            self.scaling.update(parts, batch["sigmas"])
+        weighted = self._weighted(parts, batch["sigmas"])
+        return {"loss": weighted.pop("combined").mean()} | {
+            name: loss.mean() for name, loss in (parts | weighted).items()
         }
 
-    def _combined(self, parts: dict[str, Tensor], sigmas: Tensor) -> Tensor:
+    def _weighted(self, parts: dict[str, Tensor], sigmas: Tensor) -> dict[str, Tensor]:
+        """What is minimised, `combined`, and with Eq. 7 the distillation losses at the task's scale, `*_scaled`."""
+        if self.scaling is not None:
+            scaled = {f"{name}_scaled": loss for name, loss in self.scaling.scaled(parts, sigmas).items()}
+            return {"combined": self.scaling(parts, sigmas)} | scaled
         settings = self.recipe.distillation
-        distillations = {name: loss for name, loss in parts.items() if name != "task"}
-        if settings.scaling == "timestep":
-            return multi_level(parts["task"], distillations.values(), sigmas)
         weights = {"output": settings.output_weight, "features": settings.feature_weight}
-        return constant_weights(parts["task"], [(weights[name], loss) for name, loss in distillations.items()])
+        distillations = [(weight, parts[name]) for name, weight in weights.items() if name in parts]
+        return {"combined": constant_weights(parts["task"], distillations)}
 
     def _parts(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`task` (Eq. 2) and, if asked for, `output` (Eq. 4) and `features` (Eq. 5) of each sample."""
@@ -260,13 +275,11 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
 
     @torch.no_grad()
     def timestep_losses(self, model: DistilledStudent) -> dict[str, list[float]]:
-        """Each loss by noise level, and their combination, as in Fig. 6."""
+        """Each loss by noise level as in Fig. 6, as it is and scaled, and what is minimised, `combined`."""
         heldout = self.heldout | (self._on_device(self.targets.heldout) if self.targets else {})
         with self.autocast():
             parts = self.in_parts(partial(self._parts, model), heldout)
-        return self.by_noise_level(
-            {"loss": parts["task"]} | parts | {"combined": self._combined(parts, heldout["sigmas"])}
-        )
+        return self.by_noise_level({"loss": parts["task"]} | parts | self._weighted(parts, heldout["sigmas"]))
 
     @cached_property
     def _binding(self) -> BindingTest | None:

@@ -15,7 +15,7 @@ from snapgen.config import RecipeError, Settings
 from snapgen.flow.path import interpolate, per_sample, predict_x0
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas, sampling_sigmas
 from snapgen.losses.adversarial import GAMES, smoothness
-from snapgen.losses.distillation import output_distillation, timestep_aware
+from snapgen.losses.distillation import output_distillation
 from snapgen.losses.task import flow_matching
 from snapgen.machine.counting import count, peak_bytes
 from snapgen.models.denoiser import Denoiser, feature_widths
@@ -25,6 +25,7 @@ from snapgen.train.cost import Cost, LatentCost, TeacherCost, compute_dtype
 from snapgen.train.latent_recipe import LatentRecipe
 from snapgen.train.latent_stage import Batch, LatentStage
 from snapgen.train.places import folder_or_hub_name
+from snapgen.train.scaling import ScalingSettings, TimestepScaling
 from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
 
 DIVERSITY_SEEDS = 4  # samples per prompt whose distances are measured
@@ -47,7 +48,7 @@ class AdversarySettings(Settings):
     smoothness_spread: float = Field(default=0.05, gt=0)  # std of the noise that approximates it, on latents
 
 
-class StepDistillationSettings(Settings):
+class StepDistillationSettings(ScalingSettings):
     """What the student learns from the teacher, and for which schedules."""
 
     schedules: tuple[int, ...] = Field(default=(4, 8), min_length=1)  # numbers of steps; the first is the default
@@ -75,12 +76,13 @@ class StepRecipe(LatentRecipe):
 
 
 class FewStepStudent(nn.Module):
-    """The UNet as the generator `G` of Eq. 9, and the discriminator that is trained against it."""
+    """The UNet as the generator `G` of Eq. 9, the discriminator trained against it, and the scaling of its losses."""
 
-    def __init__(self, unet: SnapGenUNet, discriminator: Discriminator):
+    def __init__(self, unet: SnapGenUNet, discriminator: Discriminator, scaling: TimestepScaling | None = None):
         super().__init__()
         self.unet = unet
         self.discriminator = discriminator
+        self.scaling = scaling
 
     def forward(
         self,
@@ -124,7 +126,10 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         if wrong := [tap for tap in settings.taps if not -len(widths) <= tap < len(widths)]:
             raise RecipeError(f"adversary.taps: {wrong[0]} given, the teacher has blocks 0 to {len(widths) - 1}")
         heads = Discriminator([widths[tap] for tap in settings.taps], settings.hidden)
-        self.model = self.place(FewStepStudent(student, heads))
+        self.scaling = None
+        if recipe.distillation.task:
+            self.scaling = TimestepScaling(recipe.distillation, recipe.timesteps.shift, ("output",))
+        self.model = self.place(FewStepStudent(student, heads, self.scaling))
         if settings.weight:
             self.turns = (DISCRIMINATOR,) * settings.updates + ("",)
         # For every schedule, the levels at which each of its S steps starts and ends, S 2.
@@ -227,8 +232,10 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         """The generator's side of Eq. 9: adversarial loss, plus S of task and output losses or output loss alone."""
         velocity, logits = self._judge(model, batch, lambda latents: batch["fake_noise"])
         parts = self._lessons(velocity, batch)
+        if self.scaling is not None:
+            self.scaling.update(parts, batch["sigmas"])
         combined = self._combined(parts, batch["sigmas"]).mean()
-        losses = {name: loss.mean() for name, loss in parts.items()}
+        losses = {name: loss.mean() for name, loss in (parts | self._scaled(parts, batch["sigmas"])).items()}
         if not logits:
             return {"loss": combined, **losses}
         adversarial = GAMES[self.recipe.adversary.game][1](logits[0])
@@ -236,9 +243,11 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
 
     def _combined(self, parts: dict[str, Tensor], sigmas: Tensor) -> Tensor:
         """S of Eq. 9 for each sample, or the output loss alone."""
-        if not self.recipe.distillation.task:
-            return parts["output"]
-        return timestep_aware(parts["task"], parts["output"], sigmas)
+        return parts["output"] if self.scaling is None else self.scaling(parts, sigmas)
+
+    def _scaled(self, parts: dict[str, Tensor], sigmas: Tensor) -> dict[str, Tensor]:
+        """The output loss at the task's scale, if both are learned from."""
+        return {} if self.scaling is None else {"output_scaled": self.scaling.scaled(parts, sigmas)["output"]}
 
     def _judge(
         self,
@@ -300,7 +309,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         batch = heldout | {"sigmas": sigmas, "next": following}
         with self.autocast(), self.attention():
             parts = self.in_parts(partial(self._heldout_lessons, model), batch)
-        parts |= {"loss": self._combined(parts, sigmas)}
+        parts |= {"loss": self._combined(parts, sigmas)} | self._scaled(parts, sigmas)
         curves: dict[str, Any] = {"sigma": longest[:, 0].tolist()}
         return curves | {name: loss.reshape(len(longest), -1).mean(dim=1).tolist() for name, loss in parts.items()}
 
