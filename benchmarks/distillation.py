@@ -42,15 +42,20 @@ from snapgen.train.stages import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "mini"
 DISTILL = RECIPES / "distill.yaml"
-WEIGHTINGS = {
+Losses = dict[str, Any] | None  # settings of `distillation`; None: the stage flow
+
+WEIGHTINGS: dict[str, dict[str, Any]] = {
     "constant weights": {"scaling": "constant"},
     "timestep-aware": {"scaling": "timestep", "magnitudes": "running"},
     "timestep-aware by samples": {"scaling": "timestep", "magnitudes": "sample", "max_ratio": None},
 }
-VARIANTS: dict[str, dict[str, Any] | None] = {"no teacher": None} | {  # settings of `distillation`; None: stage flow
-    f"{losses}, {weighting}": {"output": True, "features": losses != "output"} | settings
-    for losses in ("output", "output and features")
-    for weighting, settings in WEIGHTINGS.items()
+VARIANTS: dict[str, Losses] = {
+    "no teacher": None,
+    **{
+        f"{losses}, {weighting}": {"output": True, "features": losses != "output"} | settings
+        for losses in ("output", "output and features")
+        for weighting, settings in WEIGHTINGS.items()
+    },
 }
 SHARED = ("model", "initial", "autoencoder", "text", "cache", "data", "timesteps", "caption_dropout", "train")
 
