@@ -169,12 +169,19 @@ def test_some_of_the_text_encoders(
     line = "text_encoders is ['text_encoder_2'], expected some of text_encoder (CLIPTextModel), the only one"
     assert capfd.readouterr().err == f"snapgen: error: {line} of this model\n"
     assert not (tmp_path / "a.png").exists()
-    several = SnapGenPipeline.from_pretrained(tiny_model, **load_text_encoders(text_models, torch.float32))
+    tiny = SnapGenPipeline.from_pretrained(tiny_model)
+    several = SnapGenPipeline(tiny.unet, tiny.vae, **load_text_encoders(text_models, torch.float32))
     several.save_pretrained(tmp_path / "several")
     capfd.readouterr()
-    options = ["--model", str(tmp_path / "several"), "--encoders", "text_encoder,text_encoder_3"]
-    assert run([*arguments, *options]) == 0
+    arguments += ["--model", str(tmp_path / "several")]
+    some = ["--encoders", "text_encoder,text_encoder_3"]
+    assert run([*arguments, *some]) == 0
     assert json.loads(capfd.readouterr().out)["encoders"] == "text_encoder,text_encoder_3"
+    drawn = pixels(tmp_path / "a.png")
+    shutil.rmtree(tmp_path / "several" / "text_encoder_2")  # only those named are opened
+    assert run([*arguments, *some]) == 0
+    assert pixels(tmp_path / "a.png") == drawn
+    assert run(arguments) == 1 and "text_encoder_2 is missing" in capfd.readouterr().err
 
 
 def test_many_prompts_and_seeds(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def test_the_projector_is_two_convolutions_onto_the_teachers_grid() -> None:
     student = DistilledStudent(unet, 48).eval()
     x, timestep, states, mask = inputs(size=8)
     with torch.no_grad():
-        velocity, projected = student(x, timestep, states, mask, (4, 4))
+        velocity, projected = student(x, timestep, states, mask, grid=(4, 4))
         torch.testing.assert_close(velocity, unet(x, timestep, states, mask).sample)
         features = unet(x, timestep, states, mask, taps=(-1,))[1][0]
     assert projected.shape == (3, 48, 4, 4)

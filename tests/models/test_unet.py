@@ -44,6 +44,23 @@ def test_macs_are_the_papers() -> None:
     assert counter.get_total_flops() / 2e9 == pytest.approx(38, rel=0.03)
 
 
+@torch.no_grad()
+def test_a_pooled_vector_is_added_to_the_time_embedding() -> None:
+    """As Stable Diffusion 3 does; the paper's sizes leave no room for it, so the presets do without."""
+    torch.manual_seed(0)
+    unet = create_unet("debug", pooled_projection_dim=20).eval()
+    x, timestep, states, mask = inputs()
+    pooled = torch.randn(3, 20)
+    found = unet(x, timestep, states, mask, pooled_projections=pooled).sample
+    assert unet.pooled_embedding is not None
+    added, embed = unet.pooled_embedding(pooled), unet.time_embedding.forward
+    unet.time_embedding.forward = lambda frequencies: embed(frequencies) + added
+    unet.pooled_embedding = None
+    torch.testing.assert_close(found, unet(x, timestep, states, mask).sample)
+    with pytest.raises(ValueError, match="reads a pooled text vector: pooled_projections expected"):
+        create_unet("debug", pooled_projection_dim=20)(x, timestep, states, mask)
+
+
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (8, 2), (3, 16), (1, 1)])
 def test_any_size_of_latent(unet: SnapGenUNet, size: tuple[int, int]) -> None:
     x, timestep, states, mask = inputs(2, *size)

@@ -1,7 +1,9 @@
 """SnapGenPipeline, whole but tiny: from a saved folder to pictures."""
 
+import json
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from snapgen.models.presets import create_denoiser
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
 from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
 from snapgen.text.load import load_text_encoders
 from snapgen.weights import network_hash
 
@@ -323,8 +326,10 @@ def test_text_can_be_encoded_without_the_rest(pipeline: SnapGenPipeline) -> None
     assert torch.equal(alone.encode_prompt(PROMPTS).states, pipeline.encode_prompt(PROMPTS).states)
 
 
-def test_any_of_the_text_encoders_can_be_left_out(pipeline: SnapGenPipeline, text_models: list[str]) -> None:
-    several = SnapGenPipeline(
+@pytest.fixture
+def several(pipeline: SnapGenPipeline, text_models: list[str]) -> SnapGenPipeline:
+    """A pipeline of three text encoders."""
+    made = SnapGenPipeline(
         pipeline.unet,
         pipeline.vae,
         **load_text_encoders(text_models, torch.float32),
@@ -332,12 +337,50 @@ def test_any_of_the_text_encoders_can_be_left_out(pipeline: SnapGenPipeline, tex
         language_max_length=10,
         language_prefix="two ",
     )
-    several.set_progress_bar_config(disable=True)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_absent_text_encoders_give_the_picture_of_omitted_ones(
+    several: SnapGenPipeline, tmp_path: Path, size: int
+) -> None:
+    """Every subset, from a folder in which the others are not even opened."""
+    several.save_pretrained(tmp_path / "whole")
+    for chosen in combinations(TEXT_ENCODERS, size):
+        absent = [part for name in TEXT_ENCODERS if name not in chosen for part in (name, tokenizer_of(name))]
+        shutil.copytree(tmp_path / "whole", folder := tmp_path / "-".join(chosen))
+        for part in absent:
+            shutil.rmtree(folder / part)
+        some = SnapGenPipeline.from_pretrained(folder, **dict.fromkeys(absent))
+        some.set_progress_bar_config(disable=True)
+        assert some.text_encoders == list(chosen) and some.config.text_layout == several.config.text_layout
+        assert torch.equal(draw(some, "a cat"), draw(several, "a cat", text_encoders=list(chosen)))
+        some.save_pretrained(tmp_path / "again")
+        again = SnapGenPipeline.from_pretrained(tmp_path / "again")
+        assert again.text_encoders == list(chosen) and again.config.text_layout == several.config.text_layout
+
+
+def test_without_a_layout_an_absent_text_encoder_is_refused(several: SnapGenPipeline, tmp_path: Path) -> None:
+    """As in folders from before it was kept: nobody could say where the others stand."""
+    several.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    entries = json.loads(index.read_text())
+    del entries["text_layout"]
+    index.write_text(json.dumps(entries))
+    assert SnapGenPipeline.from_pretrained(tmp_path).config.text_layout == several.config.text_layout
+    with pytest.raises(ValueError, match="text_encoder is absent and the model has no text_layout"):
+        SnapGenPipeline.from_pretrained(tmp_path, text_encoder=None, tokenizer=None)
+    with pytest.raises(ValueError, match="give states of width 20, the UNet reads 32: one is absent"):
+        SnapGenPipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None)
+
+
+def test_any_of_the_text_encoders_can_be_left_out(pipeline: SnapGenPipeline, several: SnapGenPipeline) -> None:
     assert several.text_encoders == ["text_encoder", "text_encoder_2", "text_encoder_3"]
     text = several.encode_prompt("a cat", ["text_encoder", "text_encoder_3"])
     joint = several.joint_text_encoder()
     expected = joint(["a cat"], torch.tensor([[False, True, False]]))
-    assert text.states.shape == (1, 16 + 10, 32) and joint.language.prefix == "two "
+    assert text.states.shape == (1, 16 + 10, 32) and joint.encoders["text_encoder_3"].prefix == "two "
     assert torch.equal(text.states, expected.states) and torch.equal(text.mask, expected.mask)
     everyone = draw(several, "a cat", guidance_scale=1.0)
     assert torch.equal(draw(several, "a cat", guidance_scale=1.0, text_encoders=several.text_encoders), everyone)

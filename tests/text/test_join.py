@@ -1,5 +1,7 @@
 """Encoders joined as Stable Diffusion 3 joins its three, at the paper's widths and with small models."""
 
+import json
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model
 
 from snapgen.text.encoder import TextStates
-from snapgen.text.join import JointTextEncoder, join, tokenizer_of
+from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder, TextLayout, TextPlace, tokenizer_of
 from snapgen.text.tokenizer import train_tokenizer
 
 
@@ -16,27 +18,41 @@ def random_states(tokens: int, width: int, visible: int) -> TextStates:
     return TextStates(torch.randn(2, tokens, width) * mask[..., None], mask)
 
 
+PAPER = TextLayout(
+    {
+        "text_encoder": TextPlace((0, 77), (0, 768), pooled=True),
+        "text_encoder_2": TextPlace((0, 77), (768, 2048), pooled=True),
+        "text_encoder_3": TextPlace((77, 377), (0, 2304), pooled=False),
+    }
+)
+
+
 def test_the_papers_three_encoders() -> None:
     """CLIP-L (768) beside CLIP-G (1280), zero-padded to Gemma-2-2b's 2304, Gemma's tokens after them."""
     torch.manual_seed(0)
     clip_l, clip_g, gemma = random_states(77, 768, 5), random_states(77, 1280, 7), random_states(300, 2304, 9)
-    text = join([clip_l, clip_g], gemma)
-    assert text.states.shape == (2, 377, 2304)
+    clip_g = TextStates(clip_g.states, clip_g.mask, pooled=torch.randn(2, 1280))
+    text = PAPER.join(dict(zip(TEXT_ENCODERS, (clip_l, clip_g, gemma), strict=True)), count=2)
+    assert text.states.shape == (2, 377, 2304) and (PAPER.length, PAPER.width, PAPER.pooled_width) == (377, 2304, 2048)
     assert torch.equal(text.states[:, :77, :768], clip_l.states)
     assert torch.equal(text.states[:, :77, 768:2048], clip_g.states)
     assert text.states[:, :77, 2048:].abs().max() == 0
     assert torch.equal(text.states[:, 77:], gemma.states)
     assert text.mask[0].nonzero()[:, 0].tolist() == [*range(7), *range(77, 86)]
+    assert text.pooled is not None and clip_g.pooled is not None
+    assert text.pooled[:, :768].abs().max() == 0 and torch.equal(text.pooled[:, 768:], clip_g.pooled)
 
 
-def test_one_kind_alone() -> None:
-    clip, gemma = random_states(4, 8, 3), random_states(6, 16, 2)
-    assert join([clip]).states.shape == (2, 4, 8)
-    assert torch.equal(join([], gemma).states, gemma.states)
-    with pytest.raises(ValueError, match="no text states to join"):
-        join([])
-    with pytest.raises(ValueError, match=r"CLIP states of \[4, 6\] tokens side by side"):
-        join([clip, gemma])
+def test_a_layout_survives_json() -> None:
+    config = json.loads(json.dumps(PAPER.to_config()))
+    assert config["text_encoder_2"] == {"tokens": [0, 77], "columns": [768, 2048], "pooled": True}
+    assert TextLayout.from_config(config) == PAPER
+    place = config["text_encoder"]
+    for wrong in ({}, {"unet": place}, {"text_encoder": 3}, {"text_encoder": place | {"tokens": [5, 5]}}, []):
+        with pytest.raises(ValueError, match="text_layout is .*, expected the tokens, columns and pooled of some of"):
+            TextLayout.from_config(wrong)
+    with pytest.raises(ValueError, match="text_layout is"):
+        TextLayout.from_config({"text_encoder": place | {"columns": [0, 10**12]}})
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +82,46 @@ def test_joint_encoder(joint: JointTextEncoder) -> None:
     text = joint(["two apples", "red"])
     assert text.states.shape == (2, 14, 24)
     assert text.mask.sum(dim=1).tolist() == [8, 6]  # "[BOS] two apples [EOS]" twice, "[BOS] red [EOS]" twice
-    assert torch.equal(text.states[:, :8, 8:20], joint.clips[1](["two apples", "red"]).states)
+    assert torch.equal(text.states[:, :8, 8:20], joint.encoders["text_encoder_2"](["two apples", "red"]).states)
+
+
+NAMED = [names for size in (1, 2, 3) for names in combinations(TEXT_ENCODERS, size)]
+
+
+@pytest.mark.parametrize("names", NAMED, ids=" ".join)
+def test_an_absent_encoder_gives_exactly_what_a_dropped_one_gives(
+    joint: JointTextEncoder, names: tuple[str, ...]
+) -> None:
+    """All seven subsets: dropped for a prompt, or not there at all."""
+    some = JointTextEncoder({name: joint.encoders[name] for name in names}, joint.layout)
+    prompts = ["two apples", "", "red"]
+    dropped = joint(prompts, torch.tensor([[name not in names for name in joint.encoders]]))
+    absent = some(prompts)
+    for part in ("states", "mask", "pooled"):
+        here, there = getattr(absent, part), getattr(dropped, part)
+        assert torch.equal(here, there) and here.dtype == there.dtype
+    assert (absent.states[0] != joint(prompts).states[0]).any() == (len(names) < 3)
+    # An encoder that is left may be dropped too; with none left it is the empty prompt.
+    nothing = some(prompts, torch.ones(1, len(names), dtype=torch.bool))
+    assert torch.equal(nothing.states, joint([""] * 3).states) and torch.equal(nothing.mask, joint([""] * 3).mask)
+
+
+def test_columns_of_another_model_must_be_the_same(joint: JointTextEncoder) -> None:
+    config = joint.layout.to_config()
+    longer = config | {"text_encoder_3": config["text_encoder_3"] | {"tokens": [8, 308]}}
+    for same in (None, config, longer):
+        joint.layout.check_columns(same)
+    shifted = config | {"text_encoder_2": config["text_encoder_2"] | {"columns": [0, 12]}}
+    with pytest.raises(ValueError, match="it reads .*text_encoder_2 in columns 0 to 12, .*, not .* in columns 8 to 20"):
+        joint.layout.check_columns(shifted)
+
+
+def test_an_encoder_must_have_its_place(joint: JointTextEncoder) -> None:
+    two = TextLayout({name: joint.layout.places[name] for name in TEXT_ENCODERS[:2]})
+    with pytest.raises(ValueError, match="text_encoder_3 has no place .*: text_encoder, text_encoder_2 do"):
+        JointTextEncoder(joint.encoders, two)
+    with pytest.raises(ValueError, match="text_encoder gives 8 states of width 8, .* has 77 of width 768 for it"):
+        JointTextEncoder(joint.encoders, PAPER)
 
 
 SUBSETS = [set(), {0}, {1}, {2}, {0, 1}, {1, 2}, {0, 1, 2}]
@@ -94,8 +149,7 @@ def test_every_prompt_does_without_its_own_encoders(joint: JointTextEncoder) -> 
 
 def test_an_encoder_that_nobody_reads_is_not_run(joint: JointTextEncoder) -> None:
     calls: list[int] = []
-    assert joint.language is not None
-    hook = joint.encoders[2].model.register_forward_hook(lambda *_: calls.append(1))
+    hook = joint.encoders["text_encoder_3"].model.register_forward_hook(lambda *_: calls.append(1))
     joint(["red"], torch.tensor([[False, False, True]]))
     assert not calls
     joint(["red"])
@@ -104,8 +158,8 @@ def test_an_encoder_that_nobody_reads_is_not_run(joint: JointTextEncoder) -> Non
 
 
 def test_encoders_that_cannot_be_joined(joint: JointTextEncoder) -> None:
-    clip_l, clip_g, gemma = (encoder.model for encoder in joint.encoders)
-    tokenizer = joint.encoders[0].tokenizer
+    clip_l, clip_g, gemma = (encoder.model for encoder in joint.encoders.values())
+    tokenizer = joint.encoders["text_encoder"].tokenizer
     for order in ([gemma, clip_l], [clip_l, gemma, gemma]):
         with pytest.raises(ValueError, match="text encoders .*Gemma2Model.*: CLIPs first, then at most one language"):
             JointTextEncoder.from_components(components(order, tokenizer))
@@ -114,9 +168,11 @@ def test_encoders_that_cannot_be_joined(joint: JointTextEncoder) -> None:
     with pytest.raises(ValueError, match=r"CLIP text encoders of \[8, 7\] tokens: equal lengths expected"):
         JointTextEncoder.from_components(parts)
     alone = JointTextEncoder.from_components(components([gemma], tokenizer) | {"text_encoder_2": None})
-    assert (alone.clips, alone.width, alone.max_length) == ([], 24, 8)
+    assert (alone.layout.pooled_width, alone.width, alone.max_length) == (0, 24, 8)
+    with pytest.raises(ValueError, match="text_encoder_2 is given without its tokenizer_2"):
+        JointTextEncoder.from_components(components([clip_l, clip_g], tokenizer) | {"tokenizer_2": None})
 
 
 def test_no_encoder_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="no text encoder: at least one expected"):
-        JointTextEncoder([])
+        JointTextEncoder({})

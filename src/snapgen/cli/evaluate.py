@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -106,7 +107,9 @@ def evaluate(
         raise ValueError(f"--out {folder} exists and is not a folder")
 
     suites = {name: load_suite(name) for name in names}
-    subject = {"model": load_pipeline, "autoencoder": load_autoencoder, "pictures": Path}[kind](model)
+    loaders: dict[str, Callable[[str], Any]]
+    loaders = {"model": load_pipeline, "autoencoder": load_autoencoder, "pictures": Path}
+    subject = loaders[kind](model)
     reports = {}
     for name, run in suites.items():
         reports[name] = run(subject, chosen[name], folder / name, show_message)

@@ -60,7 +60,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Which of text_encoder, text_encoder_2, text_encoder_3 read the prompts; all by default.",
+            help="Load and use only these of text_encoder, text_encoder_2, text_encoder_3; all by default.",
         ),
     ] = None,
     lora: Annotated[
@@ -85,12 +85,12 @@ def generate(
     requests = [PictureRequest(index, text, seed + k) for index, text in enumerate(texts) for k in range(count)]
     destination = choose_destination(out, len(requests))
 
-    pipeline = load_pipeline(model)
+    names = None if encoders is None else [name.strip() for name in encoders.split(",")]
+    pipeline = load_pipeline(model, names)
     if lora is not None:
         load_adapters(pipeline, lora)
     if optimize:
         pipeline.optimize()
-    names = None if encoders is None else [name.strip() for name in encoders.split(",")]
     given = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,

@@ -32,6 +32,11 @@ def text_width(network: Denoiser) -> int:
     return int(config.joint_attention_dim if isinstance(network, TeacherTransformer) else config.cross_attention_dim)
 
 
+def pooled_width(network: Denoiser) -> int | None:
+    """The width of the pooled text vector that `network` is given; None: it reads none, or makes its own."""
+    return None if isinstance(network, TeacherTransformer) else network.config.get("pooled_projection_dim")
+
+
 def feature_widths(network: Denoiser) -> list[int]:
     """The channels of the features at taps 0, 1, ... of `network`, one per layer or block."""
     config = network.config

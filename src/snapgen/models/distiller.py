@@ -41,10 +41,18 @@ class DistilledStudent(nn.Module):
         timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor,
-        grid: tuple[int, int],
+        pooled_projections: torch.Tensor | None = None,
+        grid: tuple[int, int] = (1, 1),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The velocity B C H W, and the last layer's features projected onto the teacher's `grid`, B C' h w."""
-        velocity, (features,) = self.unet(sample, timestep, encoder_hidden_states, encoder_attention_mask, taps=(-1,))
+        velocity, (features,) = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            pooled_projections=pooled_projections,
+            taps=(-1,),
+        )
         # The teacher's grid is the coarser one in our recipes: averaging loses nothing that its tokens could contain.
         return velocity, self.projector(F.adaptive_avg_pool2d(features, grid))
 

@@ -100,6 +100,9 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         residual_blocks: tuple[bool, ...] = (False, True, True),  # per stage (e)
         layers_per_block: int = 2,  # positions per stage going down; one more going up
         cross_attention_dim: int = 2304,  # width of the text states
+        # Width of the CLIPs' pooled vector (2048 in Stable Diffusion 3), which is added to the time embedding; None: not
+        # used. The paper does not mention it.
+        pooled_projection_dim: int | None = None,
         attention_head_dim: int = 64,  # width of a head
         ffn_ratio: int = 3,  # hidden width of the FFN over its width, before gating (d)
         separable: bool = True,  # every 3x3 convolution (c)
@@ -146,6 +149,9 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         self.time_proj = Timesteps(block_out_channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(block_out_channels[0], time_embedding_dim)
+        self.pooled_embedding = None
+        if pooled_projection_dim is not None:
+            self.pooled_embedding = TimestepEmbedding(pooled_projection_dim, time_embedding_dim)
         self.conv_in = conv3x3(in_channels, block_out_channels[0], separable)
 
         # Down. `skips` mirrors what forward pushes: the input, every layer, every downsampling.
@@ -198,6 +204,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: torch.Tensor | TextKeyValues,
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
+        pooled_projections: torch.Tensor | None = None,
         taps: tuple[int, ...] | None = None,
     ) -> UNet2DConditionOutput | tuple[Any, ...]:
         """One evaluation of `v_theta(x_t, t)`.
@@ -208,6 +215,7 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             encoder_hidden_states: text states, B M D, or their `text_key_values`.
             encoder_attention_mask: B M, True or 1 where a text token may be attended to; every row needs one.
             return_dict: False returns a plain tuple, as diffusers' models do.
+            pooled_projections: the CLIPs' pooled vector, B P, for a UNet with `pooled_projection_dim`.
             taps: indices of the layers (down, middle, up) whose features B C' H' W' are returned too; -1 is the last
                 (Eq. 5). The result is then a tuple of the velocity and the list of features.
 
@@ -215,7 +223,12 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)  # B, or 1 for all samples alike
         frequencies = self.time_proj(timestep).to(sample.dtype)
-        time = nn.functional.silu(self.time_embedding(frequencies))  # activated once here, for all blocks
+        time = self.time_embedding(frequencies)
+        if self.pooled_embedding is not None:
+            if pooled_projections is None:
+                raise ValueError("this UNet reads a pooled text vector: pooled_projections expected")
+            time = time + self.pooled_embedding(pooled_projections)
+        time = nn.functional.silu(time)  # activated once here, for all blocks
 
         mask = None
         if encoder_attention_mask is not None:

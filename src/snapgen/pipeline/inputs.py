@@ -55,11 +55,15 @@ def check_output(output_type: Any, tensor_inputs: Sequence[str], known: Sequence
 
 
 def check_text_encoders(names: Any, own: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `names` are some of the model's `own` text encoders; None means all."""
+    """Raise ValueError unless `names` are some of the model's `own` text encoders; None means all.
+
+    own: the text encoders, or the names of their classes.
+    """
     if names is None:
         return
     if isinstance(names, str) or not names or not set(names) <= set(own):
-        listed = ", ".join(f"{name} ({type(encoder).__name__})" for name, encoder in own.items())
+        kinds = {name: kind if isinstance(kind, str) else type(kind).__name__ for name, kind in own.items()}
+        listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         only = ", the only one of this model" if len(own) == 1 else ""
         raise ValueError(f"text_encoders is {names!r}, expected some of {listed}{only}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapgen.messages import one_line
 from snapgen.pipeline.bundled import BUNDLED
+from snapgen.pipeline.inputs import check_text_encoders
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +43,11 @@ def check_model_name(model: str) -> None:
         raise ValueError(f"there is no model '{model}': use '{names}', a model folder, or a hub name (owner/name)")
 
 
-def load_pipeline(model: str) -> SnapGenPipeline:
-    """The pipeline called `model` in fp32, on the GPU if there is one; ValueError naming what cannot be loaded."""
+def load_pipeline(model: str, text_encoders: Sequence[str] | None = None) -> SnapGenPipeline:
+    """The pipeline called `model` in fp32, on the GPU if there is one; ValueError naming what cannot be loaded.
+
+    text_encoders: names of those to load, by default all; the others are neither read nor downloaded.
+    """
     import diffusers
     import transformers
 
@@ -53,15 +58,16 @@ def load_pipeline(model: str) -> SnapGenPipeline:
     transformers.utils.logging.disable_progress_bar()
     if model in BUNDLED:
         pipeline = SnapGenPipeline.bundled(model)
+        check_text_encoders(text_encoders, {name: getattr(pipeline, name) for name in pipeline.text_encoders})
     elif Path(model).is_dir():
-        pipeline = _load_folder(Path(model))
+        pipeline = _load_folder(Path(model), text_encoders)
     else:
         try:
-            folder = SnapGenPipeline.download(model)
+            folder = SnapGenPipeline.download(model, **dict.fromkeys(_omitted(text_encoders)))
         except (OSError, ValueError, RuntimeError) as error:
             reason = "is not a folder here, and the hub does not provide it: check the name and the network"
             raise ValueError(f"'{model}' {reason}") from error
-        pipeline = _load_folder(Path(folder))
+        pipeline = _load_folder(Path(folder), text_encoders)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(default_device())
 
@@ -98,8 +104,17 @@ def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
         raise ValueError(f"--lora {folder} does not fit the model: {one_line(error, 300)}") from error
 
 
-def _load_folder(folder: Path) -> SnapGenPipeline:
+def _omitted(text_encoders: Sequence[str] | None) -> list[str]:
+    """The components that are not loaded if only `text_encoders` are."""
+    from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
+
+    names = [name for name in TEXT_ENCODERS if text_encoders is not None and name not in text_encoders]
+    return [*names, *map(tokenizer_of, names)]
+
+
+def _load_folder(folder: Path, text_encoders: Sequence[str] | None = None) -> SnapGenPipeline:
     from snapgen.pipeline.text_to_image import SnapGenPipeline
+    from snapgen.text.join import TEXT_ENCODERS
 
     index = folder / INDEX
     try:
@@ -109,10 +124,11 @@ def _load_folder(folder: Path) -> SnapGenPipeline:
         raise ValueError(f"{index} is damaged or describes no pipeline: {error!r}") from error
     if name != SnapGenPipeline.__name__:
         raise ValueError(f"{index} describes a {name}, expected a {SnapGenPipeline.__name__}")
-    parts = {
-        part: _load_part(folder / part, *entry)
-        for part, entry in entries.items()
-        if isinstance(entry, list) and entry[0] is not None
+    present = {part: entry for part, entry in entries.items() if isinstance(entry, list) and entry[0] is not None}
+    check_text_encoders(text_encoders, {part: entry[1] for part, entry in present.items() if part in TEXT_ENCODERS})
+    omitted = _omitted(text_encoders)
+    parts = dict.fromkeys(omitted) | {
+        part: _load_part(folder / part, *entry) for part, entry in present.items() if part not in omitted
     }
     try:
         return SnapGenPipeline.from_pretrained(folder, **parts)

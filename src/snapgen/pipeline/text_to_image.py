@@ -19,35 +19,37 @@ from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
 from snapgen.machine.memory import keep_freed_memory
 from snapgen.machine.precision import gains_by_bfloat16
 from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.denoiser import text_width
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
 from snapgen.pipeline.conditioning import Conditioning, ProjectedText
 from snapgen.pipeline.inputs import check_output, check_prompts, check_sampling, check_size, check_text_encoders
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates
-from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder
+from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder, TextLayout, tokenizer_of
 
 
 class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Text to image with `SnapGenUNet` and `SnapGenAutoencoder`.
 
     One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three, as Stable
-    Diffusion 3 does: CLIPs first, a language model last.
+    Diffusion 3 does: CLIPs first, a language model last. Any of them may be absent (None): `text_layout` keeps the
+    places of all in the joined states (`snapgen.text.join`), and an absent one contributes what the empty prompt does.
 
     Configuration: the `shift` of the noise levels that the UNet was trained with, the defaults of `guidance_scale` and
-    `num_inference_steps`, the number of tokens from a language model (`language_max_length`), and the instruction
-    before every prompt to it (`language_prefix`).
+    `num_inference_steps`, the number of tokens from a language model (`language_max_length`), the instruction before
+    every prompt to it (`language_prefix`), and the `text_layout`, by default that of the given text encoders.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
-    _optional_components = ["text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
+    _optional_components = [part for name in TEXT_ENCODERS for part in (name, tokenizer_of(name))]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
         unet: SnapGenUNet,
         vae: SnapGenAutoencoder,
-        text_encoder: Any,
-        tokenizer: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
         text_encoder_2: Any = None,
         tokenizer_2: Any = None,
         text_encoder_3: Any = None,
@@ -57,6 +59,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         default_num_inference_steps: int = 28,
         language_max_length: int = LANGUAGE_MAX_LENGTH,
         language_prefix: str = "",
+        text_layout: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -75,7 +78,12 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             default_num_inference_steps=default_num_inference_steps,
             language_max_length=language_max_length,
             language_prefix=language_prefix,
+            text_layout=text_layout,
         )
+        complete = [name for name in self.text_encoders if getattr(self, tokenizer_of(name)) is not None]
+        if text_layout is None and complete:
+            self.register_to_config(text_layout=self.joint_text_encoder().layout.to_config())
+        self._check_text_width()
         factor = self.vae.spatial_factor if getattr(self, "vae", None) is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
 
@@ -149,7 +157,27 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def joint_text_encoder(self) -> JointTextEncoder:
         """The pipeline's text encoders, joined into one."""
         config = self.config
-        return JointTextEncoder.from_components(self.components, config.language_max_length, config.language_prefix)
+        layout = config.text_layout and TextLayout.from_config(config.text_layout)
+        if layout is None and self.text_encoders[:1] != [TEXT_ENCODERS[0]]:
+            raise ValueError(
+                f"{TEXT_ENCODERS[0]} is absent and the model has no text_layout, which says where the others stand: "
+                "load it with all its text encoders and save it again"
+            )
+        return JointTextEncoder.from_components(
+            self.components, config.language_max_length, config.language_prefix, layout=layout
+        )
+
+    def _check_text_width(self) -> None:
+        """ValueError if the UNet reads other text states than the layout describes."""
+        layout = self.config.text_layout
+        if layout is None or getattr(self, "unet", None) is None:
+            return
+        width, read = TextLayout.from_config(layout).width, text_width(self.unet)
+        if width != read:
+            raise ValueError(
+                f"the text encoders {', '.join(layout)} give states of width {width}, the UNet reads {read}: one is "
+                "absent (load the model with all of them and save it again, for its text_layout), or it is another UNet"
+            )
 
     def encode_prompt(self, prompt: str | list[str], text_encoders: Sequence[str] | None = None) -> TextStates:
         """Text states B N D of `prompt`, in the UNet's dtype (if there is a UNet), on the pipeline's device.

@@ -19,28 +19,48 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TextStates:
-    """What cross-attention reads: `states` B N D, and `mask` B N, True where a token may be attended."""
+    """What cross-attention reads: `states` B N D, and `mask` B N, True where a token may be attended.
+
+    `pooled`, B P, is a summary of the whole text; None if there is no CLIP to give one.
+    """
 
     states: Tensor
     mask: Tensor
+    pooled: Tensor | None = None
 
     @staticmethod
     def cat(parts: Sequence[TextStates]) -> TextStates:
         """One batch made of `parts`, which must all have the same number of tokens."""
-        return TextStates(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]))
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return TextStates(
+            torch.cat([part.states for part in parts]),
+            torch.cat([part.mask for part in parts]),
+            torch.cat(pooled) if pooled else None,
+        )
 
     def split(self, size: int) -> list[TextStates]:
         """The batch in pieces of `size` elements; the last may be smaller."""
-        return [TextStates(*part) for part in zip(self.states.split(size), self.mask.split(size), strict=True)]
+        states, mask = self.states.split(size), self.mask.split(size)
+        pooled = [None] * len(mask) if self.pooled is None else self.pooled.split(size)
+        return [TextStates(*part) for part in zip(states, mask, pooled, strict=True)]
 
     def repeat(self, count: int) -> TextStates:
         """The batch with every element repeated `count` times in a row."""
-        return TextStates(self.states.repeat_interleave(count, dim=0), self.mask.repeat_interleave(count, dim=0))
+        return TextStates(
+            self.states.repeat_interleave(count, dim=0),
+            self.mask.repeat_interleave(count, dim=0),
+            None if self.pooled is None else self.pooled.repeat_interleave(count, dim=0),
+        )
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> TextStates:
+        """The same on `device`, all but the mask in `dtype`."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return TextStates(self.states.to(device, dtype), self.mask.to(device), pooled)
 
     def trimmed(self) -> TextStates:
         """The states without tokens that are masked in the whole batch: they cost time and change nothing."""
         seen = self.mask.any(dim=0)
-        return TextStates(self.states[:, seen], self.mask[:, seen])
+        return TextStates(self.states[:, seen], self.mask[:, seen], self.pooled)
 
 
 class TextEncoder(Protocol):
@@ -48,6 +68,7 @@ class TextEncoder(Protocol):
 
     width: int  # D
     max_length: int  # N, tokens
+    is_clip: bool  # CLIPs stand side by side, and have a pooled vector
 
     def __call__(self, prompts: list[str]) -> TextStates:
         """Encodes `prompts`; longer ones are truncated to `max_length` tokens with a warning."""
@@ -66,9 +87,12 @@ class TransformersTextEncoder:
     """A text model and tokenizer of transformers as a `TextEncoder`.
 
     CLIP's states are those of the penultimate layer, before the final norm, as in Stable Diffusion 3; any other
-    model's are its last hidden states. Either way each token is scaled to unit RMS. `prefix` is an instruction put
-    before every prompt (Sana's use of Gemma): it influences the prompt's states, but its own are omitted, and the empty
-    prompt has none. `warn` reports truncated prompts; training switches it off, because it reads thousands of captions.
+    model's are its last hidden states. Either way each token is scaled to unit RMS. CLIP's pooled vector is that of the
+    last token, after the final norm and before any projection, which a network that reads it can learn to apply.
+
+    `prefix` is an instruction put before every prompt (Sana's use of Gemma): it influences the prompt's states, but its
+    own are omitted, and the empty prompt has none. `warn` reports truncated prompts; training switches it off, because
+    it reads thousands of captions.
     """
 
     def __init__(
@@ -120,14 +144,15 @@ class TransformersTextEncoder:
         first = torch.arange(self.max_length, device=device) == 0
         if empty.all():  # nothing to read: an omitted encoder costs nothing
             states = torch.zeros(len(prompts), self.max_length, self.width, device=device, dtype=self.model.dtype)
-            return TextStates(states, first.repeat(len(prompts), 1))
+            return TextStates(states, first.repeat(len(prompts), 1), states[:, 0] if self.is_clip else None)
         ids, attention = (part.to(device) for part in self.tokenize(prompts))
         output = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True)
         hidden = self._without_prefix(output.hidden_states[-2 if self.is_clip else -1])
         mask = torch.where(empty[:, None], first, self._without_prefix(attention).bool())
         # Unit RMS for every token: encoders differ by orders of magnitude, and their states are joined side by side.
         states = F.rms_norm(hidden, (self.width,)) * mask[..., None]  # zeros where masked
-        return TextStates(states.masked_fill(empty[:, None, None], 0.0), mask)
+        pooled = output.pooler_output.masked_fill(empty[:, None], 0.0) if self.is_clip else None
+        return TextStates(states.masked_fill(empty[:, None, None], 0.0), mask, pooled)
 
     def _without_prefix(self, tokens: Tensor) -> Tensor:
         """B N' ... -> B N ...: keeps the token that starts every text, if there is one, and what follows the prefix."""

@@ -114,8 +114,8 @@ class LatentCost:
             "timestep": torch.empty(batch),
             "encoder_hidden_states": torch.empty(batch, tokens, text_width(network)),
         }
-        if isinstance(network, TeacherTransformer):
-            inputs["pooled_projections"] = torch.empty(batch, network.config.pooled_projection_dim)
+        if width := network.config.get("pooled_projection_dim"):
+            inputs["pooled_projections"] = torch.empty(batch, width)
         return inputs
 
     def forward_bytes(self, change: Callable[[Any], object] = lambda network: None) -> int:

@@ -22,7 +22,7 @@ from snapgen.flow.path import interpolate
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
 from snapgen.losses.task import flow_matching
 from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights, same_latents
-from snapgen.models.denoiser import Denoiser, load_denoiser, text_width
+from snapgen.models.denoiser import Denoiser, load_denoiser, pooled_width, text_width
 from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pictures import contact_sheet
@@ -38,7 +38,14 @@ from snapgen.train.teachers.teacher import NetworkTeacher, load_teacher
 from snapgen.weights import load_network
 
 Batch = dict[str, Tensor]
-"""`x0` and `noise` (B C h w), `sigmas` (B), text `states` (B N D) and `mask` (B N), and what a stage adds."""
+"""`x0` and `noise` (B C h w), `sigmas` (B), text `states` (B N D) and `mask` (B N), `pooled` (B P) for a network that
+reads it, and what a stage adds."""
+
+
+def text_arguments(batch: Batch) -> dict[str, Tensor]:
+    """The text of `batch` as arguments of a network."""
+    arguments = {"encoder_hidden_states": batch["states"], "encoder_attention_mask": batch["mask"]}
+    return arguments | ({"pooled_projections": batch["pooled"]} if "pooled" in batch else {})
 
 
 class LatentStage(Stage[LatentRecipeType, ModelType]):
@@ -60,10 +67,17 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         self.autoencoder = autoencoder.to(context.device).eval()
         self.text_components, self.text = self._load_text()
         self.network = self._load_network()
-        if text_width(self.network) != self.text.width:
+        layout = self.text.layout
+        if text_width(self.network) != layout.width:
             raise RecipeError(
                 f"model {recipe.model} reads text states of width {text_width(self.network)}, "
-                f"the text encoders in {recipe.text} give {self.text.width}"
+                f"the text encoders in {recipe.text} give {layout.width}"
+            )
+        self.reads_pooled = pooled_width(self.network) is not None
+        if self.reads_pooled and pooled_width(self.network) != layout.pooled_width:
+            raise RecipeError(
+                f"model {recipe.model} reads pooled text vectors of width {pooled_width(self.network)}, "
+                f"the text encoders in {recipe.text} give {layout.pooled_width}"
             )
         # A teacher attends to padding too, and a compiled network needs a fixed number of tokens.
         self.trims_text = isinstance(self.network, SnapGenUNet) and not recipe.train.compile
@@ -87,16 +101,21 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
 
     def _load_network(self) -> Denoiser:
         """A new network of the preset, or the one to start from; RecipeError if that was trained on other latents."""
-        initial, side = self.recipe.initial, self.recipe.data.resolution // self.autoencoder.spatial_factor
+        recipe = self.recipe
+        initial, side = recipe.initial, recipe.data.resolution // self.autoencoder.spatial_factor
         if initial is None:
-            return create_denoiser(self.recipe.model, sample_size=side)
+            return create_denoiser(recipe.model, sample_size=side)
         folder = locate("initial", initial)
         own = load_network(SnapGenAutoencoder, str(folder / "vae"), dtype=torch.float32)
         if not same_latents(self.autoencoder, own):
             raise RecipeError(
-                f"initial: {initial} was trained on another autoencoder's latents than {self.recipe.autoencoder}'s; "
+                f"initial: {initial} was trained on another autoencoder's latents than {recipe.autoencoder}'s; "
                 f"set autoencoder to {'mini' if str(initial) in BUNDLED else folder / 'vae'}, and text to its own too"
             )
+        try:
+            self.text.layout.check_columns(SnapGenPipeline.load_config(folder).get("text_layout"))
+        except ValueError as error:
+            raise RecipeError(f"initial: {initial} does not suit text: {recipe.text}: {error}") from error
         network = load_denoiser(folder / "unet")
         if isinstance(network, SnapGenUNet):  # its default size is that of its last training; not so a transformer's
             network.register_to_config(sample_size=side)
@@ -113,9 +132,12 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         """The teacher `name`, a folder or hub name; RecipeError if it does not suit this student."""
         source = folder_or_hub_name("teacher", name)
         try:
-            return load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, self.context.device)
+            teacher = load_teacher(source, self.autoencoder, self.text, self.frozen_dtype, self.context.device)
         except ValueError as error:
             raise RecipeError(f"teacher: {error}") from error
+        if pooled_width(teacher.network) is not None and not self.reads_pooled:
+            raise RecipeError(f"teacher: {name} reads a pooled text vector, and the student gets none")
+        return teacher
 
     @property
     def frozen_dtype(self) -> torch.dtype:
@@ -220,7 +242,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         } | self.conditions(captions, dropped)
 
     def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
-        """The encoded captions for a batch: `states` B N D and `mask` B N.
+        """The encoded captions for a batch: `states` B N D, `mask` B N and, for a network that reads it, `pooled` B P.
 
         dropped: B E, True where one of the E text encoders does not see the caption.
         """
@@ -228,7 +250,11 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
             text = self.text(captions, dropped)
         if self.trims_text:
             text = text.trimmed()
-        return {"states": text.states.float(), "mask": text.mask}
+        conditions = {"states": text.states.float(), "mask": text.mask}
+        if self.reads_pooled:
+            assert text.pooled is not None  # checked at the start
+            conditions["pooled"] = text.pooled.float()
+        return conditions
 
     # Losses
 
@@ -237,7 +263,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         x0, noise, sigmas = batch["x0"], batch["noise"], batch["sigmas"]
         x = interpolate(x0, noise, sigmas)
         with self.attention():
-            velocity = model(x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], return_dict=False)[0]
+            velocity = model(x, TIMESTEP_SCALE * sigmas, **text_arguments(batch), return_dict=False)[0]
         return flow_matching(velocity, x0, noise)
 
     @cached_property
@@ -300,6 +326,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
             **self.text_components,
             language_max_length=self.recipe.language.max_length,
             language_prefix=self.recipe.language.prefix,
+            text_layout=self.text.layout.to_config(),
             shift=self.recipe.timesteps.shift,
             default_guidance_scale=self.recipe.guidance_scale,
             default_num_inference_steps=self.recipe.num_inference_steps,

@@ -62,7 +62,9 @@ def test_it_says_what_diffusers_says(published: Path, student: tuple, scale: flo
 
 
 @torch.no_grad()
-def test_a_teacher_of_ours_reads_the_students_states(tiny_model: Path, student: tuple, tmp_path: Path) -> None:
+def test_a_teacher_of_ours_reads_the_students_states(
+    tiny_model: Path, student: tuple, text_models: list[str], tmp_path: Path
+) -> None:
     """With as much padding as it was trained with, however little of it the batch holds."""
     torch.manual_seed(4)
     network = create_denoiser("debug-teacher")
@@ -82,6 +84,9 @@ def test_a_teacher_of_ours_reads_the_students_states(tiny_model: Path, student: 
     torch.testing.assert_close(guided, unconditional + 3 * (given - unconditional), rtol=1e-4, atol=1e-5)
     assert (given - unconditional).abs().max() > 1e-4
     torch.testing.assert_close(feature, network(x, 1000 * sigmas, text.states, text.mask, taps=(-1,))[1][0])
+    other = JointTextEncoder.from_components(load_text_encoders(text_models, torch.float32))
+    with pytest.raises(ValueError, match="it reads text_encoder in columns 0 to 32, not text_encoder in columns 0 to"):
+        load_teacher(str(tmp_path), student[0], other, torch.float32, torch.device("cpu"))
     wide = JointTextEncoder.from_components(load_text_encoders([str(bundled_folder())], torch.float32))
     with pytest.raises(ValueError, match="^it reads text states of width 32, the student's encoders give 256$"):
         load_teacher(str(tmp_path), student[0], wide, torch.float32, torch.device("cpu"))

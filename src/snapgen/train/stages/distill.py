@@ -25,7 +25,7 @@ from snapgen.models.unet import SnapGenUNet
 from snapgen.train.binding import BindingTest
 from snapgen.train.cost import Cost, LatentCost, TeacherCost, compute_dtype, frozen_bytes
 from snapgen.train.latent_recipe import LatentRecipe
-from snapgen.train.latent_stage import Batch, LatentStage
+from snapgen.train.latent_stage import Batch, LatentStage, text_arguments
 from snapgen.train.places import folder_or_hub_name, text_sources
 from snapgen.train.scaling import ScalingSettings, TimestepScaling
 from snapgen.train.stage import Context, derive_seed
@@ -264,8 +264,7 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         teacher_velocity, features = self._ask((LAST,) if settings.features else (), batch)
         grid = tuple(features[0].shape[-2:]) if features else (1, 1)  # unused then
         with self.attention():
-            inputs = (x, TIMESTEP_SCALE * sigmas, batch["states"], batch["mask"], grid)
-            velocity, projected = model(*inputs)
+            velocity, projected = model(x, TIMESTEP_SCALE * sigmas, **text_arguments(batch), grid=grid)
         parts = {"task": flow_matching(velocity, x0, noise)}
         if settings.output:
             parts["output"] = output_distillation(velocity, teacher_velocity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,7 +23,7 @@ from snapgen.models.distiller import Discriminator
 from snapgen.models.unet import SnapGenUNet
 from snapgen.train.cost import Cost, LatentCost, TeacherCost, compute_dtype
 from snapgen.train.latent_recipe import LatentRecipe
-from snapgen.train.latent_stage import Batch, LatentStage
+from snapgen.train.latent_stage import Batch, LatentStage, text_arguments
 from snapgen.train.places import folder_or_hub_name
 from snapgen.train.scaling import ScalingSettings, TimestepScaling
 from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
@@ -88,8 +88,7 @@ class FewStepStudent(nn.Module):
         self,
         sample: Tensor,
         sigmas: Tensor,
-        states: Tensor,
-        mask: Tensor,
+        text: Mapping[str, Tensor],
         look: Callable[[Tensor], Sequence[Tensor]] | None,
         timestep: Tensor,
         real: Sequence[Tensor] = (),
@@ -97,7 +96,7 @@ class FewStepStudent(nn.Module):
         """The generator's turn, or, with `real`, the discriminator's, in which only the discriminator has gradients.
 
         Args:
-            sample, sigmas, states, mask: x_t B C H W, its noise level B in [0, 1], and the text.
+            sample, sigmas, text: x_t B C H W, its noise level B in [0, 1], and the text as the UNet takes it.
             look: noises an x_0 again and returns the teacher's features of it; None: nothing is judged.
             timestep: 1000 times the level of that noise, B.
             real: latents of pictures, each B C H W.
@@ -105,7 +104,7 @@ class FewStepStudent(nn.Module):
         Returns: the velocity, and the logits of the generated x_0' and then of each of `real`, B N each.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not real):
-            velocity = self.unet(sample, TIMESTEP_SCALE * sigmas, states, mask, return_dict=False)[0]
+            velocity = self.unet(sample, TIMESTEP_SCALE * sigmas, **text, return_dict=False)[0]
             if look is None:
                 return velocity, []
             seen = [look(latents) for latents in (predict_x0(sample, velocity, sigmas), *real)]
@@ -269,8 +268,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
             logits: tuple[Tensor, list[Tensor]] = model(
                 x,
                 batch["sigmas"],
-                batch["states"],
-                batch["mask"],
+                text_arguments(batch),
                 look if settings.weight else None,
                 TIMESTEP_SCALE * level,
                 real,
@@ -315,8 +313,8 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
 
     def _heldout_lessons(self, model: FewStepStudent, batch: Batch) -> dict[str, Tensor]:
         x = interpolate(batch["x0"], batch["noise"], batch["sigmas"])
-        inputs = (x, TIMESTEP_SCALE * batch["sigmas"], batch["states"], batch["mask"])
-        return self._lessons(self.denoiser(model)(*inputs).sample, batch)
+        velocity = self.denoiser(model)(x, TIMESTEP_SCALE * batch["sigmas"], **text_arguments(batch)).sample
+        return self._lessons(velocity, batch)
 
     def metrics(self, model: FewStepStudent) -> dict[str, float]:
         """`diversity` of a fixed grid relative to before training; a collapse is reported in one line."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from snapgen.flow.guidance import guide
 from snapgen.flow.timesteps import TIMESTEP_SCALE
 from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
-from snapgen.models.denoiser import Denoiser, feature_widths, text_width
+from snapgen.models.denoiser import Denoiser, feature_widths, pooled_width, text_width
 from snapgen.models.teacher import TeacherTransformer
 from snapgen.models.unet import SnapGenUNet
 from snapgen.text.join import JointTextEncoder
@@ -58,7 +58,8 @@ class Teacher(ABC):
         Args:
             x: noisy latents, B C H W.
             sigmas: their noise levels in [0, 1], shape B.
-            batch: the student's text `states` (B N D) and `mask` (B N), and the result of `conditions`.
+            batch: the student's text, `states` (B N D), `mask` (B N) and `pooled` (B P) if it reads that, and the
+                result of `conditions`.
             guidance_scale: of classifier-free guidance; 1 switches it off.
         """
 
@@ -106,18 +107,23 @@ class SharedTextTeacher(NetworkTeacher):
             raise ValueError(
                 f"it reads text states of width {text_width(network)}, the student's encoders give {text.width}"
             )
+        self.reads_pooled = pooled_width(network) is not None
         self.empty = text([""])
 
     def _texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         states, mask = batch["states"].to(self.network.dtype), batch["mask"]
         padding = self.empty.mask.shape[1] - mask.shape[1]  # tokens beyond the batch's longest caption
         states, mask = F.pad(states, (0, 0, 0, padding)), F.pad(mask, (0, padding))
-        empty = self.empty.states.to(states.dtype).expand_as(states), self.empty.mask.expand_as(mask)
-        return _arguments(states, mask), _arguments(*empty)
+        pooled = batch["pooled"].to(states.dtype) if self.reads_pooled else None
+        nothing = None if pooled is None else torch.zeros_like(pooled)
+        given = _arguments(states, mask, pooled)
+        empty = _arguments(self.empty.states.to(states.dtype), self.empty.mask, nothing)
+        return given, {name: tensor.expand_as(given[name]) for name, tensor in empty.items()}
 
 
-def _arguments(states: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+def _arguments(states: Tensor, mask: Tensor, pooled: Tensor | None) -> dict[str, Tensor]:
+    arguments = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+    return arguments | ({} if pooled is None else {"pooled_projections": pooled})
 
 
 class StableDiffusionTeacher(NetworkTeacher):
@@ -167,7 +173,9 @@ def load_teacher(
     check_latents(autoencoder, load_network(autoencoder_type, source, subfolder="vae", dtype=torch.float32), source)
     network = load_network(NETWORKS[name], source, subfolder=part, dtype=dtype).to(device)
     if not published:
-        return SharedTextTeacher(network, text)
+        teacher = SharedTextTeacher(network, text)
+        text.layout.check_columns(index.get("text_layout"))
+        return teacher
     parts = {"transformer": network, "vae": None, "scheduler": None}
     encoders = load_pretrained(StableDiffusion3Pipeline.from_pretrained, source, **parts, dtype=dtype).to(device)
     return StableDiffusionTeacher(network, encoders)
