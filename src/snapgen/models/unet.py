@@ -100,8 +100,8 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         residual_blocks: tuple[bool, ...] = (False, True, True),  # per stage (e)
         layers_per_block: int = 2,  # positions per stage going down; one more going up
         cross_attention_dim: int = 2304,  # width of the text states
-        # Width of the CLIPs' pooled vector (2048 in Stable Diffusion 3), which is added to the time embedding; None: not
-        # used. The paper does not mention it.
+        # Width of the CLIPs' pooled vector, added to the time embedding (2048 in Stable Diffusion 3); None: not used.
+        # The paper does not mention it.
         pooled_projection_dim: int | None = None,
         attention_head_dim: int = 64,  # width of a head
         ffn_ratio: int = 3,  # hidden width of the FFN over its width, before gating (d)
