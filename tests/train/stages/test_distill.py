@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.train.stage import Context
 from snapgen.train.stages.distill import DistillStage
 from snapgen.train.stages.flow import FlowStage
+from snapgen.weights import load_file
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,30 @@ def test_the_run_leaves_a_student_and_the_curves_of_all_losses(paths: list[str],
     curves = metrics_of(tmp_path / "run", "timesteps.jsonl")[-1]
     assert {"step", "sigma", "loss", "combined"} | raw | scaled == curves.keys()
     assert lines[-1]["eval/heldout/output"] == pytest.approx(sum(curves["output"]) / len(curves["output"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_two_processes_equal_one(paths: list[str], tmp_path: Path, sharded: bool) -> None:
+    """Also in their running magnitudes: those of the whole batch."""
+    recipe, settings = str(RECIPES / "debug" / "distill.yaml"), [*paths, "train.steps=2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    command = [*launcher, str(Path(sys.executable).with_name("snapgen")), "train", recipe]
+    command += [word for setting in settings for word in ("--set", setting)]
+    environment = {"OMP_NUM_THREADS": "1"}
+    if sharded:
+        environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    subprocess.run(
+        [*command, "--out", str(tmp_path / "two")], check=True, capture_output=True, env=os.environ | environment
+    )
+    run_recipe("distill", tmp_path / "one", *settings)
+    for here, there in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two"), strict=True):
+        assert there == pytest.approx(here, rel=1e-2, abs=5e-3)
+    checkpoint = Path("checkpoints") / "step_00000002" / "model.safetensors"
+    one, two = (load_file(tmp_path / run / checkpoint) for run in ("one", "two"))
+    for name in ("scaling.running.means", "scaling.running.visits"):
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+    assert one["scaling.running.visits"].sum() > 0
 
 
 @pytest.mark.slow
