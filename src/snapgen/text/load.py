@@ -10,10 +10,29 @@ import torch
 import transformers
 
 from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
-from snapgen.weights import load_network, load_pretrained
+from snapgen.weights import load_config, load_network, load_pretrained
 
 # Models with a second half that is not needed and would waste memory or ask for inputs: load their text half alone.
 TEXT_HALVES = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
+
+# The text models that a pipeline may name; whatever is not listed is refused, whoever names it.
+TEXT_MODELS = frozenset(TEXT_HALVES.values()) | {
+    "BertModel",
+    "CLIPTextModelWithProjection",
+    "DebertaV2Model",
+    "Gemma2Model",
+    "Gemma3TextModel",
+    "GemmaModel",
+    "LlamaModel",
+    "MistralModel",
+    "ModernBertModel",
+    "Phi3Model",
+    "Qwen2Model",
+    "Qwen3Model",
+    "RobertaModel",
+    "SiglipTextModel",
+    "XLMRobertaModel",
+}
 
 
 def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
@@ -28,8 +47,19 @@ def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, 
     components = {}
     for name, (model, tokenizer) in zip(TEXT_ENCODERS, places, strict=False):
         components[name] = _load_model(model, dtype)
-        components[tokenizer_of(name)] = load_pretrained(transformers.AutoTokenizer.from_pretrained, tokenizer)
+        components[tokenizer_of(name)] = load_tokenizer("AutoTokenizer", tokenizer)
     return components
+
+
+def load_tokenizer(class_name: str, place: str) -> Any:
+    """The tokenizer in the folder or hub name `place`, one that needs nothing but data; otherwise ValueError."""
+    kind: Any = getattr(transformers, class_name, None)
+    if not hasattr(kind, "from_pretrained"):
+        raise ValueError(f"{place} is a transformers.{class_name}, which is no tokenizer")
+    tokenizer = load_pretrained(kind.from_pretrained, place)
+    if not isinstance(tokenizer, transformers.TokenizersBackend):
+        raise ValueError(f"{place} is a {type(tokenizer).__name__}: a tokenizer of the library tokenizers is expected")
+    return tokenizer
 
 
 def _places(source: str) -> list[tuple[str, str]]:
@@ -40,11 +70,13 @@ def _places(source: str) -> list[tuple[str, str]]:
 
 
 def _load_model(place: str, dtype: torch.dtype) -> torch.nn.Module:
-    kind = load_pretrained(transformers.AutoConfig.from_pretrained, place).model_type
+    kind = str(load_config(transformers.AutoModel, place).get("model_type"))
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # transformers lists the other half's tensors
     try:
         model = load_network(getattr(transformers, TEXT_HALVES.get(kind, "AutoModel")), place, dtype=dtype)
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+    if type(model).__name__ not in TEXT_MODELS:
+        raise ValueError(f"{place} is a {type(model).__name__}: one of {', '.join(sorted(TEXT_MODELS))} is expected")
     return model.eval().requires_grad_(False)
