@@ -29,7 +29,7 @@ MEASURABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # No file of a configuration comes near these.
 LARGEST_INTEGER = 2**31
-MOST_LAYERS = 1024
+MOST_LAYERS = 256
 DEPTH = re.compile("(layers?(_per_block)?|blocks?|depths?|stages?)$")  # names of settings that count layers
 
 INDEX = re.compile(r"\.safetensors\.index(\.[\w-]+)?\.json$")
@@ -118,7 +118,9 @@ def load_config(kind: Any, place: str, subfolder: str | None = None) -> dict[str
 
 
 def _check_settings(settings: Mapping[str, Any], where: str) -> None:
-    """ValueError for a number that no network has, or for code from elsewhere, anywhere in `settings`."""
+    """ValueError for a number that no network has, quantised weights, or code from elsewhere, in `settings`."""
+    if settings.get("quantization_config") is not None:
+        raise ValueError(f"{where} holds quantised weights: floating-point numbers are expected")
     for key, value in settings.items():
         name = str(key)
         for item in value if isinstance(value, list) else [value]:
@@ -137,7 +139,7 @@ def _attempt(load: Callable[..., Any], place: str, **settings: Any) -> Any:
     except Exception as error:  # each library has its own for missing, truncated, offline or other cases
         where = "/".join([place, *filter(None, [settings.get("subfolder")])])
         reason = one_line(error, 300) or type(error).__name__
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             reason = "it needs Python code of its own, which is never run; only classes of the libraries are loaded"
         raise ValueError(f"{where} cannot be loaded: {reason}") from error
 

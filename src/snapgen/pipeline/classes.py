@@ -44,7 +44,7 @@ STABLE_DIFFUSION_PARTS = {
     "text_encoder": TEXT_ENCODERS,
     "scheduler": frozenset({"diffusers.FlowMatchEulerDiscreteScheduler"}),
 }
-TOKENIZER = re.compile(r"transformers\.([A-Z]\w*(Tokenizer|TokenizerFast)|TokenizersBackend)")
+TOKENIZER = re.compile(r"transformers\.((?!Auto)[A-Z]\w*(Tokenizer|TokenizerFast)|TokenizersBackend)")
 
 
 class PipelineNumbers(BaseModel):
