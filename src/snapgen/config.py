@@ -226,7 +226,7 @@ def read_yaml(path: Path, name: str) -> dict[str, Any]:
         raise RecipeError(f"{name}, {error}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{name} is not YAML: {one_line(error)}") from None
-    except (OSError, ValueError) as error:  # of the file, its encoding, or a number of thousands of digits
+    except (OSError, ValueError, LookupError) as error:  # of the file, its encoding, or a value that fits no tag
         raise RecipeError(f"{name} cannot be read: {one_line(error)}") from None
     if not isinstance(mapping, dict):
         raise RecipeError(f"{name} holds {type(mapping).__name__}, expected a mapping of settings")
@@ -273,7 +273,7 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader)
     except Refusal as error:
         raise RecipeError(f"override '{override}': {error}") from None
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, LookupError):
         raise RecipeError(f"override '{override}': the value is not YAML") from None
     *parents, leaf = key.split(".")
     node = settings

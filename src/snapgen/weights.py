@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -123,6 +124,9 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where} holds quantised weights: floating-point numbers are expected")
     for key, value in settings.items():
         name = str(key)
+        tokens = value if isinstance(value, list) and value else [value]
+        if name.endswith("_token_id") and value is not None and not all(isinstance(token, int) for token in tokens):
+            raise ValueError(f"{where}: its configuration sets {name[:100]} to {reprlib.repr(value)}, not to a token")
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict):
                 _check_settings(item, where)

@@ -122,6 +122,8 @@ class ShardSource(FileSource):
         row = self._rows.parts[number][place]
         content = _read(self.tars[number], *row[CAPTION].tolist())
         texts = _captions(content, bool(row[IS_JSON]), self.settings.caption_key)
+        if not texts:
+            raise ValueError(f"{self.tars[number]} holds no caption where its index says: remove the index")
         return texts[variant % len(texts)]
 
 
@@ -130,7 +132,7 @@ def is_index(samples: Tensor, size: int) -> bool:
     if samples.dtype != torch.int64 or samples.ndim != 2 or samples.shape[1] != 7:
         return False
     starts, lengths = samples[:, [0, 2]], samples[:, [1, 3]]
-    inside = (starts >= 0) & (lengths >= 0) & (lengths <= size) & (starts <= size - lengths)
+    inside = (starts >= tarfile.BLOCKSIZE) & (lengths >= 0) & (lengths <= size) & (starts <= size - lengths)
     return bool(inside.all() and (samples >= 0).all() and (samples[:, SIZE] < 2**31).all())
 
 

@@ -7,11 +7,12 @@ settings are combined; whatever is outside is a one-line ValueError before anyth
 from __future__ import annotations
 
 import functools
-import reprlib
 from collections.abc import Callable
 from typing import Annotated, Concatenate, ParamSpec, TypeVar, cast
 
 from pydantic import ConfigDict, Field, ValidationError, validate_call
+
+from snapgen.messages import first_mistake
 
 STAGES = 8  # the most resolutions of a network
 
@@ -43,10 +44,6 @@ def within_ranges(init: Callable[Concatenate[Self, Arguments], None]) -> Callabl
         try:
             checked(self, *arguments, **settings)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise ValueError(
-                f"{type(self).__name__}: {place}: {first['msg'].lower()} (given: {reprlib.repr(first['input'])})"
-            ) from None
+            raise ValueError(f"{type(self).__name__}: {first_mistake(error)}") from None
 
     return cast(Callable[Concatenate[Self, Arguments], None], build)

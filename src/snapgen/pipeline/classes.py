@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from snapgen.messages import one_line
+from snapgen.messages import first_mistake, one_line
 from snapgen.pipeline.inputs import MAX_STEPS
 from snapgen.text.load import TEXT_MODELS
 
@@ -65,18 +65,19 @@ def check_index(entries: Mapping[str, Any], where: str, parts: Mapping[str, froz
     if found != pipeline:
         raise ValueError(f"{where} describes a {one_line(found, 100)}, expected a {pipeline}")
     for part, entry in entries.items():
-        if not isinstance(entry, list) or entry == [None, None]:
+        kind = kind_of(part)
+        if part == "_class_name" or entry == [None, None]:
             continue
-        name = one_line(".".join(map(str, entry)), 100)
-        if len(entry) != 2 or not is_known(part, name, parts):
-            listed = ", ".join(sorted(parts.get(kind_of(part), ()))) or "no such part, or another kind of class"
+        if not isinstance(entry, list) and kind not in parts and kind != "tokenizer":
+            continue  # a setting
+        name = one_line(".".join(map(str, entry)) if isinstance(entry, list) else repr(entry), 100)
+        if not isinstance(entry, list) or len(entry) != 2 or not is_known(part, name, parts):
+            listed = ", ".join(sorted(parts.get(kind, ()))) or "no such part, or another kind of class"
             raise ValueError(f"{where}: {part[:100]} is a {name}, which is not loaded; expected: {listed}")
     try:
         PipelineNumbers.model_validate(entries)
     except ValidationError as error:
-        first = error.errors()[0]
-        given = one_line(repr(first["input"]), 40)
-        raise ValueError(f"{where}: {first['loc'][0]}: {first['msg'].lower()} (given: {given})") from None
+        raise ValueError(f"{where}: {first_mistake(error)}") from None
 
 
 def is_known(part: str, name: str, parts: Mapping[str, frozenset[str]]) -> bool:

@@ -104,6 +104,8 @@ def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
 def _load_folder(folder: Path) -> SnapGenPipeline:
     from snapgen.pipeline.classes import SNAPGEN_PARTS, check_index
     from snapgen.pipeline.text_to_image import SnapGenPipeline
+    from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
+    from snapgen.text.load import check_vocabulary
 
     index = folder / INDEX
     entries = read_json(index)
@@ -113,9 +115,12 @@ def _load_folder(folder: Path) -> SnapGenPipeline:
         for part, entry in entries.items()
         if isinstance(entry, list) and entry != [None, None]
     }
+    for name in TEXT_ENCODERS:
+        if name in parts and tokenizer_of(name) in parts:
+            check_vocabulary(parts[name], parts[tokenizer_of(name)], str(folder / tokenizer_of(name)))
     try:
         return SnapGenPipeline.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **parts)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(f"{index} does not fit a {SnapGenPipeline.__name__}: {error}") from error
 
 

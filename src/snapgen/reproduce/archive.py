@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import IO, Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from snapgen.config import Settings
 from snapgen.files import JSON_LIMIT, UNREADABLE_TAR, atomic_folder, manifest, read_whole, sha256, write_text
-from snapgen.messages import Notify, one_line
+from snapgen.messages import Notify, first_mistake, one_line
 from snapgen.reproduce.plan import Plan, alone, read_plan
 from snapgen.train.state import newest_checkpoint
 
@@ -88,7 +88,7 @@ def unpack(source: Path, folder: Path) -> None:
     try:
         expected = Manifest.model_validate_json(read_whole(source / "manifest.json", JSON_LIMIT)).files
     except (OSError, ValueError) as error:
-        reason = one_line(error, 200)
+        reason = first_mistake(error) if isinstance(error, ValidationError) else one_line(error)
         raise ValueError(f"--import {source}: manifest.json is missing or damaged: {reason}") from None
     found = {name: sha256(source / name) for name in expected if (source / name).is_file()}
     for name, digest in sorted(expected.items()):

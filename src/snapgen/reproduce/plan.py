@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Annotated
 
 from filelock import FileLock, Timeout
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from snapgen.config import Recipe, Settings, read_recipe, to_yaml
 from snapgen.files import JSON_LIMIT, atomic_folder, read_whole, write_text
 from snapgen.machine.device import default_device, device_name
-from snapgen.messages import one_line
+from snapgen.messages import first_mistake, one_line
 from snapgen.train.stages import load_recipe
 
 SHARES = {  # of the time, relative to each other, in the order of training
@@ -158,7 +158,8 @@ def read_plan(folder: Path) -> Plan:
     try:
         return Plan.model_validate_json(read_whole(folder / "plan.json", JSON_LIMIT))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no reproduction to continue: {one_line(error)}") from None
+        reason = first_mistake(error) if isinstance(error, ValidationError) else one_line(error)
+        raise ValueError(f"{folder} holds no reproduction to continue: {reason}") from None
 
 
 def write_plan(plan: Plan, folder: Path) -> None:

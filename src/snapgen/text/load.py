@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from snapgen.messages import one_line
 from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
 from snapgen.weights import load_config, load_network, load_pretrained
 
@@ -34,6 +36,8 @@ TEXT_MODELS = frozenset(TEXT_HALVES.values()) | {
     "XLMRobertaModel",
 }
 
+FEW_TOKENS = 64  # room for the special tokens of any tokenizer
+
 
 def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
     """Frozen text models in `dtype` and their tokenizers, named like a pipeline's components.
@@ -48,6 +52,7 @@ def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, 
     for name, (model, tokenizer) in zip(TEXT_ENCODERS, places, strict=False):
         components[name] = _load_model(model, dtype)
         components[tokenizer_of(name)] = load_tokenizer("AutoTokenizer", tokenizer)
+        check_vocabulary(components[name], components[tokenizer_of(name)], tokenizer)
     return components
 
 
@@ -59,7 +64,24 @@ def load_tokenizer(class_name: str, place: str) -> Any:
     tokenizer = load_pretrained(kind.from_pretrained, place)
     if not isinstance(tokenizer, transformers.TokenizersBackend):
         raise ValueError(f"{place} is a {type(tokenizer).__name__}: a tokenizer of the library tokenizers is expected")
+    length = tokenizer.model_max_length
+    if not isinstance(length, int) or length < 1 or isinstance(length, bool):
+        raise ValueError(f"{place}: model_max_length is {reprlib.repr(length)}, expected a number of tokens")
     return tokenizer
+
+
+def check_vocabulary(model: Any, tokenizer: Any, place: str) -> None:
+    """ValueError if the tokenizer in `place` cannot pad, or writes tokens that the text model does not know."""
+    known, length = model.get_input_embeddings().num_embeddings, min(tokenizer.model_max_length, FEW_TOKENS)
+    try:
+        ids = tokenizer("a", padding="max_length", truncation=True, max_length=length)["input_ids"]
+    except Exception as error:  # of the library's Rust and Python halves
+        raise ValueError(f"{place} does not work: {one_line(error, 200)}") from error
+    if len(ids) != length:
+        raise ValueError(f"{place} makes {len(ids)} tokens of one letter where {length} are asked for")
+    largest = max(0, *tokenizer.get_vocab().values(), *ids)
+    if largest >= known:
+        raise ValueError(f"{place} writes token {largest}, but {type(model).__name__} knows only {known} tokens")
 
 
 def _places(source: str) -> list[tuple[str, str]]:

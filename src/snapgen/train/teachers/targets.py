@@ -23,7 +23,7 @@ from snapgen.config import RecipeError, Settings
 from snapgen.data.latents import StoredLatents
 from snapgen.data.rows import CacheFiles, Rows
 from snapgen.files import atomic_file, read_json, sha256, short_fingerprint
-from snapgen.messages import Progress, one_line
+from snapgen.messages import Progress, first_mistake
 from snapgen.train.stage import Context
 from snapgen.train.teachers.teacher import NetworkTeacher, SharedTextTeacher, Teacher
 from snapgen.weights import load_file, save_file_atomic
@@ -155,8 +155,8 @@ class TargetCache:
         try:
             return Description.model_validate(read_json(self._description))
         except ValidationError as error:
-            reason = one_line(error, 200)
-            raise RecipeError(f"target_cache: {self._description} is damaged: {reason}; name another folder") from None
+            mistake = first_mistake(error)
+            raise RecipeError(f"target_cache: {self._description} is damaged: {mistake}; name another folder") from None
         except ValueError as error:
             raise RecipeError(f"target_cache: {error}; name another folder") from None
 
