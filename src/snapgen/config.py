@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from snapgen.files import read_prompts
+from snapgen.files import read_prompts, read_whole
 from snapgen.messages import one_line
 
 
@@ -81,11 +81,75 @@ class Recipe(Settings):
 RecipeType = TypeVar("RecipeType", bound=Recipe)
 
 
+RECIPE_LIMIT = 2**20  # bytes
+DEEPEST = 32  # levels of a recipe
+TEXT_TAG = "tag:yaml.org,2002:str"
+
+
+class Refusal(yaml.YAMLError):
+    """YAML that is valid, but not read here."""
+
+    def __init__(self, place: Any, reason: str):
+        """`place`: the node or event that is refused."""
+        super().__init__(f"line {place.start_mark.line + 1}: {reason}")
+
+
 class Loader(yaml.SafeLoader):
-    """Reads numbers as in YAML 1.2: PyYAML reads YAML 1.1, where 1e-3, without a point, is text."""
+    """Reads plain values that JSON has too, nested a few levels deep; anything else is a `yaml.YAMLError`.
+
+    Aliases are refused, because a few lines of them stand for gigabytes, and so are duplicate keys. Numbers are those
+    of YAML 1.2: PyYAML reads YAML 1.1, where 1e-3, without a point, is text.
+    """
+
+    depth = 0  # of the node that is read
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Reads a node with everything below it."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise Refusal(event, f"the alias *{event.anchor} stands for another value: write the value itself")
+        if self.depth == DEEPEST:
+            raise Refusal(self.peek_event(), f"it is nested more than {DEEPEST} levels deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of `node`, whose keys must be text, each there once."""
+        known: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.tag != TEXT_TAG:
+                raise Refusal(key, f"a key is {kind_of(key)}: text is expected, in quotes if it looks like a value")
+            if key.value in known:
+                raise Refusal(key, f"the key {key.value} is there twice")
+            known.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
+def kind_of(node: yaml.Node) -> str:
+    """What `node` is, for messages: "a date", "a set"."""
+    kind = node.tag.rpartition(":")[2]
+    return {"int": "an int", "omap": "an ordered map", "timestamp": "a date"}.get(kind, f"a {kind}")
+
+
+def refuse(loader: Loader, node: yaml.Node) -> None:
+    """Raises that `node` is of a kind that no setting has."""
+    value = f" ({node.value[:40]})" if isinstance(node, yaml.ScalarNode) else ""
+    raise Refusal(node, f"{kind_of(node)}{value} is no value of a setting; text belongs in quotes")
+
+
+for _kind in ("binary", "omap", "pairs", "set", "timestamp"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", refuse)
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes every value where it belongs, even one that is there twice: `Loader` reads no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Whether to write `data` once more: always."""
+        return True
 
 
 class Whole(dict[Any, Any]):
@@ -154,13 +218,16 @@ def read_files(path: Path, *extending: Path) -> list[RecipeFile]:
 def read_yaml(path: Path, name: str) -> dict[str, Any]:
     """The mapping in the YAML file `path`; errors call it `name`."""
     try:
-        mapping = yaml.load(path.read_text(encoding="utf-8"), FileLoader)  # a SafeLoader: plain values and two tags
+        # A SafeLoader: plain values and two tags.
+        mapping = yaml.load(read_whole(path, RECIPE_LIMIT).decode(), FileLoader)
     except FileNotFoundError:
         raise RecipeError(f"{name} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name} cannot be read: {error}") from None
+    except Refusal as error:
+        raise RecipeError(f"{name}, {error}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{name} is not YAML: {one_line(error)}") from None
+    except (OSError, ValueError, LookupError) as error:  # of the file, its encoding, or a value that fits no tag
+        raise RecipeError(f"{name} cannot be read: {one_line(error)}") from None
     if not isinstance(mapping, dict):
         raise RecipeError(f"{name} holds {type(mapping).__name__}, expected a mapping of settings")
     return mapping
@@ -204,7 +271,9 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         raise RecipeError(f"override '{override}' is not of the form key=value, for example train.steps=2000")
     try:
         value = yaml.load(text, Loader)
-    except yaml.YAMLError:
+    except Refusal as error:
+        raise RecipeError(f"override '{override}': {error}") from None
+    except (yaml.YAMLError, ValueError, LookupError):
         raise RecipeError(f"override '{override}': the value is not YAML") from None
     *parents, leaf = key.split(".")
     node = settings
@@ -233,7 +302,9 @@ def parse_recipe(
         where = in_base(files, first["loc"], first["input"])
         if first["type"] == "extra_forbidden":
             raise RecipeError(f"{origin}: unknown key {key}{where}") from None
-        raise RecipeError(f"{origin}: {key}: {first['msg'].lower()} (given: {first['input']!r}){where}") from None
+        raise RecipeError(
+            f"{origin}: {key}: {first['msg'].lower()} (given: {one_line(repr(first['input']), 100)}){where}"
+        ) from None
 
 
 def in_base(files: Sequence[RecipeFile], location: Sequence[int | str], value: Any) -> str:
@@ -250,7 +321,7 @@ def in_base(files: Sequence[RecipeFile], location: Sequence[int | str], value: A
 
 def to_yaml(content: dict[str, Any]) -> str:
     """Formats `content`, plain values, as YAML that `read_recipe` reads."""
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def complete_recipe(recipe_type: type[Recipe], saved: dict[str, Any]) -> dict[str, Any]:

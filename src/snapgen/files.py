@@ -6,11 +6,19 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+JSON_LIMIT = 128 * 2**20  # bytes; the tokenizer of a large language model has 35 million
+TEXT_LIMIT = 64 * 2**20  # bytes, of a list of prompts
+
+
+# What tarfile raises on damaged tars: it lets through what it meets when a header claims absurd numbers.
+UNREADABLE_TAR = (tarfile.TarError, OSError, OverflowError, MemoryError, RecursionError, ValueError)
 
 
 @contextmanager
@@ -53,10 +61,42 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def read_whole(path: Path, limit: int) -> bytes:
+    """The content of the file `path`; ValueError if it is longer than `limit` bytes, as endless devices are.
+
+    A pipe is read while something writes to it, and is empty otherwise: nothing waits for a writer.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        os.set_blocking(file.fileno(), True)
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path} is longer than {limit / 2**20:g} MiB, the most that is read of such a file")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the JSON file `path`; ValueError naming the file if it is damaged, too long or nested too deep."""
+    try:
+        value = parse_json(read_whole(path, JSON_LIMIT))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(value).__name__}, a JSON object is expected")
+    return value
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value in JSON `content`; one-line ValueError if it is damaged or nested too deep."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def read_prompts(path: Path) -> list[str]:
     """The prompts in the UTF-8 text file `path`, one per line; blank lines are skipped, `""` is the empty prompt."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_whole(path, TEXT_LIMIT).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a UTF-8 text file: one prompt per line is expected") from None
     return ["" if line == '""' else line for line in lines if line]

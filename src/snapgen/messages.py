@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 Notify = Callable[[str], object]  # shows one line to whoever waits
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, description, total) -> the same items, shown
@@ -17,6 +21,15 @@ def silent(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
 def one_line(message: object, limit: int | None = None) -> str:
     """`message`, an exception or a text, on one line, cut to at most `limit` characters."""
     return " ".join(str(message).split())[:limit]
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first mistake that pydantic found, in one line: its place, what is expected and what was given."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])[:100]
+    return (
+        f"{place}{': ' if place else ''}{one_line(first['msg'], 200).lower()} (given: {reprlib.repr(first['input'])})"
+    )
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

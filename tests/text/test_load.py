@@ -56,7 +56,7 @@ def test_what_cannot_be_loaded_is_one_line(text_models: list[str], tmp_path: Pat
 
     refused("nobody/no-model cannot be loaded: ", "nobody/no-model")  # offline, as all tests
     refused("4 text encoders in .*, expected 1 to 3", *text_models, text_models[0])
-    refused(f"{tmp_path} cannot be loaded: ", str(tmp_path))
+    refused(f"{tmp_path} has no configuration: a config.json with settings is expected", str(tmp_path))
     broken = tmp_path / "broken"
     shutil.copytree(text_models[2], broken)
     weights = load_file(broken / "model.safetensors")

@@ -7,7 +7,6 @@ of Hugging Face's datasets), else from a text file beside each picture (`cat.jpg
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,6 +16,7 @@ from pydantic import field_validator
 
 from snapgen.config import RecipeError
 from snapgen.data.files import PICTURES, FileSettings, FileSource, header_size
+from snapgen.files import parse_json
 from snapgen.messages import Progress, silent
 
 READERS = 16  # threads; reading headers is mostly waiting
@@ -109,7 +109,7 @@ class FolderSource(FileSource):
         if not path.is_file():
             return {}
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             return {str(line["file_name"]): str(line["text"]) for line in lines}
         except (ValueError, KeyError, TypeError) as error:
             raise RecipeError(

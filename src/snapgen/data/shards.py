@@ -7,7 +7,6 @@ to find where their members start. This index is kept in files, so that any pict
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import tarfile
@@ -26,8 +25,8 @@ from snapgen.config import RecipeError
 from snapgen.data.files import PICTURES, FileSettings, FileSource, header_size
 from snapgen.data.folder import FolderSource
 from snapgen.data.rows import Rows
-from snapgen.files import atomic_folder, short_fingerprint
-from snapgen.messages import Progress, silent
+from snapgen.files import UNREADABLE_TAR, atomic_folder, parse_json, short_fingerprint
+from snapgen.messages import Progress, one_line, silent
 from snapgen.weights import load_file, save_file_atomic
 
 SCANNERS = 16  # threads; a scan is mostly waiting
@@ -83,7 +82,10 @@ class ShardSource(FileSource):
                 save_file_atomic({"samples": samples}, path)
             except OSError as error:
                 raise RecipeError(f"the index {path} cannot be written ({error.strerror}); set data.index") from None
-        return load_file(path)["samples"]
+        index = load_file(path).get("samples")
+        if index is None or not is_index(index, state.st_size):
+            raise RecipeError(f"the index {path} is damaged: remove it, and it is made again")
+        return index
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -120,7 +122,18 @@ class ShardSource(FileSource):
         row = self._rows.parts[number][place]
         content = _read(self.tars[number], *row[CAPTION].tolist())
         texts = _captions(content, bool(row[IS_JSON]), self.settings.caption_key)
+        if not texts:
+            raise ValueError(f"{self.tars[number]} holds no caption where its index says: remove the index")
         return texts[variant % len(texts)]
+
+
+def is_index(samples: Tensor, size: int) -> bool:
+    """Whether `samples` can be the index of a tar of `size` bytes: seven columns, all places inside the tar."""
+    if samples.dtype != torch.int64 or samples.ndim != 2 or samples.shape[1] != 7:
+        return False
+    starts, lengths = samples[:, [0, 2]], samples[:, [1, 3]]
+    inside = (starts >= tarfile.BLOCKSIZE) & (lengths >= 0) & (lengths <= size) & (starts <= size - lengths)
+    return bool(inside.all() and (samples >= 0).all() and (samples[:, SIZE] < 2**31).all())
 
 
 def find_tars(path: Path) -> list[Path]:
@@ -158,14 +171,17 @@ def scan(tar: Path, caption_key: str | None) -> Tensor:
         with tarfile.open(tar, "r:") as file:
             try:
                 for member in file:
+                    if member.size < 0:
+                        raise tarfile.ReadError("a header has a negative size")  # tarfile would step back for ever
                     folder, name = PurePosixPath(member.name).parent, PurePosixPath(member.name).name
                     key, _, kind = name.partition(".")
-                    if member.isreg() and kind and member.offset_data + member.size <= size:
+                    if member.isreg() and not member.issparse() and kind and member.offset_data + member.size <= size:
                         samples.setdefault(f"{folder}/{key}", {})[kind.lower()] = member
                 if _read(tar, file.offset, tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError("a header cannot be read")  # tarfile takes it for the end
-            except (tarfile.TarError, OSError) as error:
-                logger.warning(f"{tar} is damaged: {error}; the {len(samples)} samples before that are kept")
+            except UNREADABLE_TAR as error:
+                reason = one_line(error, 200) or type(error).__name__
+                logger.warning(f"{tar} is damaged: {reason}; the {len(samples)} samples before that are kept")
             for sample in samples.values():
                 # A failed download leaves a caption without a picture: that is no sample.
                 picture = next((member for kind, member in sample.items() if f".{kind}" in PICTURES), None)
@@ -174,8 +190,9 @@ def scan(tar: Path, caption_key: str | None) -> Tensor:
                     rows.append([*place, *caption, *header_size(_content(file, picture))])
                 elif picture is not None:
                     uncaptioned.append(picture.name)
-    except (tarfile.TarError, OSError) as error:
-        logger.warning(f"{tar} is skipped, it is damaged or no uncompressed tar: {error}")
+    except UNREADABLE_TAR as error:
+        reason = one_line(error, 200) or type(error).__name__
+        logger.warning(f"{tar} is skipped, it is damaged or no uncompressed tar: {reason}")
     if uncaptioned:
         logger.warning(f"{tar}: {len(uncaptioned)} pictures have no caption and are skipped, first {uncaptioned[0]}")
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 7)
@@ -199,7 +216,7 @@ def _content(file: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
 def _captions(content: bytes, is_json: bool, key: str | None) -> list[str]:
     """The captions in the content of a .txt or .json member."""
     try:
-        value = json.loads(content)[key or JSON_CAPTION] if is_json else content.decode()
+        value = parse_json(content)[key or JSON_CAPTION] if is_json else content.decode()
     except (ValueError, KeyError, TypeError):
         return []
     values = value if isinstance(value, list) else [value]

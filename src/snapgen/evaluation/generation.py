@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from snapgen.evaluation import EvaluationSettings
-from snapgen.files import atomic_file, fingerprint
+from snapgen.files import atomic_file, fingerprint, read_json
 from snapgen.machine.device import library_versions
 from snapgen.messages import Notify, one_line
 from snapgen.pictures import save_png, to_tensor, to_uint8
@@ -89,7 +89,7 @@ def generate_pictures(
     record, failed = folder / "identity.json", folder / "failed.json"
     failed.unlink(missing_ok=True)
     if record.exists():
-        if json.loads(record.read_text(encoding="utf-8")) != identity:
+        if read_json(record) != identity:
             raise ValueError(f"{folder} holds pictures of another model or other settings: give another --out")
     else:
         _write_json(identity, record)

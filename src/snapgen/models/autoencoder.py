@@ -23,6 +23,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, pointwise
+from snapgen.models.ranges import Count, Counts, Number, Positive, Ratio, Width, Widths, within_ranges
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -112,19 +113,20 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @within_ranges
     def __init__(
         self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        latent_channels: int = 16,
-        encoder_channels: tuple[int, ...] = (128, 256, 512, 512),  # high to low resolution; SD3's
-        encoder_layers_per_block: int = 2,
-        decoder_channels: tuple[int, ...] = (192, 224, 192, 64),  # low to high resolution
-        decoder_blocks: tuple[int, ...] = (1, 1, 4, 1),  # most at half size, where they are worth their memory
-        decoder_expansion: int = 2,
-        norm_num_groups: int = 32,
-        scaling_factor: float = 1.5305,  # SD3's
-        shift_factor: float = 0.0609,
+        in_channels: Width = 3,
+        out_channels: Width = 3,
+        latent_channels: Width = 16,
+        encoder_channels: Widths = (128, 256, 512, 512),  # high to low resolution; SD3's
+        encoder_layers_per_block: Count = 2,
+        decoder_channels: Widths = (192, 224, 192, 64),  # low to high resolution
+        decoder_blocks: Counts = (1, 1, 4, 1),  # most at half size, where they are worth their memory
+        decoder_expansion: Ratio = 2,
+        norm_num_groups: Width = 32,
+        scaling_factor: Positive = 1.5305,  # SD3's
+        shift_factor: Number = 0.0609,
         use_post_quant_conv: bool = False,  # a 1x1 convolution before the decoder, which `whiten` needs
     ):
         super().__init__()

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from pydantic import Field
 from torch import nn
+
+from snapgen.models.ranges import Count, Width, within_ranges
+
+LIST = Field(strict=False)  # JSON has lists, not tuples
+NAMES = Field(min_length=1, max_length=1000, strict=False)
 
 CELL = 16  # px along each side: four convolutions of stride 2
 
@@ -42,13 +49,19 @@ class SceneClassifier(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
+    @within_ranges
     def __init__(
         self,
-        nouns: tuple[str, ...],
-        looks: tuple[str | None, ...],
-        channels: tuple[int, int, int, int] = (24, 48, 80, 128),  # after each halving
-        blocks: int = 3,  # at the cells' resolution: each sees 32 px further
-        norm_num_groups: int = 8,
+        nouns: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000, strict=False)],
+        looks: Annotated[tuple[str | None, ...], Field(min_length=1, max_length=1000, strict=False)],
+        channels: Annotated[tuple[Width, Width, Width, Width], Field(strict=False)] = (
+            24,
+            48,
+            80,
+            128,
+        ),  # after each halving
+        blocks: Count = 3,  # at the cells' resolution: each sees 32 px further
+        norm_num_groups: Width = 8,
     ):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, stride=2, padding=1)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import cast
 
 import torch
 
+from snapgen.files import read_json
 from snapgen.models.teacher import TeacherTransformer
 from snapgen.models.unet import SnapGenUNet
 from snapgen.weights import load_network
@@ -17,8 +17,12 @@ Denoiser = SnapGenUNet | TeacherTransformer
 
 def network_class(config: Path) -> type[SnapGenUNet] | type[TeacherTransformer]:
     """The class that loads the network with the configuration file `config`."""
-    kind = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
-    return TeacherTransformer if kind in (TeacherTransformer.__name__, "SD3Transformer2DModel") else SnapGenUNet
+    kind = read_json(config).get("_class_name")
+    if kind in (TeacherTransformer.__name__, "SD3Transformer2DModel"):
+        return TeacherTransformer
+    if kind != SnapGenUNet.__name__:
+        raise ValueError(f"{config} describes a {str(kind)[:100]}, expected a {SnapGenUNet.__name__} or a transformer")
+    return SnapGenUNet
 
 
 def load_denoiser(folder: Path) -> Denoiser:

@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from snapgen.models.ranges import Widths, within_ranges
+
 
 class PatchDiscriminator(nn.Sequential):
     """A PatchGAN (Isola et al. 2017): pictures B 3 H W -> logits B 1 H/8 W/8, one for each patch of 54 px.
@@ -14,7 +16,8 @@ class PatchDiscriminator(nn.Sequential):
     It uses group norm, not batch norm: a step of few patches has poor statistics.
     """
 
-    def __init__(self, channels: tuple[int, ...] = (64, 128, 256, 512)):
+    @within_ranges
+    def __init__(self, channels: Widths = (64, 128, 256, 512)):
         layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for index, (width, following) in enumerate(pairwise(channels)):
             stride = 2 if index < len(channels) - 2 else 1

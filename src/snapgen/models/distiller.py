@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from pydantic import Field
 from torch import Tensor, nn
 
+from snapgen.models.ranges import Width, within_ranges
 from snapgen.models.unet import SnapGenUNet
 
 
@@ -77,7 +80,13 @@ class DiscriminatorHead(nn.Module):
 class Discriminator(nn.Module):
     """`D` of Eq. 9 without its frozen backbone: one head for each of the teacher's feature maps."""
 
-    def __init__(self, channels: Sequence[int], hidden: int = 256, time_dim: int = 256):
+    @within_ranges
+    def __init__(
+        self,
+        channels: Annotated[Sequence[Width], Field(max_length=1024)],
+        hidden: Width = 256,
+        time_dim: Width = 256,
+    ):
         super().__init__()
         self.time_proj = Timesteps(time_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(time_dim, time_dim)

@@ -7,15 +7,26 @@ it teaches the states to express it; trained on frozen states, it measures wheth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+
+from snapgen.models.ranges import Count, Width, within_ranges
 
 
 class Reader(nn.Module):
     """A query per kind and subject of question, one attention over the states, and one linear layer per kind."""
 
-    def __init__(self, width: int, subjects: int, answers: Mapping[str, int], heads: int = 4):
+    @within_ranges
+    def __init__(
+        self,
+        width: Width,
+        subjects: Width,
+        answers: Annotated[Mapping[str, Width], Field(max_length=64)],
+        heads: Count = 4,
+    ):
         """
         Args:
             width: width of the text states, D.

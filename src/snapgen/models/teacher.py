@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
+from pydantic import Field
+
+from snapgen.models.ranges import Count, Side, Width, within_ranges
+
+Layer = Annotated[int, Field(ge=0, le=63)]  # its number
 
 
 class TeacherTransformer(SD3Transformer2DModel, ModelMixin):  # diffusers looks for ModelMixin in this very module
@@ -16,6 +21,42 @@ class TeacherTransformer(SD3Transformer2DModel, ModelMixin):  # diffusers looks 
     Configuration and weights are those of `SD3Transformer2DModel`: `from_pretrained` reads its folders. Only the call
     is that of `SnapGenUNet`, so that stages, pipeline and evaluation accept either. It too predicts `eps - x_0`.
     """
+
+    @within_ranges
+    def __init__(
+        self,
+        sample_size: Side = 128,
+        patch_size: Count = 2,
+        in_channels: Width = 16,
+        num_layers: Count = 18,
+        attention_head_dim: Width = 64,
+        num_attention_heads: Count = 18,
+        joint_attention_dim: Width = 4096,
+        caption_projection_dim: Width = 1152,
+        pooled_projection_dim: Width = 2048,
+        out_channels: Width = 16,
+        pos_embed_max_size: Side = 96,
+        dual_attention_layers: Annotated[
+            tuple[Annotated[int, Field(ge=0, le=64)], ...], Field(max_length=64, strict=False)
+        ] = (),
+        qk_norm: Literal["rms_norm"] | None = None,
+    ):
+        """Its arguments are the configuration, with the ranges in which it is defined here."""
+        super().__init__(
+            sample_size=sample_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            num_layers=num_layers,
+            attention_head_dim=attention_head_dim,
+            num_attention_heads=num_attention_heads,
+            joint_attention_dim=joint_attention_dim,
+            caption_projection_dim=caption_projection_dim,
+            pooled_projection_dim=pooled_projection_dim,
+            out_channels=out_channels,
+            pos_embed_max_size=pos_embed_max_size,
+            dual_attention_layers=dual_attention_layers,
+            qk_norm=qk_norm,
+        )
 
     def forward(
         self,

@@ -22,6 +22,7 @@ from torch import nn
 
 from snapgen.models.blocks import ResidualBlock, SpatialTransformer
 from snapgen.models.layers import Downsample, KeyValue, Upsample, conv3x3, rotary_embedding_2d
+from snapgen.models.ranges import Flags, Positions, Positive, Ratio, Side, StageLayers, Width, Widths, within_ranges
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 # The text's keys and values for every cross-attention: by `UNetLayer` in the order of `forward`, then by layer.
@@ -89,31 +90,32 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _group_offload_block_modules = ["conv_in", "down", "up", "conv_out"]  # children that hold blocks of their own
 
     @register_to_config
+    @within_ranges
     def __init__(
         self,
-        sample_size: int = 128,  # intended height and width of the latent; others work
-        in_channels: int = 16,  # latent channels
-        out_channels: int = 16,
-        block_out_channels: tuple[int, ...] = (256, 512, 896),  # width of each stage, high to low resolution
-        transformer_layers: tuple[int, ...] = (1, 2, 4),  # at each position of a stage; 0: no transformer (e)
-        self_attention: tuple[bool, ...] = (False, False, True),  # per stage (b)
-        residual_blocks: tuple[bool, ...] = (False, True, True),  # per stage (e)
-        layers_per_block: int = 2,  # positions per stage going down; one more going up
-        cross_attention_dim: int = 2304,  # width of the text states
+        sample_size: Side = 128,  # intended height and width of the latent; others work
+        in_channels: Width = 16,  # latent channels
+        out_channels: Width = 16,
+        block_out_channels: Widths = (256, 512, 896),  # width of each stage, high to low resolution
+        transformer_layers: StageLayers = (1, 2, 4),  # at each position of a stage; 0: no transformer (e)
+        self_attention: Flags = (False, False, True),  # per stage (b)
+        residual_blocks: Flags = (False, True, True),  # per stage (e)
+        layers_per_block: Positions = 2,  # positions per stage going down; one more going up
+        cross_attention_dim: Width = 2304,  # width of the text states
         # Width of the CLIPs' pooled vector, added to the time embedding (2048 in Stable Diffusion 3); None: not used.
         # The paper does not mention it.
-        pooled_projection_dim: int | None = None,
-        attention_head_dim: int = 64,  # width of a head
-        ffn_ratio: int = 3,  # hidden width of the FFN over its width, before gating (d)
+        pooled_projection_dim: Width | None = None,
+        attention_head_dim: Width = 64,  # width of a head
+        ffn_ratio: Ratio = 3,  # hidden width of the FFN over its width, before gating (d)
         separable: bool = True,  # every 3x3 convolution (c)
-        expansion: int | None = 2,  # hidden width of a residual block over its input width; None: the output's (c)
+        expansion: Ratio | None = 2,  # hidden width of a residual block over its input width; None: the output's (c)
         multi_query: bool = True,  # one key and value head for all query heads (e')
         qk_norm: bool = True,  # RMS-normalised queries and keys (f)
         rotary: bool = True,  # 2D RoPE in self-attention (f)
         positions: bool = False,  # sinusoidal embeddings in every transformer: not in the paper, for the preset `mini`
-        skip_spread: float | None = None,  # see `linear_velocity`: not in the paper, for the preset `mini`
-        time_embedding_dim: int = 512,
-        norm_num_groups: int = 32,
+        skip_spread: Positive | None = None,  # see `linear_velocity`: not in the paper, for the preset `mini`
+        time_embedding_dim: Width = 512,
+        norm_num_groups: Width = 32,
     ):
         super().__init__()
         stages = len(block_out_channels)

@@ -6,7 +6,6 @@ model, so here a missing, unexpected or misshapen weight is a one-line error tha
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snapgen.files import read_json
 from snapgen.messages import one_line
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import check_text_encoders
@@ -63,7 +63,8 @@ def load_pipeline(model: str, text_encoders: Sequence[str] | None = None) -> Sna
         pipeline = _load_folder(Path(model), text_encoders)
     else:
         try:
-            folder = SnapGenPipeline.download(model, **dict.fromkeys(_omitted(text_encoders)))
+            omitted = dict.fromkeys(_omitted(text_encoders))
+            folder = SnapGenPipeline.download(model, use_safetensors=True, trust_remote_code=False, **omitted)
         except (OSError, ValueError, RuntimeError) as error:
             reason = "is not a folder here, and the hub does not provide it: check the name and the network"
             raise ValueError(f"'{model}' {reason}") from error
@@ -75,30 +76,33 @@ def load_pipeline(model: str, text_encoders: Sequence[str] | None = None) -> Sna
 def load_autoencoder(model: str) -> torch.nn.Module:
     """The autoencoder in the folder `model`, of this package or of diffusers, in fp32, on the GPU if there is one."""
     from snapgen.machine.device import default_device
+    from snapgen.pipeline.classes import AUTOENCODERS
 
     folder = Path(model)
-    try:
-        name = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{folder / 'config.json'} names no _class_name: an autoencoder's folder is expected"
-        ) from None
+    name = str(read_json(folder / "config.json").get("_class_name"))
     library = "snapgen.models.autoencoder" if name == "SnapGenAutoencoder" else "diffusers"
+    if f"{library}.{name}" not in AUTOENCODERS:
+        listed = ", ".join(sorted(AUTOENCODERS))
+        raise ValueError(f"{folder / 'config.json'} describes a {name[:100]}, expected one of {listed}")
     network: torch.nn.Module = _load_part(folder, library, name)
-    if not (hasattr(network, "encode") and hasattr(network, "decode")):
-        raise ValueError(f"{folder} holds a {name}: an autoencoder is expected")
     return network.to(default_device()).eval()
 
 
 def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
     """Load the adapters in `folder` into `pipeline`; ValueError if there are none or they are for another network."""
+    from snapgen.weights import check_files, check_healthy
+
     if find_spec("peft") is None:
         raise ValueError("--lora needs peft: pip install 'snapgen[train]'")
     if not (folder / ADAPTERS).is_file():
         raise ValueError(f"--lora {folder}: expected a folder with {ADAPTERS}, as `snapgen train` writes it")
     try:
+        check_files(folder)
         # Not load_lora_weights, which warns that the text encoder (frozen here) has no adapters.
-        state, alphas, metadata = pipeline.lora_state_dict(folder, weight_name=ADAPTERS, return_lora_metadata=True)
+        state, alphas, metadata = pipeline.lora_state_dict(
+            folder, weight_name=ADAPTERS, return_lora_metadata=True, use_safetensors=True
+        )
+        check_healthy(state, "they")
         pipeline.load_lora_into_unet(state, alphas, pipeline.unet, metadata=metadata, _pipeline=pipeline)
     except Exception as error:  # diffusers, peft and safetensors each raise their own types
         raise ValueError(f"--lora {folder} does not fit the model: {one_line(error, 300)}") from error
@@ -113,43 +117,39 @@ def _omitted(text_encoders: Sequence[str] | None) -> list[str]:
 
 
 def _load_folder(folder: Path, text_encoders: Sequence[str] | None = None) -> SnapGenPipeline:
+    from snapgen.pipeline.classes import SNAPGEN_PARTS, check_index
     from snapgen.pipeline.text_to_image import SnapGenPipeline
-    from snapgen.text.join import TEXT_ENCODERS
+    from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
+    from snapgen.text.load import check_vocabulary
 
     index = folder / INDEX
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-        name = entries["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is damaged or describes no pipeline: {error!r}") from error
-    if name != SnapGenPipeline.__name__:
-        raise ValueError(f"{index} describes a {name}, expected a {SnapGenPipeline.__name__}")
-    present = {part: entry for part, entry in entries.items() if isinstance(entry, list) and entry[0] is not None}
+    entries = read_json(index)
+    check_index(entries, str(index), SNAPGEN_PARTS, SnapGenPipeline.__name__)
+    present = {part: entry for part, entry in entries.items() if isinstance(entry, list) and entry != [None, None]}
     check_text_encoders(text_encoders, {part: entry[1] for part, entry in present.items() if part in TEXT_ENCODERS})
     omitted = _omitted(text_encoders)
-    parts = dict.fromkeys(omitted) | {
+    parts: dict[str, Any] = dict.fromkeys(omitted) | {
         part: _load_part(folder / part, *entry) for part, entry in present.items() if part not in omitted
     }
+    for name in TEXT_ENCODERS:
+        if parts.get(name) is not None and parts.get(tokenizer_of(name)) is not None:
+            check_vocabulary(parts[name], parts[tokenizer_of(name)], str(folder / tokenizer_of(name)))
     try:
-        return SnapGenPipeline.from_pretrained(folder, **parts)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} does not fit a {name}: {error}") from error
+        return SnapGenPipeline.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **parts)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{index} does not fit a {SnapGenPipeline.__name__}: {error}") from error
 
 
 def _load_part(folder: Path, library: str, class_name: str) -> Any:
-    """The network or tokenizer in `folder`, with exactly its own weights."""
+    """The network or tokenizer in `folder`, with exactly its own weights; `check_index` knows its class."""
     import torch
 
-    from snapgen.weights import load_network, load_pretrained
+    from snapgen.text.load import load_tokenizer
+    from snapgen.weights import load_network
 
-    if library not in ("diffusers", "transformers") and not library.startswith("snapgen."):
-        raise ValueError(f"{folder} is a {library}.{class_name}, which this package does not load")
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing")
-    try:
-        part_type = getattr(import_module(library), class_name)
-    except AttributeError:
-        raise ValueError(f"{folder} is a {library}.{class_name}, which does not exist") from None
-    if issubclass(part_type, torch.nn.Module):
+    part_type = getattr(import_module(library), class_name, None)
+    if isinstance(part_type, type) and issubclass(part_type, torch.nn.Module):
         return load_network(part_type, str(folder), dtype=torch.float32)
-    return load_pretrained(part_type.from_pretrained, str(folder))
+    return load_tokenizer(class_name, str(folder))

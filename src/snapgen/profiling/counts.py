@@ -6,12 +6,12 @@ inside attention: only if they are included does rung (b) save 17 %. They are al
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from snapgen.files import read_json
 from snapgen.machine.counting import Counts, count
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.presets import AUTOENCODERS, RUNG_CHANGES, UNETS
@@ -86,8 +86,4 @@ def configurations(name: str) -> tuple[dict[str, Any] | None, dict[str, Any] | N
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {key: value for key, value in entries.items() if not key.startswith("_")}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    return {key: value for key, value in read_json(path).items() if not key.startswith("_")}

@@ -7,15 +7,31 @@ import os
 import shutil
 import tarfile
 import tempfile
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import IO, Annotated
 
-from snapgen.files import atomic_folder, manifest, sha256, write_text
-from snapgen.messages import Notify
+from pydantic import Field, ValidationError
+
+from snapgen.config import Settings
+from snapgen.files import JSON_LIMIT, UNREADABLE_TAR, atomic_folder, manifest, read_whole, sha256, write_text
+from snapgen.messages import Notify, first_mistake, one_line
 from snapgen.reproduce.plan import Plan, alone, read_plan
 from snapgen.train.state import newest_checkpoint
 
+MOST_COPIES = 32  # unpacked over packed size: equal files are stored once
 PART = 16 * 2**20  # bytes, maximum size of an exported file
+
+
+class Manifest(Settings):
+    """The content of manifest.json: the parts of the tar and their SHA-256."""
+
+    files: dict[
+        Annotated[str, Field(pattern=r"^state\.tar\.\d{4,}$")], Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    ] = Field(min_length=1)
+
+
+class ArchiveError(ValueError):
+    """A tar that holds what no export writes."""
 
 
 def export(folder: Path, target: Path, warn: Notify) -> list[Path]:
@@ -70,10 +86,11 @@ def unpack(source: Path, folder: Path) -> None:
     if folder.exists():
         raise ValueError(f"{folder} is there already: give another --out")
     try:
-        expected: dict[str, str] = json.loads((source / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--import {source}: manifest.json is missing or damaged: {error!r}") from None
-    found = manifest(source)
+        expected = Manifest.model_validate_json(read_whole(source / "manifest.json", JSON_LIMIT)).files
+    except (OSError, ValueError) as error:
+        reason = first_mistake(error) if isinstance(error, ValidationError) else one_line(error)
+        raise ValueError(f"--import {source}: manifest.json is missing or damaged: {reason}") from None
+    found = {name: sha256(source / name) for name in expected if (source / name).is_file()}
     for name, digest in sorted(expected.items()):
         if found.get(name) != digest:
             raise ValueError(f"--import {source}: {name} is {'damaged' if name in found else 'missing'}; copy it again")
@@ -81,20 +98,44 @@ def unpack(source: Path, folder: Path) -> None:
         for name in sorted(expected):
             with (source / name).open("rb") as part:
                 shutil.copyfileobj(part, whole)
+        size = whole.tell()
         whole.seek(0)
-        with tarfile.open(fileobj=whole) as tar:
-            extract(tar, temporary)
+        try:
+            with tarfile.open(fileobj=whole, mode="r:") as tar:
+                extract(tar, temporary, MOST_COPIES * size)
+        except ArchiveError:
+            raise
+        except UNREADABLE_TAR as error:
+            reason = one_line(error, 200) or type(error).__name__
+            raise ValueError(f"--import {source}: its tar cannot be unpacked: {reason}") from None
 
 
-def extract(tar: tarfile.TarFile, folder: Path) -> None:
-    """Extracts files into `folder` and nowhere else, which `extractall` can do only since Python 3.11.4."""
+def extract(tar: tarfile.TarFile, folder: Path, most: int) -> None:
+    """Extracts files of at most `most` bytes into `folder` and nowhere else; ArchiveError for anything else.
+
+    `extractall` has such a filter only since Python 3.11.4.
+    """
+    names: set[Path] = set()
     for member in tar:
         path = Path(member.name)
-        content = tar.extractfile(member) if member.isreg() or member.islnk() else None
-        if content is None or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"--import: {member.name} is not a file inside the exported folder")
+        whole = member.isreg() and not member.issparse() and member.size >= 0  # a sparse one fills the disk with zeros
+        same = member.islnk() and Path(member.linkname) in names
+        if not (whole or same) or path in names or not is_plain(member.name):
+            raise ArchiveError(f"--import: {one_line(member.name, 100)} is not a file inside the exported folder")
+        names.add(path)
+        content = tar.extractfile(member)
+        assert content is not None
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with content, target.open("wb") as file:
             shutil.copyfileobj(content, file)
+            most -= file.tell()
+        if most < 0:
+            raise ArchiveError(f"--import: the copies in the tar are more than {MOST_COPIES} times its size")
         os.utime(target, (member.mtime, member.mtime))
+
+
+def is_plain(name: str) -> bool:
+    """Whether `name` is a relative path downwards, as `pack` writes it."""
+    path = PurePosixPath(name)
+    return name == path.as_posix() and name != "." and not path.is_absolute() and ".." not in path.parts

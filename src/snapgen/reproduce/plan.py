@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
 from snapgen.config import Recipe, Settings, read_recipe, to_yaml
-from snapgen.files import atomic_folder, write_text
+from snapgen.files import JSON_LIMIT, atomic_folder, read_whole, write_text
 from snapgen.machine.device import default_device, device_name
-from snapgen.messages import one_line
+from snapgen.messages import first_mistake, one_line
 from snapgen.train.stages import load_recipe
 
 SHARES = {  # of the time, relative to each other, in the order of training
@@ -46,6 +47,10 @@ CHOSEN = (  # recipe settings that the plan and the order of the stages decide
 )
 
 
+StageName = Annotated[str, Field(pattern=f"^({'|'.join(SHARES)})$")]
+PartName = Annotated[str, Field(pattern=f"^({'|'.join([*SHARES, 'evaluation'])})$")]
+
+
 class StagePlan(Settings):
     """How long a stage is trained, and the measurements behind that."""
 
@@ -71,17 +76,17 @@ class Plan(Settings):
 
     name: str  # of the recipes
     minutes: float = Field(gt=0)
-    stages: tuple[str, ...]
+    stages: tuple[StageName, ...]
     initial: str | None = None  # the model whose UNet `flow` continues from, with its autoencoder and text encoder
     given: dict[str, str] = {}  # model folders by stage (of KEPT), used instead of training the stage
     # Prompts per category of the scenes suite; fid and psnr take five times as many. None: as many as the time left
     # allows. If set, the evaluation takes the time that it needs, on top of the minutes.
     count: int | None = Field(default=None, ge=2)
     overrides: tuple[str, ...] = ()  # "stage.key=value", or "all.key=value" for every stage
-    chosen: dict[str, StagePlan] = {}
-    finished: tuple[str, ...] = ()
+    chosen: dict[StageName, StagePlan] = {}
+    finished: tuple[StageName, ...] = ()
     spent: dict[str, float] = {}  # seconds, per stage and for "evaluation"
-    running: tuple[str, float] | None = None  # the part in progress, and when it began, in seconds since 1970
+    running: tuple[PartName, float] | None = None  # the part in progress, and when it began, in seconds since 1970
 
     @property
     def command(self) -> str:
@@ -151,9 +156,10 @@ def start(folder: Path, recipes: Path, plan: Plan) -> None:
 def read_plan(folder: Path) -> Plan:
     """The plan in `folder`; ValueError if there is none."""
     try:
-        return Plan.model_validate_json((folder / "plan.json").read_text())
-    except (OSError, ValidationError) as error:
-        raise ValueError(f"{folder} holds no reproduction to continue: {one_line(error)}") from None
+        return Plan.model_validate_json(read_whole(folder / "plan.json", JSON_LIMIT))
+    except (OSError, ValueError) as error:
+        reason = first_mistake(error) if isinstance(error, ValidationError) else one_line(error)
+        raise ValueError(f"{folder} holds no reproduction to continue: {reason}") from None
 
 
 def write_plan(plan: Plan, folder: Path) -> None:

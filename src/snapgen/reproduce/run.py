@@ -11,7 +11,6 @@ It trains with the training loop and scores with the evaluation suites. One fold
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import statistics
@@ -25,8 +24,10 @@ import torch
 
 from snapgen.config import Recipe
 from snapgen.evaluation import EvaluationSettings, load_suite
+from snapgen.files import read_json
 from snapgen.machine.device import default_device, device_name
 from snapgen.messages import Notify
+from snapgen.pipeline.load import load_pipeline
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.reproduce.plan import Cost, Plan, StagePlan, alone, fit_steps, read_plan, stage_recipe, write_plan
 from snapgen.reproduce.report import (
@@ -138,8 +139,7 @@ class Reproduction:
         pipelines = {}
         for stage in STUDENTS:
             if stage in self.plan.stages:
-                pipelines[stage] = SnapGenPipeline.from_pretrained(Path(stage) / "model").to(default_device())
-                pipelines[stage].set_progress_bar_config(disable=True)
+                pipelines[stage] = load_pipeline(str(Path(stage) / "model"))
         count, nouns = self._settle_count(pipelines.values()), scenes_of(self._recipe("flow")).nouns
         models = []
         for stage, pipeline in pipelines.items():
@@ -166,8 +166,7 @@ class Reproduction:
         folder = Path("evaluation") / model / name
         if not (folder / "report.json").exists():  # it is written last
             load_suite(name)(pipeline, settings, folder, self.progress)
-        report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-        return report
+        return read_json(folder / "report.json")
 
     # The plan and the time spent
 

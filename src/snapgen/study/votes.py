@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from snapgen.config import Settings
 from snapgen.evaluation.statistics import krippendorff_alpha, two_way_bootstrap, wilson
+from snapgen.files import JSON_LIMIT, read_whole
 from snapgen.messages import between, markdown_table
 
 PAGE, KEY = "study.html", "key.json"  # in a study's folder
@@ -70,7 +71,7 @@ FileType = TypeVar("FileType", Key, Votes)
 def read_json(file_type: type[FileType], path: Path) -> FileType:
     """The content of the JSON file `path`; ValueError naming the first mistake in it."""
     try:
-        return file_type.model_validate_json(path.read_bytes())
+        return file_type.model_validate_json(read_whole(path, JSON_LIMIT))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,33 @@ from typing import Any
 import torch
 import transformers
 
+from snapgen.messages import one_line
 from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
-from snapgen.weights import load_network, load_pretrained
+from snapgen.weights import load_config, load_network, load_pretrained
 
 # Models with a second half that is not needed and would waste memory or ask for inputs: load their text half alone.
 TEXT_HALVES = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
+
+# The text models that a pipeline may name; whatever is not listed is refused, whoever names it.
+TEXT_MODELS = frozenset(TEXT_HALVES.values()) | {
+    "BertModel",
+    "CLIPTextModelWithProjection",
+    "DebertaV2Model",
+    "Gemma2Model",
+    "Gemma3TextModel",
+    "GemmaModel",
+    "LlamaModel",
+    "MistralModel",
+    "ModernBertModel",
+    "Phi3Model",
+    "Qwen2Model",
+    "Qwen3Model",
+    "RobertaModel",
+    "SiglipTextModel",
+    "XLMRobertaModel",
+}
+
+FEW_TOKENS = 64  # room for the special tokens of any tokenizer
 
 
 def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
@@ -28,8 +51,37 @@ def load_text_encoders(sources: Sequence[str], dtype: torch.dtype) -> dict[str, 
     components = {}
     for name, (model, tokenizer) in zip(TEXT_ENCODERS, places, strict=False):
         components[name] = _load_model(model, dtype)
-        components[tokenizer_of(name)] = load_pretrained(transformers.AutoTokenizer.from_pretrained, tokenizer)
+        components[tokenizer_of(name)] = load_tokenizer("AutoTokenizer", tokenizer)
+        check_vocabulary(components[name], components[tokenizer_of(name)], tokenizer)
     return components
+
+
+def load_tokenizer(class_name: str, place: str) -> Any:
+    """The tokenizer in the folder or hub name `place`, one that needs nothing but data; otherwise ValueError."""
+    kind: Any = getattr(transformers, class_name, None)
+    if not hasattr(kind, "from_pretrained"):
+        raise ValueError(f"{place} is a transformers.{class_name}, which is no tokenizer")
+    tokenizer = load_pretrained(kind.from_pretrained, place)
+    if not isinstance(tokenizer, transformers.TokenizersBackend):
+        raise ValueError(f"{place} is a {type(tokenizer).__name__}: a tokenizer of the library tokenizers is expected")
+    length = tokenizer.model_max_length
+    if not isinstance(length, int) or length < 1 or isinstance(length, bool):
+        raise ValueError(f"{place}: model_max_length is {reprlib.repr(length)}, expected a number of tokens")
+    return tokenizer
+
+
+def check_vocabulary(model: Any, tokenizer: Any, place: str) -> None:
+    """ValueError if the tokenizer in `place` cannot pad, or writes tokens that the text model does not know."""
+    known, length = model.get_input_embeddings().num_embeddings, min(tokenizer.model_max_length, FEW_TOKENS)
+    try:
+        ids = tokenizer("a", padding="max_length", truncation=True, max_length=length)["input_ids"]
+    except Exception as error:  # of the library's Rust and Python halves
+        raise ValueError(f"{place} does not work: {one_line(error, 200)}") from error
+    if len(ids) != length:
+        raise ValueError(f"{place} makes {len(ids)} tokens of one letter where {length} are asked for")
+    largest = max(0, *tokenizer.get_vocab().values(), *ids)
+    if largest >= known:
+        raise ValueError(f"{place} writes token {largest}, but {type(model).__name__} knows only {known} tokens")
 
 
 def _places(source: str) -> list[tuple[str, str]]:
@@ -40,11 +92,13 @@ def _places(source: str) -> list[tuple[str, str]]:
 
 
 def _load_model(place: str, dtype: torch.dtype) -> torch.nn.Module:
-    kind = load_pretrained(transformers.AutoConfig.from_pretrained, place).model_type
+    kind = str(load_config(transformers.AutoModel, place).get("model_type"))
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # transformers lists the other half's tensors
     try:
         model = load_network(getattr(transformers, TEXT_HALVES.get(kind, "AutoModel")), place, dtype=dtype)
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+    if type(model).__name__ not in TEXT_MODELS:
+        raise ValueError(f"{place} is a {type(model).__name__}: one of {', '.join(sorted(TEXT_MODELS))} is expected")
     return model.eval().requires_grad_(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from snapgen.config import Recipe
 from snapgen.data.latents import pictures_at_once
+from snapgen.files import read_json
 from snapgen.machine.counting import count, peak_bytes
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.denoiser import Denoiser, network_class, text_width
@@ -20,10 +20,12 @@ from snapgen.models.presets import AUTOENCODER_OF, TEACHER_OF, create_autoencode
 from snapgen.models.teacher import TeacherTransformer
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
 from snapgen.train.latent_recipe import LatentRecipe
+from snapgen.weights import load_config
 
 FP32, BF16 = 4, 2  # bytes
 LATENT_FACTOR = 8  # pixels per latent position, along each side
 CLIP_TOKENS, T5_TOKENS = 77, 256
+MOST_TOKENS = 2**16  # of a tokenizer with a limit: without one, transformers writes a number of 31 digits
 UNTRAINED_TOKENS = 32  # for a text encoder that is not trained yet: as many as the miniature's has
 
 
@@ -210,10 +212,10 @@ def text_tokens(recipe: LatentRecipe) -> int:
 def _own_tokens(folder: Path) -> int:
     """The maximum length of the tokenizer in `folder`, a pipeline's or a text stage's."""
     try:
-        settings = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return int(settings["model_max_length"])
-    except (OSError, ValueError, KeyError):
+        length = read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
+    except (OSError, ValueError):
         return UNTRAINED_TOKENS
+    return length if isinstance(length, int) and 0 < length <= MOST_TOKENS else UNTRAINED_TOKENS
 
 
 def autoencoder_of(recipe: LatentRecipe) -> SnapGenAutoencoder:
@@ -221,7 +223,9 @@ def autoencoder_of(recipe: LatentRecipe) -> SnapGenAutoencoder:
     folder = bundled_folder() / "vae" if str(recipe.autoencoder) in BUNDLED else recipe.autoencoder
     with torch.device("meta"):
         if (folder / "config.json").is_file():
-            return cast(SnapGenAutoencoder, SnapGenAutoencoder.from_config(SnapGenAutoencoder.load_config(folder)))
+            return cast(
+                SnapGenAutoencoder, SnapGenAutoencoder.from_config(load_config(SnapGenAutoencoder, str(folder)))
+            )
         return create_autoencoder(AUTOENCODER_OF.get(recipe.model, "decoder"))
 
 
@@ -248,6 +252,6 @@ def _teacher_network(name: str, preset: str | None, model: str) -> Denoiser:
     config = Path(name) / "unet" / "config.json"
     if preset is None and name not in PUBLISHED_TEACHERS and name not in BUNDLED and config.is_file():
         kind = network_class(config)
-        return cast(Denoiser, kind.from_config(kind.load_config(config.parent)))
+        return cast(Denoiser, kind.from_config(load_config(kind, str(config.parent))))
     known = PUBLISHED_TEACHERS | dict.fromkeys(BUNDLED, "mini")
     return create_denoiser(preset or known.get(name) or TEACHER_OF.get(model, "mini-teacher"))

@@ -32,8 +32,8 @@ class Guard:
         return {name: value for name, value in vars(self).items() if name != "settings"}
 
     def load(self, state: Mapping[str, float]) -> None:
-        """Continues from another guard's `state`."""
-        vars(self).update(state)
+        """Continues from another guard's `state`; KeyError if a number is missing."""
+        vars(self).update({name: state[name] for name in self.state()})
 
     def objection(self, metrics: Mapping[str, float]) -> str | None:
         """Why a step with these metrics must not reach the weights; None if it may."""

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from snapgen.config import TrainSettings
-from snapgen.files import atomic_file
+from snapgen.files import atomic_file, parse_json
 from snapgen.pictures import save_png
 
 Item = TypeVar("Item")
@@ -146,13 +146,19 @@ class Report:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, none if it does not exist; a last line that a kill cut off is skipped."""
+    """The lines of a metrics.jsonl, none if it does not exist; a last line that a kill cut off is skipped.
+
+    Whatever follows a damaged line is skipped with it.
+    """
     lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = parse_json(text)
+        except ValueError:
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        lines.append(line)
     return lines
 
 

@@ -16,10 +16,11 @@ from typing import Any, Generic
 
 import torch
 from diffusers.training_utils import EMAModel
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from snapgen.config import RecipeError, TrainSettings
-from snapgen.files import atomic_folder, manifest
+from snapgen.files import atomic_folder, manifest, read_json
 from snapgen.messages import Notify
 from snapgen.train.distribution import copy_whole, filled, gather, is_first_process, local, sharded_like
 from snapgen.train.guard import Guard
@@ -47,6 +48,17 @@ class Checkpoint:
     step: int  # optimiser steps done
     recipe: dict[str, Any]
     guard: dict[str, float]
+
+
+class StateFile(BaseModel):
+    """The part of a checkpoint's state.json that is read back."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: int = Field(ge=0)
+    files: dict[str, str]  # the SHA-256 of every other file
+    recipe: dict[str, Any]
+    guard: dict[str, int | float]
 
 
 @dataclass(frozen=True)
@@ -159,11 +171,11 @@ def newest_checkpoint(run: Path, warn: Notify) -> Checkpoint | None:
     """The newest complete checkpoint, if any; each newer, damaged one is reported to `warn`."""
     for folder in reversed(checkpoint_folders(run)):
         try:
-            content = json.loads((folder / "state.json").read_text())
-            checkpoint = Checkpoint(folder, int(content["step"]), content["recipe"], content["guard"])
+            content = StateFile.model_validate(read_json(folder / "state.json"))
+            checkpoint = Checkpoint(folder, content.step, content.recipe, content.guard)
             found = {name: digest for name, digest in manifest(folder).items() if name != "state.json"}
-            damaged = sorted(set(content["files"].items()) ^ set(found.items()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            damaged = sorted(set(content.files.items()) ^ set(found.items()))
+        except (OSError, ValueError):
             damaged = [("state.json", "")]
         if not damaged:
             return checkpoint

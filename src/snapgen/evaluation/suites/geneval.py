@@ -36,7 +36,7 @@ from snapgen.evaluation.networks import CLIP, Clip, find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import effective_tally, interval_of_mean, wilson
-from snapgen.files import fingerprint, write_text
+from snapgen.files import TEXT_LIMIT, fingerprint, parse_json, read_whole, write_text
 from snapgen.messages import Notify
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
@@ -117,7 +117,7 @@ def evaluate_geneval(
 def read_metadata(path: Path) -> list[dict[str, Any]]:
     """The benchmark's prompts; ValueError unless the file holds exactly these."""
     try:
-        prompts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [parse_json(line) for line in read_whole(path, TEXT_LIMIT).decode().splitlines() if line.strip()]
     except (UnicodeDecodeError, ValueError):
         raise ValueError(f"{path} is no file of JSON lines: GenEval's evaluation_metadata.jsonl is expected") from None
     if len(prompts) != PROMPTS:

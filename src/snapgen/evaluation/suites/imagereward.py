@@ -28,6 +28,7 @@ from snapgen.evaluation.prompts import score_prompts, some_prompts
 from snapgen.files import sha256
 from snapgen.messages import Notify, one_line
 from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.weights import check_healthy, load_pretrained
 
 FILE, VOCABULARY = "ImageReward.pt", "vocab.txt"
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the training rewards; published
@@ -132,7 +133,8 @@ def load_imagereward(
         network.load_state_dict(rename(state))
     except Exception as error:  # unpickling and torch raise their own types
         raise ValueError(f"{folder / FILE} does not fit: {one_line(error, 300)}") from None
-    tokenizer = BertTokenizer.from_pretrained(folder)
+    check_healthy(dict(network.named_parameters()), str(folder / FILE))
+    tokenizer = load_pretrained(BertTokenizer.from_pretrained, str(folder))
 
     @torch.no_grad()
     def judge(prompt: str, picture: Image.Image) -> float:

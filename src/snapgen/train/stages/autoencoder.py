@@ -35,7 +35,7 @@ from snapgen.pictures import contact_sheet, random_crop, to_tensor, to_uint8
 from snapgen.train.cost import FP32, Cost, compute_dtype
 from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
-from snapgen.weights import load_file, load_network
+from snapgen.weights import check_healthy, load_config, load_file, load_network
 
 VALIDATION_COUNT = 64  # pictures, from the end of the source
 NARROW = -6.0  # log-variance of a fresh encoder's posterior
@@ -298,12 +298,13 @@ def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
     name = folder_or_hub_name("encoder", name)
     subfolder = "vae" if not Path(name).is_dir() or (Path(name) / "vae").is_dir() else None
     try:
-        config = AutoencoderKL.load_config(name, subfolder=subfolder)
-        if config["_class_name"] == SnapGenAutoencoder.__name__:
+        config = load_config(AutoencoderKL, name, subfolder)
+        if config.get("_class_name") == SnapGenAutoencoder.__name__:
             tensors = load_file(Path(name, subfolder or "", SAFETENSORS_WEIGHTS_NAME))
             encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key.startswith(ENCODER)}
+            check_healthy(encoder, name)
         else:
-            source = AutoencoderKL.from_pretrained(name, subfolder=subfolder, dtype=torch.float32)
+            source = load_network(AutoencoderKL, name, subfolder=subfolder, dtype=torch.float32)
             encoder, config = source.encoder.state_dict(), source.config
         autoencoder.encoder.load_state_dict(encoder)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor
 
-from snapgen.config import RecipeError
+from snapgen.config import RecipeError, Settings
 from snapgen.data.latents import StoredLatents
 from snapgen.data.rows import CacheFiles, Rows
-from snapgen.files import atomic_file, sha256, short_fingerprint
-from snapgen.messages import Progress
+from snapgen.files import atomic_file, read_json, sha256, short_fingerprint
+from snapgen.messages import Progress, first_mistake
 from snapgen.train.stage import Context
 from snapgen.train.teachers.teacher import NetworkTeacher, SharedTextTeacher, Teacher
 from snapgen.weights import load_file, save_file_atomic
@@ -31,6 +32,13 @@ LAST = -1  # the teacher's block whose features are matched (Eq. 5)
 SHARD = 256  # samples per file; with SD3.5-Large's features at 1024 px a file has 5.2 GB
 VELOCITY, FEATURES = "teacher_velocity", "teacher_features"  # in a batch and in files: B C H W and B D h w
 SAMPLES = "samples"  # in files: a key of what each row was computed for, B
+
+
+class Description(Settings):
+    """The content of targets.json."""
+
+    accepted: dict[str, list[Any]]  # the values that fit each key of what is asked for; none: all fit
+    feature_width: int = Field(gt=0)
 
 
 class StoredTeacher(Teacher):
@@ -120,7 +128,7 @@ class TargetCache:
             if any(self.folder.glob("*.safetensors")):
                 raise RecipeError(f"target_cache: {self.folder} holds files of something else: name another folder")
             return
-        accepted = self._describe()["accepted"]
+        accepted = self._describe().accepted
         changed = [
             f"{key} ({', '.join(map(str, accepted[key]))} -> {value})"
             for key, value in asked.items()
@@ -143,21 +151,24 @@ class TargetCache:
             with atomic_file(self._description) as temporary:
                 temporary.write_text(json.dumps({"accepted": accepted, "feature_width": width}, indent=1))
 
-    def _describe(self) -> Any:
+    def _describe(self) -> Description:
         try:
-            return json.loads(self._description.read_text())
+            return Description.model_validate(read_json(self._description))
+        except ValidationError as error:
+            mistake = first_mistake(error)
+            raise RecipeError(f"target_cache: {self._description} is damaged: {mistake}; name another folder") from None
         except ValueError as error:
-            raise RecipeError(f"target_cache: {self._description} is damaged: {error}; name another folder") from None
+            raise RecipeError(f"target_cache: {error}; name another folder") from None
 
     @property
     def width(self) -> int:
         """Channels of the teacher's features."""
-        return int(self._describe()["feature_width"])
+        return self._describe().feature_width
 
     @property
     def keeps_features(self) -> bool:
         """Whether features are stored."""
-        return True in self._describe()["accepted"]["features"]
+        return True in self._describe().accepted["features"]
 
     def incomplete(self, rank: int, world: int) -> bool:
         """Whether process `rank` of `world` has anything to build."""

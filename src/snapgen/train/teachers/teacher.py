@@ -23,8 +23,9 @@ from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
 from snapgen.models.denoiser import Denoiser, feature_widths, pooled_width, text_width
 from snapgen.models.teacher import TeacherTransformer
 from snapgen.models.unet import SnapGenUNet
+from snapgen.pipeline.classes import STABLE_DIFFUSION_PARTS, check_index
 from snapgen.text.join import JointTextEncoder
-from snapgen.weights import load_network, load_pretrained
+from snapgen.weights import check_healthy, load_network, load_pretrained
 
 NETWORKS = {  # class in a pipeline's index -> class that it is loaded as
     SD3Transformer2DModel.__name__: TeacherTransformer,
@@ -165,9 +166,11 @@ def load_teacher(
     on latents other than that autoencoder's.
     """
     index = load_pretrained(DiffusionPipeline.load_config, source)
-    published = index["_class_name"] == StableDiffusion3Pipeline.__name__
+    published = index.get("_class_name") == StableDiffusion3Pipeline.__name__
     part, autoencoder_type = ("transformer", AutoencoderKL) if published else ("unet", SnapGenAutoencoder)
-    name = index.get(part, [None, None])[1]
+    if published:
+        check_index(index, source, STABLE_DIFFUSION_PARTS, StableDiffusion3Pipeline.__name__)
+    name = (index.get(part) or [None, None])[-1]
     if name not in NETWORKS:
         raise ValueError(f"{part} of {source} is a {name}, expected one of {', '.join(NETWORKS)}")
     check_latents(autoencoder, load_network(autoencoder_type, source, subfolder="vae", dtype=torch.float32), source)
@@ -177,7 +180,11 @@ def load_teacher(
         text.layout.check_columns(index.get("text_layout"))
         return teacher
     parts = {"transformer": network, "vae": None, "scheduler": None}
-    encoders = load_pretrained(StableDiffusion3Pipeline.from_pretrained, source, **parts, dtype=dtype).to(device)
+    load = StableDiffusion3Pipeline.from_pretrained
+    encoders = load_pretrained(load, source, **parts, use_safetensors=True, dtype=dtype).to(device)
+    for name, encoder in encoders.components.items():
+        if isinstance(encoder, torch.nn.Module):
+            check_healthy(dict(encoder.named_parameters()), f"{source}/{name}")
     return StableDiffusionTeacher(network, encoders)
 
 
