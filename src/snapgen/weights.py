@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,19 @@ from snapgen.messages import one_line
 def save_file_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes `tensors` (any device or memory format; no two may share storage) as the safetensors file `path`."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, system_errors():
         safetensors.torch.save_file(contiguous, temporary, metadata=metadata)
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns a failure of safetensors to write, such as on a full disk, into the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load_file(path: Path, device: str = "cpu") -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import snapgen
+from snapgen.cli.generate import BATCH, generate_batch
 from snapgen.cli.main import run
 from snapgen.files import read_prompts
 
@@ -77,6 +80,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a cat", "a dog", "-o", "a.png"], "2 pictures do not fit in one file"),
         (["a cat", "--count", "3", "-o", "a.png"], "3 pictures do not fit in one file"),
         (["a cat", "-o", ""], "--out is empty"),
+        (["a cat", "-o", "-"], "--out -: nothing but names and numbers goes to standard output"),
+        (["a cat", "-o", ".png"], "--out .png has no name before its suffix: name a file such as picture.png"),
+        (["a cat", "-o", "missing/.JPG"], "--out missing/.JPG has no name before its suffix"),
         (["a cat", "-o", "a.gif"], "cannot write .gif pictures"),
         (["a cat", "-o", "missing/a.png"], "there is no folder missing"),
         (["a cat", "-o", "a-file/a.png"], "there is no folder a-file"),
@@ -387,3 +393,45 @@ def test_adapters_change_the_picture(
         error = capsys.readouterr().err
         assert error.startswith("snapgen: error: --lora") and message in error and error.count("\n") == 1
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_names_what_it_has_written(
+    kind: signal.Signals,
+    status: int,
+    options: list[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The signal comes in the second batch; it leaves no half-written file."""
+    batches = []
+
+    def in_the_second(*arguments: Any) -> Any:
+        batches.append(None)
+        if len(batches) == 2:
+            signal.raise_signal(kind)
+        return generate_batch(*arguments)
+
+    monkeypatch.setattr("snapgen.cli.generate.generate_batch", in_the_second)
+    command = ["generate", "a cat", "-o", f"{tmp_path}/", "--count", "9", "--model", str(tiny_model), "--steps", "1"]
+    assert run([*command, *options]) == status
+    out, err = capfd.readouterr()
+    written = sorted(str(path) for path in tmp_path.iterdir())
+    assert len(written) == BATCH
+    assert sorted(p["path"] for p in json.loads(out)["pictures"]) == written if options else out.split() == written
+    message = {130: "interrupted", 143: "stopped by SIGTERM, exit status 143"}[status]
+    assert err == f"snapgen: error: {message}\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_progress_without_a_terminal(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("snapgen.messages.QUIET_SECONDS", 0.0)
+    assert run(["generate", "a cat", "-o", f"{tmp_path}/a.png", "--model", str(tiny_model), "--steps", "2"]) == 0
+    first, second = capfd.readouterr().err.splitlines()
+    assert first.startswith("generating 1/2 steps  ") and second.startswith("generating 2/2 steps  ")
+    assert second.endswith("/s  0:00:00 left")

@@ -87,7 +87,11 @@ def test_loss_falls_and_the_saved_model_is_the_average(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_stopped_and_resumed_equals_uninterrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals, status: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: signal.Signals,
+    status: int,
 ) -> None:
     recipe = make_recipe({"gradient_accumulation": 2, "schedule": "cosine", "warmup_steps": 3}, dropout=0.3)
     train(RegressionStage, recipe, tmp_path / "whole", resume=False)
@@ -97,6 +101,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     with pytest.raises(SystemExit) as stopped:
         train(RegressionStage, recipe, tmp_path / "parts", resume=False)
     assert stopped.value.code == status
+    lines = f"{kind.name}: stopping with a checkpoint after this step, exit status {status}\n"
+    assert f"{lines}stopped after step 8 with a checkpoint; --resume continues\n" in capfd.readouterr().err
     assert signal.getsignal(kind) == before
     assert sorted(path.name for path in (tmp_path / "parts/checkpoints").iterdir())[-1] == "step_00000008"
     monkeypatch.setattr(RegressionStage, "signals", {})
@@ -389,11 +395,14 @@ def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
     try:
-        with pytest.raises(ValueError, match=r"^checkpoint .*step_00000010 could not be written: .*; .*--resume"):
+        with pytest.raises(
+            ValueError, match=r"^checkpoint .*step_00000010 could not be written: .*; .*--resume"
+        ) as full:
             train(RegressionStage, make_recipe(hidden=4000), run, resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
+    assert f"File too large: '{run}/checkpoints/step_00000010/model.safetensors'" in str(full.value)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000005", "step_00000006"]
     train(RegressionStage, make_recipe(hidden=4000), run, resume=True)
 

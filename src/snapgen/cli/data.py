@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from snapgen.cli.options import parse_nouns
+from snapgen.cli.outputs import check_file, check_folder
 from snapgen.cli.progress import show_items
 
 app = typer.Typer(help="Look at training data, pack your own.", no_args_is_help=True)
@@ -35,13 +36,10 @@ def preview(
 
     if split not in ("train", "heldout", "all"):
         raise ValueError(f"--split {split}: expected train, heldout or all")
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out}: expected a name that ends in .png")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: folder {out.parent} does not exist")
+    check_file("--out", out, (".png",))
     settings = SceneSettings(resolution=size, count=count, seed=seed, split=split, nouns=parse_nouns(nouns))  # type: ignore[arg-type]
     source = SceneSource(settings)
-    images = [source.image(i) for i in range(count)]
+    images = [source.image(i) for i in show_items(range(count), "rendering", count)]
     save_png(contact_sheet(images, [source.caption(i, 0) for i in range(count)], columns=8), out)
     typer.echo(out)
 
@@ -62,6 +60,9 @@ def pack(
     from snapgen.data.folder import FolderSettings, FolderSource
     from snapgen.data.shards import write_shards
 
+    check_folder("OUT", out)
+    if out.exists():
+        raise ValueError(f"{out} exists already: name a new folder")
     settings = FolderSettings(source="folder", path=folder, resolution=32, template=template, class_names=class_names)
     for tar in write_shards(FolderSource(settings), out, per_shard, show_items):
         typer.echo(tar)

@@ -104,14 +104,22 @@ def generate(
     if interval is not None and facts["guidance"] == 1:
         warnings.warn("--guidance-interval has no effect: guidance is 1, there is no guidance", stacklevel=1)
     pictures: list[dict[str, Any]] = []
-    with progress_bar("generating", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
-        for start in range(0, len(requests), BATCH):
-            batch = requests[start : start + BATCH]
-            for request, image in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
-                path = destination.file_for(request)
-                picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
-                save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
-                pictures.append({"path": str(path)} | picture)
+    try:
+        with progress_bar("generating", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
+            for start in range(0, len(requests), BATCH):
+                batch = requests[start : start + BATCH]
+                for request, image in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
+                    path = destination.file_for(request)
+                    picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
+                    save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
+                    pictures.append({"path": str(path)} | picture)
+    finally:  # whatever stops the work, the finished pictures are named
+        if pictures:
+            print_pictures(pictures, facts, as_json)
+
+
+def print_pictures(pictures: list[dict[str, Any]], facts: dict[str, Any], as_json: bool) -> None:
+    """Print the file names of `pictures`, or with `as_json` all that is known about them."""
     if as_json:
         typer.echo(json.dumps(facts | {"pictures": pictures}, ensure_ascii=False))
     else:

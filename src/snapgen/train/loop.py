@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -19,7 +20,6 @@ import diffusers
 import torch
 import transformers
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, RecipeType, TrainSettings, complete_recipe, to_yaml
@@ -44,7 +44,7 @@ from snapgen.train.state import (
     newest_checkpoint,
     save_checkpoint,
 )
-from snapgen.weights import provenance
+from snapgen.weights import provenance, system_errors
 
 STOP_SIGNALS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # signal -> exit status after the checkpoint
 REMEDY = "look at the data, or start anew with a lower train.learning_rate"
@@ -104,7 +104,7 @@ def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, ru
                 )
             display.line(f"resuming {run} after step {start}")
         report = stack.enter_context(closing(Report(run, settings, start, display))) if main else None
-        caught = stack.enter_context(stop_signals(insist=accelerator.num_processes == 1))
+        caught = stack.enter_context(stop_signals(insist=accelerator.num_processes == 1, announce=main))
         due = False  # whether a checkpoint is to be written as soon as no step is skipped
 
         # Steps
@@ -267,7 +267,7 @@ def write_checkpoint(run: Path, state: TrainState[ModelType], step: int, content
     """Calls `save_checkpoint`; a full or missing disk becomes a one-line ValueError."""
     try:
         save_checkpoint(run, state, step, content, keep)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ValueError(
             f"checkpoint {run / 'checkpoints' / checkpoint_name(step)} could not be written: {one_line(error)}; "
             "those before it are intact: make room, then continue with --resume"
@@ -331,15 +331,21 @@ def save_model(
     with state.averaged() as averaged:
         if not is_first_process():
             return
-        with atomic_folder(run / "model") as folder:
-            stage.save(averaged, folder)
-            origin = provenance(folder, content, step=content["train"]["steps"])
-            (folder / "provenance.json").write_text(json.dumps(origin, indent=1))
+        try:
+            with atomic_folder(run / "model") as folder, system_errors():
+                stage.save(averaged, folder)
+                origin = provenance(folder, content, step=content["train"]["steps"])
+                (folder / "provenance.json").write_text(json.dumps(origin, indent=1))
+        except OSError as error:
+            raise ValueError(
+                f"the finished model could not be written: {one_line(error)}; "
+                "the last checkpoint is intact: make room, then --resume writes it"
+            ) from error
 
 
 @contextmanager
-def stop_signals(insist: bool) -> Iterator[set[signal.Signals]]:
-    """Collects SIGTERM and Ctrl-C in the set it yields, instead of exiting.
+def stop_signals(insist: bool, announce: bool) -> Iterator[set[signal.Signals]]:
+    """Collects SIGTERM and Ctrl-C in the set it yields, instead of exiting; with `announce`, a line says so.
 
     With `insist`, a second signal of the same kind acts as usual. Under a launcher it must not: the terminal and the
     launcher both pass Ctrl-C on, and the second would interrupt the checkpoint.
@@ -349,6 +355,10 @@ def stop_signals(insist: bool) -> Iterator[set[signal.Signals]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.add(signal.Signals(number))
+        if announce:
+            status = STOP_SIGNALS[signal.Signals(number)]
+            line = f"{signal.Signals(number).name}: stopping with a checkpoint after this step, exit status {status}\n"
+            os.write(2, line.encode())  # standard error; print may be what was interrupted
         if insist:
             signal.signal(number, before[signal.Signals(number)])
 
