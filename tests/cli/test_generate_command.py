@@ -435,3 +435,29 @@ def test_progress_without_a_terminal(
     first, second = capfd.readouterr().err.splitlines()
     assert first.startswith("generating 1/2 steps  ") and second.startswith("generating 2/2 steps  ")
     assert second.endswith("/s  0:00:00 left")
+
+
+def test_words_that_the_model_has_not_learned(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line for all prompts; a model without a list says nothing."""
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
+
+    model = tmp_path / "model"
+    pipeline = SnapGenPipeline.from_pretrained(tiny_model)
+    pipeline.register_to_config(known_words={"nouns": ["cat", "hat"], "other": ["a"]})
+    pipeline.save_pretrained(model)
+    capfd.readouterr()
+    many = " ".join(f"w{chr(97 + index)}" for index in range(12)) + " " + "x" * 99
+    for where, prompts, line in (
+        (model, ["A cat!", "a hat"], ""),
+        (model, ["a penguin, wearing a hat", "penguin"], "has not learned: penguin, wearing; 'snapgen data words "),
+        (model, [many], "has not learned: wa, wb, wc, wd, we, wf, wg, wh, wi, wj and 3 more; 'snapgen data words "),
+        (model, ["x" * 99], f"has not learned: {'x' * 30}; 'snapgen data words "),
+        (tiny_model, ["a penguin"], ""),
+    ):
+        assert run(["generate", *prompts, "-o", f"{tmp_path}/", "--model", str(where), "--steps", "1"]) == 0
+        lines = [
+            found for found in capfd.readouterr().err.splitlines() if "the text encoder reads the first" not in found
+        ]
+        assert lines == ([f"snapgen: warning: {model} {line}{model}' lists what it knows"] if line else [])

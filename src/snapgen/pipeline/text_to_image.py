@@ -34,8 +34,9 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     Diffusion 3 does: CLIPs first, a language model last.
 
     Configuration: the `shift` of the noise levels that the UNet was trained with, the defaults of `guidance_scale` and
-    `num_inference_steps`, the number of tokens from a language model (`language_max_length`), and the instruction
-    before every prompt to it (`language_prefix`).
+    `num_inference_steps`, the number of tokens from a language model (`language_max_length`), the instruction before
+    every prompt to it (`language_prefix`), and the only words that the model has learned, by kind (`known_words`), if
+    they can be listed.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
@@ -57,6 +58,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         default_num_inference_steps: int = 28,
         language_max_length: int = LANGUAGE_MAX_LENGTH,
         language_prefix: str = "",
+        known_words: dict[str, list[str]] | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -75,6 +77,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             default_num_inference_steps=default_num_inference_steps,
             language_max_length=language_max_length,
             language_prefix=language_prefix,
+            known_words=known_words,
         )
         factor = self.vae.spatial_factor if getattr(self, "vae", None) is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
