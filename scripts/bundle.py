@@ -3,11 +3,13 @@
     python scripts/bundle.py runs/mini/flow/model runs/mini/step/model [--autoencoder runs/mini/decoder/model]
     python scripts/bundle.py mini-base runs/mini/step/model    # a new few-step model for the present base
     python scripts/bundle.py --report runs/reproduce/report.json    # the models that `snapgen reproduce` made
+    python scripts/bundle.py --words    # only the words that the present models have learned
 
 Writes src/snapgen/bundled/ in half precision: the folders of the first model, `mini-base`; the UNet of the second,
 `mini`, in few_steps/ (it shares the rest); and `provenance.json` with the recipes and versions of all stages behind
-them. With --report, also copies the report there, fills the marked blocks of the README (a summary of the scores) and
-of the model card (all scores), and regenerates the galleries in docs/.
+them. `model_index.json` lists the words that each model has learned, which follow from its recipe. With --report, also
+copies the report there, fills the marked blocks of the README (a summary of the scores) and of the model card (all
+scores), and regenerates the galleries in docs/.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ from typing import Any
 import torch
 
 from snapgen.evaluation.generation import model_hash
-from snapgen.files import atomic_folder
+from snapgen.files import atomic_folder, write_text
 from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
 from snapgen.pipeline.bundled import BUNDLED as NAMES
 from snapgen.pipeline.text_to_image import SnapGenPipeline
+from snapgen.pipeline.words import KEY
 from snapgen.reproduce.report import Report, card
+from snapgen.train.health import unhealthy
+from snapgen.world.source import SceneSettings
+from snapgen.world.words import words_of_captions
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "src" / "snapgen" / "bundled"
@@ -70,6 +76,24 @@ def stage_provenance(model: Path) -> dict[str, Any]:
     if before in NAMES:
         stages["earlier"] += [next(iter(bundled.values())), *bundled["earlier"]]  # its own stage is the first
     return stages
+
+
+def learned_words(run: dict[str, Any]) -> dict[str, list[str]] | None:
+    """The words in the captions of the scenes of a `run`, given its provenance; None if it saw no scenes."""
+    data = run["recipe"].get("data", {})
+    if data.get("source") != "scenes":
+        return None
+    return words_of_captions(SceneSettings.model_validate_json(json.dumps(data)))
+
+
+def write_words() -> None:
+    """Write the words of the bundled models into their `model_index.json`, and into the card."""
+    provenance = read_provenance(BUNDLED)
+    for folder, run in ((BUNDLED, next(iter(provenance.values()))), (BUNDLED / NAMES["mini"], provenance["step"])):
+        index = folder / "model_index.json"
+        content = json.loads(index.read_text()) | {KEY: learned_words(run)}
+        write_text(json.dumps(content, indent=2, sort_keys=True), index)
+    fill(BUNDLED / "README.md", card(json.loads((BUNDLED / "report.json").read_text())))
 
 
 def place(source: str, model: Path) -> Path:
@@ -180,7 +204,11 @@ def main() -> None:
     parser.add_argument("few_steps", type=Path, nargs="?", help="pipeline folder of a step stage")
     parser.add_argument("--autoencoder", type=Path, help="use this autoencoder (with the same encoder and scale)")
     parser.add_argument("--report", type=Path, help="report.json of `snapgen reproduce`, instead of the two models")
+    parser.add_argument("--words", action="store_true", help="write only the list of the words that they have learned")
     options = parser.parse_args()
+    if options.words:
+        write_words()
+        return
     report: Report | None = None
     if options.report is not None:
         if options.base is not None or options.autoencoder is not None:
@@ -200,6 +228,11 @@ def main() -> None:
         check_same_latents(base.vae, autoencoder, options.autoencoder)
         base.register_modules(vae=autoencoder)
         provenance["decoder"] = read_provenance(options.autoencoder)
+    for pipeline, run in ((base, next(iter(provenance.values()))), (few, provenance["step"])):
+        pipeline.register_to_config(**{KEY: learned_words(run)})
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module) and (found := unhealthy(part.state_dict())):
+                raise SystemExit(f"{name} of {pipeline.config._name_or_path} in half precision: {found}")
     more = {"provenance.json": provenance} | ({} if report is None else {"report.json": report})
     size = write_bundle(base, few, more)
     print(f"{BUNDLED}: {size / 1e6:.1f} MB")

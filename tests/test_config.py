@@ -7,7 +7,8 @@ import pytest
 import yaml
 from support.recipes import RECIPES, recipe_of
 
-from snapgen.config import Loader, Recipe, RecipeError, complete_recipe, parse_recipe, read_recipe, to_yaml
+from snapgen.config import Loader, Recipe, RecipeError, Settings, complete_recipe, parse_recipe, read_recipe, to_yaml
+from snapgen.train.stages import STAGES, load_stage
 
 GOOD = "stage: flow\nseed: 3\ntrain:\n  steps: 10\n  batch_size: 4\n  learning_rate: 1\n  betas: [0.9, 0.95]\n"
 
@@ -283,3 +284,35 @@ def test_the_miniature_has_the_same_prompts_everywhere() -> None:
     assert len(set(prompts.values())) == 1
     assert len(prompts["flow"]) == 24
     assert (prompts["flow"][0], prompts["flow"][-1]) == ("a cat", "")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("mini/flow", "train.learning_rate"),
+        ("mini/flow", "train.weight_decay"),
+        ("mini/flow", "train.skip_factor"),
+        ("mini/flow", "train.gradient_clip"),
+        ("mini/flow", "timesteps.mean"),
+        ("mini/flow", "guidance_scale"),
+        ("mini/flow", "data.mixture.single"),
+        ("mini/step", "adversary.weight"),
+        ("mini/autoencoder", "weights.l1"),
+        ("mini/text", "state_noise"),
+    ],
+)
+def test_every_number_is_finite(recipe: str, key: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{key.split('.')[-1]}.*finite number"):
+        recipe_of(RECIPES / f"{recipe}.yaml", f"{key}={value}")
+
+
+def test_no_setting_escapes_from_the_check_of_its_numbers() -> None:
+    """Each class of settings keeps the configuration of the base class."""
+    for name in STAGES:
+        load_stage(name)
+    classes = [Settings]
+    for kind in classes:
+        classes += kind.__subclasses__()
+    assert len(classes) > 20
+    assert [kind.__name__ for kind in classes if kind.model_config.get("allow_inf_nan", True)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from snapgen.files import (
     atomic_folder,
     fingerprint,
     manifest,
+    naming,
     remove_leftovers,
     sha256,
     short_fingerprint,
@@ -93,3 +95,25 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
     assert len({one, *(fingerprint(*parts) for parts in others)}) == 4
     assert short_fingerprint({"a": 1, "b": [2]}, b"bytes") == one[:12]
     assert fingerprint(b"x") == hashlib.sha256(b"x").hexdigest()
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """The system's error does not; and a temporary name would say nothing to anybody."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError) as error, atomic_file(tmp_path / "page.png"):
+        raise full
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "page.png"))
+    with pytest.raises(OSError) as error, atomic_folder(tmp_path / "model") as folder, atomic_file(folder / "a" / "b"):
+        raise full
+    assert error.value.filename == str(tmp_path / "model" / "a" / "b")
+    with pytest.raises(FileNotFoundError) as missing, atomic_folder(tmp_path / "model") as folder:
+        (folder / "absent").read_text()
+    assert missing.value.filename == str(tmp_path / "model" / "absent")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_names_another_file_stays_as_it_is(tmp_path: Path) -> None:
+    for error in (FileNotFoundError(errno.ENOENT, "No such file", "recipe.yaml"), OSError("a picture is damaged")):
+        with pytest.raises(OSError) as raised, naming(tmp_path / "out.png"):
+            raise error
+        assert raised.value is error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from snapgen.messages import between, markdown_table, one_line, silent
+import pytest
+
+from snapgen.messages import Counter, between, counted, markdown_table, one_line, silent
 
 
 def test_errors_become_one_line() -> None:
@@ -29,3 +31,19 @@ def test_intervals_are_read_aloud() -> None:
 def test_silence_passes_the_items_on() -> None:
     items = iter([1, 2])
     assert silent(items, "measuring", 2) is items
+
+
+def test_work_is_counted_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 items that take four seconds each, with a line after every fourth: 16 seconds."""
+    clock, lines = [100.0], list[str]()
+    monkeypatch.setattr("snapgen.messages.time.monotonic", lambda: clock[0])
+    for _ in counted(range(30), lines.append, "judging", 30):
+        clock[0] += 4
+    assert len(lines) == 30 // 4
+    assert lines[0] == "judging 4/30  0.25/s  0:01:44 left"
+    counter = Counter(lines.append, "generating", 2, "steps")
+    counter.advance()
+    assert len(lines) == 30 // 4
+    clock[0] += 20
+    counter.advance()
+    assert lines[-1] == "generating 2/2 steps  0.1/s  0:00:00 left"

@@ -139,7 +139,9 @@ def test_two_models_become_the_bundled_ones(
         runs[name] = shutil.copytree(tiny_model, tmp_path / name)
         index = json.loads((runs[name] / "model_index.json").read_text()) | {"default_num_inference_steps": steps}
         (runs[name] / "model_index.json").write_text(json.dumps(index))
-        recipe = {"stage": stage, "autoencoder": str(tmp_path / "flow"), "text": str(tmp_path / "flow")}
+        recipe: dict[str, Any] = {"stage": stage, "autoencoder": f"{tmp_path}/flow", "text": f"{tmp_path}/flow"}
+        if name == "flow":
+            recipe["data"] = {"source": "scenes", "nouns": ["rose", "moon"]}
         (runs[name] / "provenance.json").write_text(json.dumps({"recipe": recipe}))
     for name, part in (("step", "unet"), ("other", "vae")):
         weights = runs[name] / part / "diffusion_pytorch_model.safetensors"
@@ -164,6 +166,12 @@ def test_two_models_become_the_bundled_ones(
         provenance = json.loads((tmp_path / "bundled" / "provenance.json").read_text())
         assert list(provenance) == ["flow", "earlier", "autoencoder", "text", "step"]
         assert str(tmp_path) not in (tmp_path / "bundled" / "model_index.json").read_text()
+        assert many.config.known_words["nouns"] == ["rose", "moon", "crescent moon"]
+        assert few.config.known_words is None
+    weights = runs["step"] / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: 1e5 * tensor for key, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(SystemExit, match=r"^unet of .*step in half precision: .* holds a value of inf"):
+        run("mini-base", str(runs["step"]))
 
 
 def test_a_report_names_its_models(bundle: ModuleType, tiny_model: Path, tmp_path: Path) -> None:
@@ -181,6 +189,22 @@ def test_a_report_names_its_models(bundle: ModuleType, tiny_model: Path, tmp_pat
     models[2]["model_sha256"] = "0" * 64
     with pytest.raises(SystemExit, match="step/model: the report scores another model"):
         bundle.scored_models({"models": models}, tmp_path)
+
+
+def test_the_words_follow_from_the_recipes(bundle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `python scripts/bundle.py --words` writes is what ships."""
+    for name in ("model_index.json", "few_steps/model_index.json", "provenance.json", "report.json", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(bundle.BUNDLED / name, tmp_path / name)
+    for index in tmp_path.rglob("model_index.json"):
+        content = json.loads(index.read_text())
+        assert content.pop("known_words")
+        index.write_text(json.dumps(content))
+    shipped = bundle.BUNDLED
+    monkeypatch.setattr(bundle, "BUNDLED", tmp_path)
+    bundle.write_words()
+    for name in ("model_index.json", "few_steps/model_index.json", "README.md"):
+        assert (tmp_path / name).read_text() == (shipped / name).read_text()
 
 
 def test_what_is_said_of_the_bundled_models_stands_in_their_report(bundle: ModuleType) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,15 @@ def test_provenance_names_every_file(tmp_path: Path) -> None:
     assert (origin["recipe"], origin["step"]) == ({"seed": 1}, 7)
     assert origin["files"] == {"unet/config.json": sha256(tmp_path / "unet" / "config.json")}
     assert {"python", "snapgen", "torch", "diffusers"} <= origin["versions"].keys()
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            save_file_atomic({"a": torch.ones(1000)}, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "model.safetensors"))
+    assert list(tmp_path.iterdir()) == []

@@ -37,9 +37,9 @@ class RecipeError(ValueError):
 
 
 class Settings(BaseModel):
-    """The base class of all settings: rejects unknown keys, does not coerce values; instances are frozen."""
+    """The base class of all settings: strict about keys, types and finite numbers; instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TrainSettings(Settings):

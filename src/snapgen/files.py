@@ -22,14 +22,29 @@ UNREADABLE_TAR = (tarfile.TarError, OSError, OverflowError, MemoryError, Recursi
 
 
 @contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Lets an OSError name `path` if it names no file (as "no space left on device" does) or one below `temporary`."""
+    try:
+        yield
+    except OSError as error:
+        named, name = error.filename, str(error.filename or path)
+        if temporary is not None and name.startswith(str(temporary)):
+            name = str(path) + name.removeprefix(str(temporary))
+        if error.errno is None or named == name:
+            raise
+        raise OSError(error.errno, error.strerror, name) from error  # of the same class: that follows the number
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of `path` (same suffix) to write to; renamed on success, removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,15 +56,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     replaced = path.with_name(f".tmp-{os.getpid()}-replaced-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():  # a folder cannot be renamed onto one that holds files
-            os.replace(path, replaced)
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            if path.exists():  # a folder cannot be renamed onto one that holds files
+                os.replace(path, replaced)
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+
+Item = TypeVar("Item")
+QUIET_SECONDS = 15.0  # between two lines about the same work
 Notify = Callable[[str], object]  # shows one line to whoever waits
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, description, total) -> the same items, shown
 
@@ -16,6 +21,34 @@ Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # (items, descrip
 def silent(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """The `Progress` that shows nothing."""
     return items
+
+
+class Counter:
+    """Counts what is done of some work, and sends `notify` a line about it every `QUIET_SECONDS`, none for less."""
+
+    def __init__(self, notify: Notify, description: str, total: int, unit: str = "") -> None:
+        self.notify, self.description, self.total, self.unit = notify, description, total, unit
+        self.done, self.started = 0, time.monotonic()
+        self.shown = self.started
+
+    def advance(self) -> None:
+        """Counts one more as done."""
+        self.done += 1
+        now = time.monotonic()
+        if now - self.shown >= QUIET_SECONDS:
+            self.shown = now
+            rate = self.done / (now - self.started)
+            left = timedelta(seconds=round(max(self.total - self.done, 0) / rate))
+            units = f" {self.unit}" if self.unit else ""
+            self.notify(f"{self.description} {self.done}/{self.total}{units}  {rate:.3g}/s  {left} left")
+
+
+def counted(items: Iterable[Item], notify: Notify, description: str, total: int) -> Iterator[Item]:
+    """Yields `items` and counts them with a `Counter`."""
+    counter = Counter(notify, description, total)
+    for item in items:
+        yield item
+        counter.advance()
 
 
 def one_line(message: object, limit: int | None = None) -> str:

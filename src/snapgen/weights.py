@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
@@ -44,8 +45,19 @@ SPARE, SLACK = 8, 2**22
 def save_file_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes `tensors` (any device or memory format; no two may share storage) as the safetensors file `path`."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, system_errors():
         safetensors.torch.save_file(contiguous, temporary, metadata=metadata)
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns a failure of safetensors to write, such as on a full disk, into the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load_file(path: Path, device: str = "cpu") -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """`snapgen data preview`: a contact sheet of scenes, and its refusals."""
 
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -27,3 +28,17 @@ def test_preview_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     assert isinstance(named, ValueError) and "expected a name that ends in .png" in str(named)
     missing = str(tmp_path / "no" / "preview.png")
     assert isinstance(runner.invoke(app, ["preview", "--count", "1", "--out", missing]).exception, OSError)
+
+
+def test_words_by_kind() -> None:
+    lines = CliRunner().invoke(app, ["words"]).stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == ["nouns", "plurals", "colors"]
+    assert lines[0].startswith("nouns: cat, kitten, kitty, dog, ")
+    printed = json.loads(CliRunner().invoke(app, ["words", "mini-base", "--json"]).stdout)
+    assert printed["model"] == "mini-base"
+    assert [f"{kind}: {', '.join(words)}" for kind, words in printed["words"].items()] == lines
+
+
+def test_a_model_without_words_says_so(tiny_model: Path) -> None:
+    error = CliRunner().invoke(app, ["words", str(tiny_model)]).exception
+    assert isinstance(error, ValueError) and "has no list of words" in str(error)

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import snapgen
+from snapgen.cli.generate import BATCH, generate_batch
 from snapgen.cli.main import run
 from snapgen.files import read_prompts
 
@@ -77,6 +80,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a cat", "a dog", "-o", "a.png"], "2 pictures do not fit in one file"),
         (["a cat", "--count", "3", "-o", "a.png"], "3 pictures do not fit in one file"),
         (["a cat", "-o", ""], "--out is empty"),
+        (["a cat", "-o", "-"], "--out -: nothing but names and numbers goes to standard output"),
+        (["a cat", "-o", ".png"], "--out .png has no name before its suffix: name a file such as picture.png"),
+        (["a cat", "-o", "missing/.JPG"], "--out missing/.JPG has no name before its suffix"),
         (["a cat", "-o", "a.gif"], "cannot write .gif pictures"),
         (["a cat", "-o", "missing/a.png"], "there is no folder missing"),
         (["a cat", "-o", "a-file/a.png"], "there is no folder a-file"),
@@ -394,3 +400,71 @@ def test_adapters_change_the_picture(
         error = capsys.readouterr().err
         assert error.startswith("snapgen: error: --lora") and message in error and error.count("\n") == 1
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_names_what_it_has_written(
+    kind: signal.Signals,
+    status: int,
+    options: list[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The signal comes in the second batch; it leaves no half-written file."""
+    batches = []
+
+    def in_the_second(*arguments: Any) -> Any:
+        batches.append(None)
+        if len(batches) == 2:
+            signal.raise_signal(kind)
+        return generate_batch(*arguments)
+
+    monkeypatch.setattr("snapgen.cli.generate.generate_batch", in_the_second)
+    command = ["generate", "a cat", "-o", f"{tmp_path}/", "--count", "9", "--model", str(tiny_model), "--steps", "1"]
+    assert run([*command, *options]) == status
+    out, err = capfd.readouterr()
+    written = sorted(str(path) for path in tmp_path.iterdir())
+    assert len(written) == BATCH
+    assert sorted(p["path"] for p in json.loads(out)["pictures"]) == written if options else out.split() == written
+    message = {130: "interrupted", 143: "stopped by SIGTERM, exit status 143"}[status]
+    assert err == f"snapgen: error: {message}\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_progress_without_a_terminal(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("snapgen.messages.QUIET_SECONDS", 0.0)
+    assert run(["generate", "a cat", "-o", f"{tmp_path}/a.png", "--model", str(tiny_model), "--steps", "2"]) == 0
+    first, second = capfd.readouterr().err.splitlines()
+    assert first.startswith("generating 1/2 steps  ") and second.startswith("generating 2/2 steps  ")
+    assert second.endswith("/s  0:00:00 left")
+
+
+def test_words_that_the_model_has_not_learned(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line for all prompts; a model without a list says nothing."""
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
+
+    model = tmp_path / "model"
+    pipeline = SnapGenPipeline.from_pretrained(tiny_model)
+    pipeline.register_to_config(known_words={"nouns": ["cat", "hat"], "other": ["a"]})
+    pipeline.save_pretrained(model)
+    capfd.readouterr()
+    many = " ".join(f"w{chr(97 + index)}" for index in range(12)) + " " + "x" * 99
+    for where, prompts, line in (
+        (model, ["A cat!", "a hat"], ""),
+        (model, ["a penguin, wearing a hat", "penguin"], "has not learned: penguin, wearing; 'snapgen data words "),
+        (model, [many], "has not learned: wa, wb, wc, wd, we, wf, wg, wh, wi, wj and 3 more; 'snapgen data words "),
+        (model, ["x" * 99], f"has not learned: {'x' * 30}; 'snapgen data words "),
+        (tiny_model, ["a penguin"], ""),
+    ):
+        assert run(["generate", *prompts, "-o", f"{tmp_path}/", "--model", str(where), "--steps", "1"]) == 0
+        lines = [
+            found for found in capfd.readouterr().err.splitlines() if "the text encoder reads the first" not in found
+        ]
+        assert lines == ([f"snapgen: warning: {model} {line}{model}' lists what it knows"] if line else [])

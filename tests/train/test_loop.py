@@ -26,7 +26,7 @@ from snapgen.config import RecipeError, TrainSettings
 from snapgen.files import sha256
 from snapgen.train.loop import learning_rate, train
 from snapgen.train.stage import Context, derive_seed
-from snapgen.weights import load_file
+from snapgen.weights import load_file, save_file_atomic
 
 WORKER = str(Path(__file__).parents[1] / "support" / "regression.py")
 
@@ -87,7 +87,11 @@ def test_loss_falls_and_the_saved_model_is_the_average(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_stopped_and_resumed_equals_uninterrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals, status: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: signal.Signals,
+    status: int,
 ) -> None:
     recipe = make_recipe({"gradient_accumulation": 2, "schedule": "cosine", "warmup_steps": 3}, dropout=0.3)
     train(RegressionStage, recipe, tmp_path / "whole", resume=False)
@@ -97,6 +101,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     with pytest.raises(SystemExit) as stopped:
         train(RegressionStage, recipe, tmp_path / "parts", resume=False)
     assert stopped.value.code == status
+    lines = f"{kind.name}: stopping with a checkpoint after this step, exit status {status}\n"
+    assert f"{lines}stopped after step 8 with a checkpoint; --resume continues\n" in capfd.readouterr().err
     assert signal.getsignal(kind) == before
     assert sorted(path.name for path in (tmp_path / "parts/checkpoints").iterdir())[-1] == "step_00000008"
     monkeypatch.setattr(RegressionStage, "signals", {})
@@ -203,16 +209,28 @@ def test_steps_that_would_spoil_the_weights_are_skipped(tmp_path: Path, capfd: p
 
     keep_all = {"checkpoint_every": 1, "keep_checkpoints": 12}
     train(RegressionStage, make_recipe(keep_all, explode_at=6, explode_for=3), tmp_path / "all", resume=False)
-    before, after, next_one = (
+    before, after = (
         {
             file: load_file(tmp_path / "all" / "checkpoints" / f"step_{step:08d}" / f"{file}.safetensors")
             for file in ("model", "ema", "optimizer")
         }
-        for step in (6, 9, 10)
+        for step in (6, 10)
     )
+    assert sorted(path.name[-2:] for path in (tmp_path / "all" / "checkpoints").iterdir()) == [
+        f"{step:02d}" for step in (1, 2, 3, 4, 5, 6, 10, 11, 12)
+    ]
+    assert int(after["optimizer"]["0.weight/step"]) == int(before["optimizer"]["0.weight/step"]) + 1
     for file, tensors in before.items():
-        assert all(torch.equal(after[file][name], tensor) for name, tensor in tensors.items()), file
-        assert not all(torch.equal(next_one[file][name], tensor) for name, tensor in tensors.items()), file
+        assert not all(torch.equal(after[file][name], tensor) for name, tensor in tensors.items()), file
+
+
+def test_a_due_checkpoint_waits_for_a_step_that_counts(tmp_path: Path) -> None:
+    """Step 5, at which one is due, is skipped, and so is step 6."""
+    train(RegressionStage, make_recipe(explode_at=4, explode_for=2), tmp_path, resume=False)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step_00000010", "step_00000012"]
+    train(RegressionStage, make_recipe({"keep_checkpoints": 9}, explode_at=4, explode_for=2), tmp_path / "all", False)
+    assert sorted(path.name for path in (tmp_path / "all" / "checkpoints").iterdir())[0] == "step_00000007"
 
 
 def test_an_exploding_loss_is_left_out(tmp_path: Path) -> None:
@@ -226,8 +244,13 @@ def test_an_exploding_loss_is_left_out(tmp_path: Path) -> None:
 def test_too_many_in_a_row_stop_the_run_with_the_evidence(tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = make_recipe({"max_skipped": 3}, explode_at=7)
-    with pytest.raises(ValueError, match=r"^step 10: loss is inf; 3 steps in a row .* evidence is in .*failure: .*\S$"):
+    with pytest.raises(ValueError, match=r"^step 10: loss is inf; skipped steps in a row: 3, and") as stopped:
         train(RegressionStage, recipe, run, resume=False)
+    assert str(stopped.value).endswith(
+        f"training stopped without a checkpoint; the last good checkpoint is {run}/checkpoints/step_00000005, "
+        f"the evidence in {run}/failure: "
+        "look at the data, or start anew with a lower train.learning_rate"
+    )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000005"]
     assert metrics_of(run)[-1]["step"] == 9
     report = json.loads((run / "failure" / "failure.json").read_text())
@@ -236,14 +259,95 @@ def test_too_many_in_a_row_stop_the_run_with_the_evidence(tmp_path: Path) -> Non
     assert sorted(tensor.shape for tensor in batch.values()) == [(8, 1), (8, 4)]
 
 
-def test_what_was_left_out_is_part_of_a_resume(tmp_path: Path) -> None:
-    """Resumed between two bad steps, the second still makes too many in a row."""
-    keep_all = {"checkpoint_every": 1, "keep_checkpoints": 20}
-    run, explode = tmp_path / "run", {"explode_at": 7, "explode_for": 3}
-    with pytest.raises(ValueError, match="step 10: "):
-        train(RegressionStage, make_recipe(keep_all | {"max_skipped": 3}, **explode), run, resume=False)
-    with pytest.raises(ValueError, match="step 10: "):
-        train(RegressionStage, make_recipe(keep_all | {"max_skipped": 3}, **explode), run, resume=True)
+def test_what_was_skipped_is_part_of_a_resume(tmp_path: Path) -> None:
+    run, explode = tmp_path / "run", {"explode_at": 6, "explode_for": 2}
+    train(RegressionStage, make_recipe({"steps": 10}, **explode), run, resume=False)
+    train(RegressionStage, make_recipe(**explode), run, resume=True)
+    assert [line.get("skipped", 0) for line in metrics_of(run)] == [0] * 6 + [1] + [2] * 5
+
+
+def test_a_run_that_ends_in_skipped_steps_fails(tmp_path: Path) -> None:
+    """Fewer than `max_skipped` of them: no checkpoint, no model, the evidence."""
+    run = tmp_path / "run"
+    with pytest.raises(
+        ValueError, match=r"^step 12: loss is inf; skipped steps in a row: 2, and the run ended "
+    ) as end:
+        train(RegressionStage, make_recipe(explode_at=10), run, resume=False)
+    assert f"the last good checkpoint is {run}/checkpoints/step_00000010, the evidence in" in str(end.value)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000005", "step_00000010"]
+    assert not (run / "model").exists()
+    with pytest.raises(ValueError, match=r"^step 12: .*; skipped steps in a row: 1, .*; there is no checkpoint"):
+        train(RegressionStage, make_recipe({"checkpoint_every": 99}, explode_at=11), tmp_path / "one", resume=False)
+
+
+@pytest.mark.parametrize(("kind", "error"), [(signal.SIGTERM, ValueError), (signal.SIGINT, SystemExit)])
+def test_a_signal_during_skipped_steps_writes_no_checkpoint(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: signal.Signals,
+    error: type[BaseException],
+) -> None:
+    monkeypatch.setattr(RegressionStage, "signals", {7: kind})
+    with pytest.raises(error) as stopped:
+        train(RegressionStage, make_recipe(explode_at=6, explode_for=3), tmp_path, resume=False)
+    line = (
+        f"stopped after step 8, which was skipped: no checkpoint was written; the last good checkpoint is {tmp_path}/"
+    )
+    assert line in f"{stopped.value}{capfd.readouterr().err}"
+    assert kind == signal.SIGTERM or stopped.value.code == 130  # type: ignore[attr-defined]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+
+
+@pytest.mark.parametrize(("steps", "every", "step"), [(3, 1, 1), (3, 99, 3), (99, 5, 5)])
+def test_ruined_weights_are_not_written(tmp_path: Path, steps: int, every: int, step: int) -> None:
+    """They are finite, and so are their losses: only the weights say that the run is over."""
+    recipe = make_recipe({"learning_rate": 1e6, "weight_decay": 0, "steps": steps, "checkpoint_every": every})
+    with pytest.raises(
+        ValueError,
+        match=rf"^step {step}: the weights are ruined: 0.weight holds a value of \d.*e\+06; training stopped ",
+    ):
+        train(RegressionStage, recipe, tmp_path, resume=False)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("steps", [3, 99])
+def test_a_first_step_that_ruins_everything_leaves_nothing(tmp_path: Path, steps: int) -> None:
+    recipe = make_recipe({"learning_rate": 1e30, "steps": steps, "checkpoint_every": 2})
+    with pytest.raises(
+        ValueError, match=r"^step .*; there is no checkpoint, the evidence in .*lower train.learning_rate$"
+    ):
+        train(RegressionStage, recipe, tmp_path, resume=False)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"learning_rate": 1e30}, {"learning_rate": 1e6, "weight_decay": 0}])
+def test_two_processes_agree_that_the_weights_are_ruined(tmp_path: Path, settings: dict[str, float]) -> None:
+    recipe = make_recipe(settings | {"steps": 3, "checkpoint_every": 2})
+    assert run_two(train, RegressionStage, recipe, tmp_path, False) == [1, 1]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("file", "name"), [("model", "0.bias"), ("ema", "4.weight"), ("optimizer", "0.bias/exp_avg")])
+def test_a_ruined_checkpoint_is_no_start(tmp_path: Path, file: str, name: str) -> None:
+    """Of an earlier version, say, or edited; its hashes are right."""
+    train(RegressionStage, make_recipe(), tmp_path, resume=False)
+    folder = tmp_path / "checkpoints" / "step_00000012"
+    path = folder / f"{file}.safetensors"
+    tensors = load_file(path)
+    tensors[name].view(-1)[0] = math.nan
+    save_file_atomic(tensors, path)
+    state = json.loads((folder / "state.json").read_text())
+    state["files"][path.name] = sha256(path)
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(
+        ValueError, match=rf"^checkpoint .*step_00000012 is ruined: {name} holds a value of nan; remove it"
+    ):
+        train(RegressionStage, make_recipe(), tmp_path, resume=True)
 
 
 @pytest.mark.slow
@@ -291,11 +395,14 @@ def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
     try:
-        with pytest.raises(ValueError, match=r"^checkpoint .*step_00000010 could not be written: .*; .*--resume"):
+        with pytest.raises(
+            ValueError, match=r"^checkpoint .*step_00000010 could not be written: .*; .*--resume"
+        ) as full:
             train(RegressionStage, make_recipe(hidden=4000), run, resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
+    assert f"File too large: '{run}/checkpoints/step_00000010/model.safetensors'" in str(full.value)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000005", "step_00000006"]
     train(RegressionStage, make_recipe(hidden=4000), run, resume=True)
 

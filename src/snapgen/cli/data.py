@@ -1,14 +1,17 @@
-"""`snapgen data`: preview the pictures and captions that training sees, and pack your own."""
+"""`snapgen data`: preview the pictures and captions that training sees, list their words, and pack your own."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from snapgen.cli.options import parse_nouns
+from snapgen.cli.outputs import check_file, check_folder
 from snapgen.cli.progress import show_items
+from snapgen.pipeline.bundled import BUNDLED
 
 app = typer.Typer(help="Look at training data, pack your own.", no_args_is_help=True)
 
@@ -35,15 +38,32 @@ def preview(
 
     if split not in ("train", "heldout", "all"):
         raise ValueError(f"--split {split}: expected train, heldout or all")
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out}: expected a name that ends in .png")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: folder {out.parent} does not exist")
+    check_file("--out", out, (".png",))
     settings = SceneSettings(resolution=size, count=count, seed=seed, split=split, nouns=parse_nouns(nouns))  # type: ignore[arg-type]
     source = SceneSource(settings)
-    images = [source.image(i) for i in range(count)]
+    images = [source.image(i) for i in show_items(range(count), "rendering", count)]
     save_png(contact_sheet(images, [source.caption(i, 0) for i in range(count)], columns=8), out)
     typer.echo(out)
+
+
+@app.command()
+def words(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="'mini', 'mini-base', a model folder, or a hub name.")
+    ] = next(iter(BUNDLED)),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+) -> None:
+    """Print the words that MODEL has learned, by kind, if it was trained on the built-in world alone."""
+    from snapgen.pipeline.words import words_of_model
+
+    learned = words_of_model(model)
+    if learned is None:
+        raise ValueError(f"{model} has no list of words: only models trained on the built-in world have one")
+    if as_json:
+        typer.echo(json.dumps({"model": model, "words": learned}, ensure_ascii=False))
+        return
+    for kind, found in learned.items():
+        typer.echo(f"{kind}: {', '.join(found)}")
 
 
 @app.command()
@@ -62,6 +82,9 @@ def pack(
     from snapgen.data.folder import FolderSettings, FolderSource
     from snapgen.data.shards import write_shards
 
+    check_folder("OUT", out)
+    if out.exists():
+        raise ValueError(f"{out} exists already: name a new folder")
     settings = FolderSettings(source="folder", path=folder, resolution=32, template=template, class_names=class_names)
     for tar in write_shards(FolderSource(settings), out, per_shard, show_items):
         typer.echo(tar)

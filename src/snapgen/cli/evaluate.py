@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from snapgen.cli.options import LARGEST_SEED, SIZES, check_range, parse_nouns
-from snapgen.cli.progress import show_message
+from snapgen.cli.outputs import check_folder
+from snapgen.cli.progress import continuable, show_message
 from snapgen.evaluation import (
     SUITES,
     EvaluationSettings,
@@ -103,8 +104,7 @@ def evaluate(
     kind = subject_kind(model, names)
     check_subject(names, kind)
     folder = out or Path("runs") / "evaluation" / Path(model).resolve().name
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} exists and is not a folder")
+    check_folder("--out", folder)
 
     suites = {name: load_suite(name) for name in names}
     loaders: dict[str, Callable[[str], Any]]
@@ -112,7 +112,8 @@ def evaluate(
     subject = loaders[kind](model)
     reports = {}
     for name, run in suites.items():
-        reports[name] = run(subject, chosen[name], folder / name, show_message)
+        with continuable(folder / name, "the same command"):
+            reports[name] = run(subject, chosen[name], folder / name, show_message)
         if not as_json:
             typer.echo((folder / name / "report.md").read_text(encoding="utf-8"), nl=False)
     if as_json:

@@ -19,6 +19,7 @@ from snapgen.files import read_prompts
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import MAX_STEPS, is_interval
 from snapgen.pipeline.load import check_model_name, load_adapters, load_pipeline
+from snapgen.pipeline.words import KEY, checked_words, unknown_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from snapgen.pipeline.text_to_image import SnapGenPipeline
 
 BATCH = 8  # pictures generated at once: bounds memory, however many are requested
+NAMED_WORDS, NAMED_LETTERS = 10, 30  # how many unknown words a warning names, and how much of each
 
 
 def generate(
@@ -103,15 +105,37 @@ def generate(
     facts = describe_run(pipeline, model, settings)
     if interval is not None and facts["guidance"] == 1:
         warnings.warn("--guidance-interval has no effect: guidance is 1, there is no guidance", stacklevel=1)
+    if lora is None:  # adapters bring words of their own
+        warn_of_unknown_words(pipeline, model, texts)
     pictures: list[dict[str, Any]] = []
-    with progress_bar("generating", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
-        for start in range(0, len(requests), BATCH):
-            batch = requests[start : start + BATCH]
-            for request, image in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
-                path = destination.file_for(request)
-                picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
-                save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
-                pictures.append({"path": str(path)} | picture)
+    try:
+        with progress_bar("generating", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
+            for start in range(0, len(requests), BATCH):
+                batch = requests[start : start + BATCH]
+                for request, image in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
+                    path = destination.file_for(request)
+                    picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
+                    save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
+                    pictures.append({"path": str(path)} | picture)
+    finally:  # whatever stops the work, the finished pictures are named
+        if pictures:
+            print_pictures(pictures, facts, as_json)
+
+
+def warn_of_unknown_words(pipeline: SnapGenPipeline, model: str, texts: list[str]) -> None:
+    """Warn if `pipeline` lists the words that it has learned and `texts` contain others."""
+    words = checked_words(pipeline.config.get(KEY), model)
+    if words is not None and (unknown := [word[:NAMED_LETTERS] for word in unknown_words(texts, words)]):
+        more = f" and {len(unknown) - NAMED_WORDS} more" if len(unknown) > NAMED_WORDS else ""
+        warnings.warn(
+            f"{model} has not learned: {', '.join(unknown[:NAMED_WORDS])}{more}; "
+            f"'snapgen data words{'' if model == next(iter(BUNDLED)) else f' {model}'}' lists what it knows",
+            stacklevel=1,
+        )
+
+
+def print_pictures(pictures: list[dict[str, Any]], facts: dict[str, Any], as_json: bool) -> None:
+    """Print the file names of `pictures`, or with `as_json` all that is known about them."""
     if as_json:
         typer.echo(json.dumps(facts | {"pictures": pictures}, ensure_ascii=False))
     else:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import requires
+from types import FrameType
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
@@ -34,7 +37,8 @@ VERBS = {  # name on the command line: "module:attribute", a function or a typer
     "data": "snapgen.cli.data:app",
 }
 
-INTERRUPTED = 130  # what a shell reports for a program stopped by Ctrl-C
+INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program stopped by Ctrl-C
+TERMINATED = 128 + signal.SIGTERM
 
 
 class VerbGroup(TyperGroup):
@@ -106,8 +110,9 @@ def run(arguments: Sequence[str]) -> int:
     options, separator, rest = _split_at_separator(arguments)
     verbose = "--verbose" in options
     options = [option for option in options if option != "--verbose"]
+    terminated: list[int] = []
     try:
-        with nullcontext() if verbose else _quiet_libraries():
+        with _termination(terminated), nullcontext() if verbose else _quiet_libraries():
             status = typer.main.get_command(app).main([*options, *separator, *rest], "snapgen", standalone_mode=False)
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -125,7 +130,10 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         _report(_describe(error, verbose))
         return 1
-    if status == INTERRUPTED:
+    if status == INTERRUPTED and terminated:
+        status = TERMINATED
+        _report(f"stopped by SIGTERM, exit status {TERMINATED}")
+    elif status == INTERRUPTED:
         _report("interrupted")
     return status if isinstance(status, int) else 0
 
@@ -157,6 +165,24 @@ def _extra_that_brings(module: str) -> str | None:
         if "extra ==" in marker and name.split("[")[0].rstrip(" <>=!~.,0123456789").lower() == wanted:
             return marker.split("extra ==")[1].strip(" \"')")
     return None
+
+
+@contextmanager
+def _termination(seen: list[int]) -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does, so that unfinished files are removed; it is then in `seen`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # somebody else handles it, or it is ignored
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

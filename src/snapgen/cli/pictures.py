@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from snapgen.cli.outputs import check_no_stream, check_writable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,10 +50,13 @@ def choose_destination(out: str, count: int) -> Destination:
     path = Path(out)
     if not out:
         raise ValueError("--out is empty: name a file such as picture.png, or a folder")
+    check_no_stream("--out", out)
+    if path.name.lower() in FORMATS and not (path.is_dir() or out.endswith(os.sep)):
+        raise ValueError(f"--out {out} has no name before its suffix: name a file such as picture{path.name}")
     if path.is_dir() or out.endswith(os.sep) or not path.suffix:
         if path.exists() and not path.is_dir():
             raise ValueError(f"{out} exists and is not a folder")
-        _check_writable(path)
+        check_writable(path)
         return Destination(path, is_folder=True)
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
@@ -61,7 +65,7 @@ def choose_destination(out: str, count: int) -> Destination:
         raise ValueError(f"{count} pictures do not fit in one file: give a folder instead of {out}")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {out}: there is no folder {path.parent}")
-    _check_writable(path.parent)
+    check_writable(path.parent)
     return Destination(path, is_folder=False)
 
 
@@ -76,17 +80,3 @@ def save_picture(image: Image, path: Path, facts: dict[str, str]) -> None:
         return
     with atomic_file(path) as temporary:
         image.save(temporary, format=kind, quality=95)
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise OSError unless a file can be made in `folder`, or in the nearest folder above it that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise NotADirectoryError(f"cannot write below {folder}: it is not a folder")
-    try:
-        # Permission bits do not tell enough (read-only or full disk, root user): try it.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write in {folder}: {(error.strerror or str(error)).lower()}") from error

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from snapgen.cli.options import check_installed
+from snapgen.cli.outputs import check_file
 from snapgen.cli.progress import progress_bar
 from snapgen.messages import markdown_table
 
@@ -28,6 +30,7 @@ PAPER = {
     "f": "negligible",
 }
 BEFORE = {"c": "b"}  # the rung to compare with, where it is not the one before
+PLOTS = (".png", ".svg", ".pdf")
 LADDER_LATENT = 32  # default latent side for the ladder's latency: seconds per rung on a CPU
 
 
@@ -50,8 +53,11 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Count parameters and multiply-accumulates; measure latency and memory with random weights."""
-    if plot is not None and (model != "ladder" or plot.suffix not in (".png", ".svg", ".pdf")):
-        raise ValueError(f"--plot {plot}: it plots the ladder, into a file ending in .png, .svg or .pdf")
+    if plot is not None:
+        if model != "ladder":
+            raise ValueError(f"--plot {plot}: it plots the ladder, not {model}")
+        check_file("--plot", plot, PLOTS)
+        check_installed(("matplotlib",), "plotting needs", "train")
 
     import torch
 
@@ -101,7 +107,7 @@ def ladder(latent: int, conditions: Conditions | None) -> list[dict[str, Any]]:
 
 @contextmanager
 def run_progress(total: int, conditions: Conditions) -> Iterator[Conditions]:
-    """`conditions` whose calls advance a progress bar of `total`, if standard error is a terminal."""
+    """`conditions` whose calls are counted as progress towards `total`."""
     with progress_bar("measuring", total, "calls") as advance:
         yield replace(conditions, on_run=advance)
 
@@ -115,7 +121,7 @@ def save_plot(rungs: list[dict[str, Any]], path: Path) -> None:
     if "latency" in rungs[0]:
         title += "; latency: {device}, {threads} threads, {dtype}".format(**rungs[0]["latency"])
     with atomic_file(path) as temporary:
-        plot_ladder(rungs, title).savefig(temporary, format=path.suffix[1:], dpi=150)
+        plot_ladder(rungs, title).savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
 
 
 def ladder_table(rungs: list[dict[str, Any]]) -> str:

@@ -1,20 +1,23 @@
-"""Shows the progress of verbs on standard error, only if it is a terminal."""
+"""Shows the progress of verbs on standard error: bars on a terminal, plain lines at intervals elsewhere."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from snapgen.messages import Counter
+
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """Yield a function that advances a bar of `total` `unit`s by one; without a terminal it does nothing."""
+    """Yield a function that counts one of `total` `unit`s as done, and shows it."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield Counter(show_message, description, total, unit).advance
         return
     from rich.console import Console
     from rich.progress import (
@@ -42,7 +45,7 @@ def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[
 
 
 def show_items(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-    """Yield `items` while a bar shows how many of `total` are done: a `snapgen.messages.Progress`."""
+    """Yield `items` while it is shown how many of `total` are done: a `snapgen.messages.Progress`."""
     with progress_bar(description, total, "items") as advance:
         for item in items:
             yield item
@@ -50,6 +53,17 @@ def show_items(items: Iterable[Any], description: str, total: int) -> Iterator[A
 
 
 def show_message(message: str) -> None:
-    """Print `message` on standard error, if it is a terminal."""
-    if sys.stderr.isatty():
-        typer.echo(message, err=True)
+    """Print `message` on standard error."""
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def continuable(folder: Path, how: str) -> Iterator[None]:
+    """Work that fills `folder`: if it is stopped, a line says where the finished part is and `how` to continue."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if folder.is_dir():
+            files = sum(1 for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+            show_message(f"{folder} holds {files} files so far; {how} continues")
+        raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from snapgen.cli.options import TRAINING, check_installed, check_range
+from snapgen.cli.outputs import check_folder
+from snapgen.cli.progress import continuable, show_message
 
 
 def reproduce(
@@ -72,6 +73,9 @@ def reproduce(
                 raise ValueError(f"{option} is fixed by the plan of the run that continues: omit it")
     check_range("--minutes", minutes, 0.01, 100_000)
     check_range("--count", count, 2, 10_000)
+    for option, folder in (("--out", out), ("--export", export)):
+        if folder is not None:
+            check_folder(option, folder)
     taken = taken_models(initial, {"autoencoder": autoencoder, "text": text})
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"--device {device} is not known: use cpu or cuda")
@@ -90,7 +94,7 @@ def reproduce(
         raise ValueError("--device cuda: torch finds no GPU here")
     if export is not None:
         check_name(out, name)
-        files = archive.export(out, export, show)
+        files = archive.export(out, export, show_message)
         typer.echo(f"{export}: {len(files)} files, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
         return
     if import_ is not None:
@@ -107,7 +111,8 @@ def reproduce(
         )
         start(out, recipes or Path("recipes") / name, plan)
     check_name(out, name)
-    Reproduction(out, show).run()
+    with continuable(out, "--resume"):
+        Reproduction(out, show_message).run()
     typer.echo(out / "report.md")
 
 
@@ -131,8 +136,3 @@ def check_name(folder: Path, name: str) -> None:
 
     if (planned := read_plan(folder).name) != name:
         raise ValueError(f"{folder} is a reproduction of {planned}, not of {name}: give its name")
-
-
-def show(message: str) -> None:
-    """Print `message` on standard error even without a terminal: a run is long and usually read in a log."""
-    print(message, file=sys.stderr, flush=True)

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from snapgen.cli.options import LARGEST_SEED, check_range
-from snapgen.cli.progress import show_message
+from snapgen.cli.outputs import check_folder
+from snapgen.cli.progress import continuable, show_message
 from snapgen.files import read_prompts
 from snapgen.pipeline.load import check_model_name, load_pipeline
 
@@ -59,14 +60,14 @@ def make(
     asked = parse_questions(questions or ("alignment,aesthetics,realism" if prompts else "alignment,aesthetics"))
     check_model_name(model_a)
     check_model_name(model_b)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} exists and is not a folder")
+    check_folder("--out", out)
     if count is not None:
         texts = choose_prompts(texts, count, seed)
 
     from snapgen.study.page import make_study
 
-    make_study((model_a, model_b), load_pipeline, texts, asked, seed, steps, out, show_message)
+    with continuable(out, "the same command"):
+        make_study((model_a, model_b), load_pipeline, texts, asked, seed, steps, out, show_message)
     typer.echo(out / PAGE)
     typer.echo(out / KEY)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from snapgen.cli.options import TRAINING, check_installed
+from snapgen.cli.outputs import check_folder
 
 
 def train(
@@ -24,6 +25,8 @@ def train(
 ) -> None:
     """Train the stage that RECIPE describes; prints the finished model's folder."""
     check_installed(TRAINING, "training needs", "train")
+    run = out or Path("runs") / recipe.resolve().parent.name / recipe.stem
+    check_folder("--out", run)
 
     import torch
 
@@ -31,7 +34,6 @@ def train(
     from snapgen.train.stages import load_recipe, load_stage
 
     settings = load_recipe(recipe, set_ or [])
-    run = out or Path("runs") / recipe.resolve().parent.name / recipe.stem
     model = run_training(load_stage(settings.stage), settings, run, resume)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(model)

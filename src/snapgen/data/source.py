@@ -79,6 +79,15 @@ class ContrastingSource(Protocol):
         ...
 
 
+@runtime_checkable
+class WordedSource(Protocol):
+    """A source that can list the words of its captions."""
+
+    def words(self) -> dict[str, list[str]]:
+        """All words that a caption can contain, by kind."""
+        ...
+
+
 def first_readable(source: Source, count: int) -> tuple[list[int], list[np.ndarray]]:
     """Indices and pictures of the first `count` readable pictures, repeated from the first if there are fewer.
 

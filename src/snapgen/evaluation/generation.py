@@ -18,7 +18,7 @@ from PIL import Image
 from snapgen.evaluation import EvaluationSettings
 from snapgen.files import atomic_file, fingerprint, read_json
 from snapgen.machine.device import library_versions
-from snapgen.messages import Notify, one_line
+from snapgen.messages import Counter, Notify, one_line
 from snapgen.pictures import save_png, to_tensor, to_uint8
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
@@ -82,7 +82,7 @@ def generate_pictures(
     """Generate `requests` with the `manifest`'s settings on all GPUs; returns the files `folder`/name.png in order.
 
     Only missing pictures are generated. ValueError if the folder holds pictures of another model, other settings or
-    another `more` (further plain values that the pictures depend on). `progress` is called after every batch. Pictures
+    another `more` (further plain values that the pictures depend on). `progress` gets a line now and then. Pictures
     that fail are listed in failed.json, and a ValueError says that there is no score.
     """
     identity = identity_of(manifest) | (more or {})
@@ -96,6 +96,7 @@ def generate_pictures(
     missing = [request for request in requests if not _holds(folder, request)]
     batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
     workers = replicas(pipeline, len(batches))
+    counter = Counter(progress, "pictures: generating", len(batches) * manifest["steps"], f"steps of {BATCH}")
     free: SimpleQueue[SnapGenPipeline] = SimpleQueue()
     for worker in workers:
         free.put(worker)
@@ -103,17 +104,16 @@ def generate_pictures(
     def generate(batch: Sequence[Request]) -> list[dict[str, Any]]:
         worker = free.get()
         try:
-            return _generate_batch(worker, batch, folder, manifest)
+            return _generate_batch(worker, batch, folder, manifest, counter)
         finally:
             free.put(worker)
 
     failures: list[dict[str, Any]] = []
-    done = len(requests) - len(missing)
+    progress(f"pictures: {len(missing)} to generate, {len(requests) - len(missing)} are there")
     with ThreadPoolExecutor(len(workers)) as pool:
-        for batch, failed_here in zip(batches, pool.map(generate, batches), strict=True):
+        for failed_here in pool.map(generate, batches):
             failures += failed_here
-            done += len(batch)
-            progress(f"pictures: {done} of {len(requests)}")
+    progress(f"pictures: {len(requests) - len(failures)} of {len(requests)}")
     if failures:
         _write_json(failures, failed)
         named = "; ".join(f"'{f['prompt']}' (seed {f['seed']}): {f['reason']}" for f in failures[:NAMED])
@@ -131,9 +131,14 @@ def replicas(pipeline: SnapGenPipeline, most: int) -> list[SnapGenPipeline]:
 
 
 def _generate_batch(
-    pipeline: SnapGenPipeline, batch: Sequence[Request], folder: Path, manifest: dict[str, Any]
+    pipeline: SnapGenPipeline, batch: Sequence[Request], folder: Path, manifest: dict[str, Any], counter: Counter
 ) -> list[dict[str, Any]]:
     """Generate and save `batch`; returns the failures with reasons. A batch that fails is retried one by one."""
+
+    def on_step(pipeline: SnapGenPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        counter.advance()
+        return tensors
+
     try:
         drawn: Any = pipeline(
             prompt=[request.prompt for request in batch],
@@ -143,10 +148,15 @@ def _generate_batch(
             width=manifest["side"],
             height=manifest["side"],
             output_type="np",
+            callback_on_step_end=on_step,
         )
     except RuntimeError as error:  # PyTorch's, such as out of memory
         if len(batch) > 1:
-            return [failure for request in batch for failure in _generate_batch(pipeline, [request], folder, manifest)]
+            return [
+                failure
+                for request in batch
+                for failure in _generate_batch(pipeline, [request], folder, manifest, counter)
+            ]
         return [{"prompt": batch[0].prompt, "seed": batch[0].seed, "reason": one_line(error, 200)}]
     failures = []
     for request, picture in zip(batch, drawn.images, strict=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapgen.files import read_prompts
+from snapgen.messages import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,7 +57,7 @@ def score_prompts(
     files = generate_pictures(pipeline, requests, folder / "pictures", manifest, progress)
     progress(f"scoring {len(files)} pictures")
     lines: list[dict[str, Any]] = []
-    for request, file in zip(requests, files, strict=True):
+    for request, file in counted(zip(requests, files, strict=True), progress, "scoring", len(files)):
         with Image.open(file) as image:
             score = judge(request.prompt, image.convert("RGB"))
         name = file.relative_to(folder).as_posix()

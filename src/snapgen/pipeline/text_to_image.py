@@ -37,7 +37,8 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     Configuration: the `shift` of the noise levels that the UNet was trained with, the defaults of `guidance_scale` and
     `num_inference_steps`, the number of tokens from a language model (`language_max_length`), the instruction before
-    every prompt to it (`language_prefix`), and the `text_layout`, by default that of the given text encoders.
+    every prompt to it (`language_prefix`), the `text_layout`, by default that of the given text encoders, and the only
+    words that the model has learned, by kind (`known_words`), if they can be listed.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
@@ -60,6 +61,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         language_max_length: int = LANGUAGE_MAX_LENGTH,
         language_prefix: str = "",
         text_layout: dict[str, Any] | None = None,
+        known_words: dict[str, list[str]] | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -79,6 +81,7 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             language_max_length=language_max_length,
             language_prefix=language_prefix,
             text_layout=text_layout,
+            known_words=known_words,
         )
         complete = [name for name in self.text_encoders if getattr(self, tokenizer_of(name)) is not None]
         if text_layout is None and complete:

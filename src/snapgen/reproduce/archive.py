@@ -94,7 +94,7 @@ def unpack(source: Path, folder: Path) -> None:
     for name, digest in sorted(expected.items()):
         if found.get(name) != digest:
             raise ValueError(f"--import {source}: {name} is {'damaged' if name in found else 'missing'}; copy it again")
-    with atomic_folder(folder) as temporary, tempfile.TemporaryFile() as whole:
+    with atomic_folder(folder) as temporary, tempfile.TemporaryFile(dir=folder.parent) as whole:
         for name in sorted(expected):
             with (source / name).open("rb") as part:
                 shutil.copyfileobj(part, whole)

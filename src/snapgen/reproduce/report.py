@@ -17,6 +17,7 @@ from snapgen.reproduce.plan import Plan
 from snapgen.train.report import read_metrics
 from snapgen.train.stages.flow import FlowRecipe
 from snapgen.world.source import SceneSettings
+from snapgen.world.words import words_of_captions
 
 LAST = 50  # steps whose mean loss is reported
 
@@ -163,7 +164,9 @@ def card(report: Report) -> list[str]:
     """The text of a model card for the models of a report: data, recipe, scores, limits; lines of Markdown."""
     data, last = report["data"], report["models"][-1]
     start = "" if report["initial"] is None else f", continuing from {report['initial']}"
-    things = ", ".join(data["nouns"]) if data["nouns"] else "all things of the vocabulary"
+    words = words_of_captions(SceneSettings.model_validate_json(json.dumps(data)))
+    plurals = ", and their plurals" if words.pop("plurals", None) else ""
+    words["nouns"][-1] += plurals
     right = [name for name, score in last["categories"].items() if score >= 0.5]
     wrong = [name for name in last["categories"] if name not in right]
     return [
@@ -173,7 +176,9 @@ def card(report: Report) -> list[str]:
         report["command"],
         "```",
         "",
-        f"The things that it knows, in English: {things}.",
+        "The words that it has learned, in English (`snapgen data words`):",
+        "",
+        *(f"- {kind}: {', '.join(found)}" for kind, found in words.items()),
         "",
         *score_lines(report),
         "",

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snapgen.config import RecipeError
 from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, encode_in_parts
-from snapgen.data.source import ContrastingSource, first_readable
+from snapgen.data.source import ContrastingSource, WordedSource, first_readable
 from snapgen.files import short_fingerprint
 from snapgen.flow.path import interpolate
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
@@ -330,6 +330,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
             shift=self.recipe.timesteps.shift,
             default_guidance_scale=self.recipe.guidance_scale,
             default_num_inference_steps=self.recipe.num_inference_steps,
+            known_words=self.source.words() if isinstance(self.source, WordedSource) else None,
         )
 
     def sample_grid(self, model: ModelType) -> Image.Image:

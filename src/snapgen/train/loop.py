@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -19,7 +20,6 @@ import diffusers
 import torch
 import transformers
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import Tensor
 
 from snapgen.config import Recipe, RecipeError, RecipeType, TrainSettings, complete_recipe, to_yaml
@@ -29,6 +29,7 @@ from snapgen.machine.precision import gains_by_bfloat16
 from snapgen.messages import one_line
 from snapgen.train.distribution import distribute, hollow_copy, is_first_process, make_accelerator, whole
 from snapgen.train.guard import Guard, save_evidence
+from snapgen.train.health import ailment
 from snapgen.train.optimizer import check_shardable, make_optimizer
 from snapgen.train.report import Display, Report
 from snapgen.train.stage import Context, ModelType, Stage, derive_seed
@@ -37,20 +38,24 @@ from snapgen.train.state import (
     TrainState,
     check_same_recipe,
     checkpoint_folders,
+    checkpoint_name,
     make_ema,
+    name_last_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
-from snapgen.weights import provenance
+from snapgen.weights import provenance, system_errors
 
 STOP_SIGNALS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # signal -> exit status after the checkpoint
+REMEDY = "look at the data, or start anew with a lower train.learning_rate"
 
 
 def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, run: Path, resume: bool) -> Path:
     """Trains a stage in the folder `run` and returns the folder of the finished model, `run/model`.
 
     Errors: RecipeError for a recipe or run folder that cannot be used, ValueError when training diverges.
-    SIGTERM and Ctrl-C write a checkpoint at the end of the step, then exit (SystemExit 0 and 130).
+    SIGTERM and Ctrl-C write a checkpoint at the end of the step, then exit (SystemExit 0 and 130). After a skipped step
+    they write none (ValueError and SystemExit 130).
     """
     # Processes and precision
     settings, content = recipe.train, recipe.model_dump(mode="json")
@@ -93,9 +98,14 @@ def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, ru
         if checkpoint is not None:
             state.load(checkpoint)
             start = checkpoint.step
+            if found := ailment(accelerator, state.tensors()):
+                raise ValueError(
+                    f"checkpoint {checkpoint.folder} is ruined: {found}; remove it to continue from the one before"
+                )
             display.line(f"resuming {run} after step {start}")
         report = stack.enter_context(closing(Report(run, settings, start, display))) if main else None
-        caught = stack.enter_context(stop_signals(insist=accelerator.num_processes == 1))
+        caught = stack.enter_context(stop_signals(insist=accelerator.num_processes == 1, announce=main))
+        due = False  # whether a checkpoint is to be written as soon as no step is skipped
 
         # Steps
         for done in range(start, settings.steps):
@@ -120,10 +130,24 @@ def train(stage_type: type[Stage[RecipeType, ModelType]], recipe: RecipeType, ru
                 report.step(step, metrics, seconds)
                 if sampling:
                     report.plot()
-            if last or stopping is not None or step % settings.checkpoint_every == 0:
+            due = due or last or stopping is not None or step % settings.checkpoint_every == 0
+            if due and objection is None:
+                if found := ailment(accelerator, state.tensors()):
+                    raise ValueError(
+                        f"step {step}: the weights are ruined: {found}; training stopped without a checkpoint; "
+                        f"{name_last_checkpoint(run, step)}: {REMEDY}"
+                    )
                 write_checkpoint(run, state, step, content, settings.keep_checkpoints)
+                due = False
             if stopping is not None:
                 accelerator.wait_for_everyone()
+                if objection is not None:
+                    text = f"stopped after step {step}, which was skipped: no checkpoint was written"
+                    text = f"{text}; {name_last_checkpoint(run, step)}"
+                    if stopping is signal.SIGTERM:
+                        raise ValueError(text)
+                    display.line(text)
+                    sys.exit(STOP_SIGNALS[stopping])
                 display.line(f"stopped after step {step} with a checkpoint; --resume continues")
                 sys.exit(STOP_SIGNALS[stopping])
 
@@ -179,13 +203,14 @@ def train_step(
     if objection is None:
         state.average()
         state.guard.accept(metrics["loss"])
-    elif state.guard.skip():
-        where = ""
+    elif state.guard.skip() or done + 1 == settings.steps:
+        run, where = stage.context.run, ""
         if accelerator.is_main_process:
-            where = f"; the evidence is in {save_evidence(stage.context.run, done + 1, objection, metrics, batch)}"
+            where = f", the evidence in {save_evidence(run, done + 1, objection, metrics, batch)}"
+        in_a_row, end = state.guard.in_a_row, "the run ended" if done + 1 == settings.steps else "training stopped"
         raise ValueError(
-            f"step {done + 1}: {objection}; {state.guard.in_a_row} steps in a row were skipped and training stopped, "
-            f"the last checkpoint is intact{where}: look at the data, or lower train.learning_rate"
+            f"step {done + 1}: {objection}; skipped steps in a row: {in_a_row}, and {end} without a checkpoint; "
+            f"{name_last_checkpoint(run, done + 1)}{where}: {REMEDY}"
         )
     return metrics | ({"skipped": state.guard.skipped} if state.guard.skipped else {}), stopping, objection
 
@@ -244,9 +269,9 @@ def write_checkpoint(run: Path, state: TrainState[ModelType], step: int, content
     """Calls `save_checkpoint`; a full or missing disk becomes a one-line ValueError."""
     try:
         save_checkpoint(run, state, step, content, keep)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ValueError(
-            f"checkpoint {run / 'checkpoints'}/step_{step:08d} could not be written: {one_line(error)}; "
+            f"checkpoint {run / 'checkpoints' / checkpoint_name(step)} could not be written: {one_line(error)}; "
             "those before it are intact: make room, then continue with --resume"
         ) from error
 
@@ -308,15 +333,21 @@ def save_model(
     with state.averaged() as averaged:
         if not is_first_process():
             return
-        with atomic_folder(run / "model") as folder:
-            stage.save(averaged, folder)
-            origin = provenance(folder, content, step=content["train"]["steps"])
-            (folder / "provenance.json").write_text(json.dumps(origin, indent=1))
+        try:
+            with atomic_folder(run / "model") as folder, system_errors():
+                stage.save(averaged, folder)
+                origin = provenance(folder, content, step=content["train"]["steps"])
+                (folder / "provenance.json").write_text(json.dumps(origin, indent=1))
+        except OSError as error:
+            raise ValueError(
+                f"the finished model could not be written: {one_line(error)}; "
+                "the last checkpoint is intact: make room, then --resume writes it"
+            ) from error
 
 
 @contextmanager
-def stop_signals(insist: bool) -> Iterator[set[signal.Signals]]:
-    """Collects SIGTERM and Ctrl-C in the set it yields, instead of exiting.
+def stop_signals(insist: bool, announce: bool) -> Iterator[set[signal.Signals]]:
+    """Collects SIGTERM and Ctrl-C in the set it yields, instead of exiting; with `announce`, a line says so.
 
     With `insist`, a second signal of the same kind acts as usual. Under a launcher it must not: the terminal and the
     launcher both pass Ctrl-C on, and the second would interrupt the checkpoint.
@@ -326,6 +357,10 @@ def stop_signals(insist: bool) -> Iterator[set[signal.Signals]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.add(signal.Signals(number))
+        if announce:
+            status = STOP_SIGNALS[signal.Signals(number)]
+            line = f"{signal.Signals(number).name}: stopping with a checkpoint after this step, exit status {status}\n"
+            os.write(2, line.encode())  # standard error; print may be what was interrupted
         if insist:
             signal.signal(number, before[signal.Signals(number)])
 

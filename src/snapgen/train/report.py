@@ -19,12 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from snapgen.config import TrainSettings
-from snapgen.files import atomic_file, parse_json
+from snapgen.files import atomic_file, naming, parse_json
+from snapgen.messages import QUIET_SECONDS, counted
 from snapgen.pictures import save_png
 
 Item = TypeVar("Item")
 PANELS = 3  # of the losses by noise level, side by side
-QUIET_SECONDS = 15.0  # between lines about a long preparation if standard error is not a terminal
 
 
 class Display:
@@ -55,22 +55,17 @@ class Display:
 
     def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
         """Yields `items`, showing how many of `total` are done, the rate and the time left."""
-        started = shown = time.monotonic()
-        task = None if self.bars is None else self.bars.add_task(description, total=total, detail="")
+        if self.bars is None:
+            yield from counted(items, self.line, description, total)
+            return
+        started, task = time.monotonic(), self.bars.add_task(description, total=total, detail="")
         try:
             for done, item in enumerate(items, start=1):
                 yield item
-                now = time.monotonic()
-                rate = done / max(now - started, 1e-9)
-                if self.bars is not None and task is not None:
-                    self.bars.update(task, completed=done, detail=f"{rate:.1f}/s")
-                elif now - shown >= QUIET_SECONDS:
-                    shown = now
-                    left = timedelta(seconds=round(max(total - done, 0) / rate))
-                    self.line(f"{description} {done}/{total}  {rate:.1f}/s  {left} left")
+                rate = done / max(time.monotonic() - started, 1e-9)
+                self.bars.update(task, completed=done, detail=f"{rate:.1f}/s")
         finally:
-            if self.bars is not None and task is not None:
-                self.bars.remove_task(task)
+            self.bars.remove_task(task)
 
     def close(self) -> None:
         """Removes the bars."""
@@ -91,6 +86,7 @@ class Report:
         self.file = self.metrics.open("a", buffering=1)  # a line reaches the disk as it is written
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.seconds = math.nan  # per step, smoothed
+        self.shown = time.monotonic()  # when the last line was printed
         self.task = None
         if display.bars is not None:
             self.task = display.bars.add_task("train", total=settings.steps, completed=start, detail="")
@@ -99,14 +95,16 @@ class Report:
         """Records the finished step number `step`, which took `seconds`."""
         # JSON has no NaN: values that are not finite become null.
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self.file.write(json.dumps({"step": step, **finite}) + "\n")
+        with naming(self.metrics):
+            self.file.write(json.dumps({"step": step, **finite}) + "\n")
         self.seconds = seconds if math.isnan(self.seconds) else 0.95 * self.seconds + 0.05 * seconds
         rate = self.settings.batch_size / self.seconds
         due = step % self.settings.log_every == 0 or step == self.settings.steps
         if self.display.bars is not None and self.task is not None:
             detail = f"loss {metrics['loss']:.4g}  {rate:.1f} samples/s"
             self.display.bars.update(self.task, completed=step, detail=detail)
-        elif due:
+        elif due or time.monotonic() - self.shown >= QUIET_SECONDS:
+            self.shown = time.monotonic()
             left = timedelta(seconds=round((self.settings.steps - step) * self.seconds))
             loss = f"loss {metrics['loss']:.4g}"
             self.display.line(f"step {step}/{self.settings.steps}  {loss}  {rate:.1f} samples/s  {left} left")

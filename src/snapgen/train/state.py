@@ -144,7 +144,7 @@ def save_checkpoint(run: Path, state: TrainState[ModelType], step: int, recipe: 
 
     The first process writes; all must call it, to contribute their shards.
     """
-    folder = run / "checkpoints" / f"step_{step:08d}"
+    folder = run / "checkpoints" / checkpoint_name(step)
     files = ((file, gather(tensors)) for file, tensors in state.tensors().items())  # one at a time
     if not is_first_process():
         for _ in files:
@@ -162,9 +162,20 @@ def save_checkpoint(run: Path, state: TrainState[ModelType], step: int, recipe: 
     return folder
 
 
+def checkpoint_name(step: int) -> str:
+    """The name of the checkpoint's folder after `step` steps."""
+    return f"step_{step:08d}"
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, complete or not."""
     return sorted((run / "checkpoints").glob("step_*"))
+
+
+def name_last_checkpoint(run: Path, step: int) -> str:
+    """Where the last checkpoint before `step` is, for a message; there may be none."""
+    older = [path for path in checkpoint_folders(run) if path.name < checkpoint_name(step)]
+    return f"the last good checkpoint is {older[-1]}" if older else "there is no checkpoint"
 
 
 def newest_checkpoint(run: Path, warn: Notify) -> Checkpoint | None:

@@ -16,6 +16,7 @@ from snapgen.world.scene import CATEGORIES, Category, Placed, Scene
 from snapgen.world.splits import Split
 from snapgen.world.sprites import SpriteSheet
 from snapgen.world.vocabulary import BACKGROUND, BACKGROUNDS, named_nouns
+from snapgen.world.words import words_of_captions
 
 # Several objects are harder to learn than one, so they get most of the samples.
 DEFAULT_MIXTURE: dict[Category, float] = {
@@ -164,6 +165,10 @@ class SceneSource:
     def describe(self, scene: Scene, variant: int, index: int = 0) -> str:
         """A caption of `scene`; (seed, index, variant) picks the wording from the templates of the split."""
         return write_caption(self._rng(_CAPTION, index, variant), scene, self.settings.split)
+
+    def words(self) -> dict[str, list[str]]:
+        """All words that a caption can contain, by kind (`snapgen.world.words`)."""
+        return words_of_captions(self.settings)
 
     def boxes(self, scene: Scene) -> list[tuple[int, int, int, int]]:
         """Each object's box in px: left, top, right, bottom (the last two exclusive), inside the picture."""

@@ -71,6 +71,7 @@ def test_the_result_is_a_pipeline_that_draws(folder: Path) -> None:
     pipeline = SnapGenPipeline.from_pretrained(folder / "flow" / "model")
     pipeline.set_progress_bar_config(disable=True)
     assert (pipeline.config.shift, pipeline.config.default_num_inference_steps) == (3.0, 2)
+    assert {"cat", "bunny"} <= set(pipeline.config.known_words["nouns"])
     picture = pipeline("two red apples", generator=torch.Generator().manual_seed(0)).images[0]
     assert picture.size == (32, 32)
 

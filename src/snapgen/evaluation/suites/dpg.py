@@ -30,7 +30,7 @@ from snapgen.evaluation.networks import find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
-from snapgen.messages import Notify
+from snapgen.messages import Notify, counted
 from snapgen.pictures import save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
@@ -77,7 +77,8 @@ def evaluate_dpg(
     files = generate_pictures(pipeline, requests, folder / "pictures", manifest, progress)
     lines: list[dict[str, Any]] = []
     yes: dict[str, list[float]] = {}
-    for index, ((prompt, seed), file) in enumerate(zip(pairs, files, strict=True)):
+    judged = counted(zip(pairs, files, strict=True), progress, "judging", len(files))
+    for index, ((prompt, seed), file) in enumerate(judged):
         with Image.open(file) as image:
             picture = image.convert("RGB")
         answers = {number: vqa(picture, question.text) for number, question in prompt.questions.items()}
@@ -94,7 +95,6 @@ def evaluate_dpg(
         )
         if index % SAMPLES == SAMPLES - 1:
             save_grid(files[index + 1 - SAMPLES : index + 1], folder / "grids" / f"{prompt.name}.png")
-            progress(f"judged: {index // SAMPLES + 1} of {len(prompts)} prompts")
     scores = [line["score"] for line in lines]
     of_prompts = [sum(scores[i : i + SAMPLES]) / SAMPLES for i in range(0, len(scores), SAMPLES)]
     report = {

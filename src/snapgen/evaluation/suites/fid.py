@@ -32,7 +32,7 @@ from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.files import sha256
 from snapgen.machine.device import default_device, library_versions
-from snapgen.messages import Notify
+from snapgen.messages import Notify, counted
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.world.prompts import SEED, CaptionedScenes
 
@@ -66,17 +66,18 @@ def evaluate_fid(
     progress(f"reference: {given or 'renders of scenes'}")
     truth: dict[str, float] = {}
     if given is not None:
-        reference, source = read_reference(given, network)
+        reference, source = read_reference(given, network, progress)
         captions: list[str] = []
     else:
         assert isinstance(subject, SnapGenPipeline)
         world = CaptionedScenes(picture_side(subject, settings), settings.count or COUNT, settings.nouns)
-        reference, source = statistics(network, world.renders(1)), {"world": "scenes", "seed": SEED}
-        truth = {"truth": frechet_distance(statistics(network, world.renders(0)), reference)}
+        lots = [counted(world.renders(lot), progress, f"renders of lot {lot}", world.count) for lot in (0, 1)]
+        reference, source = statistics(network, lots[1]), {"world": "scenes", "seed": SEED}
+        truth = {"truth": frechet_distance(statistics(network, lots[0]), reference)}
         captions = world.captions()
 
     if isinstance(subject, Path):
-        lines, scores, manifest = score_folder(subject, settings, reference, network)
+        lines, scores, manifest = score_folder(subject, settings, reference, network, progress)
     else:
         prompts = captions if settings.prompts is None else some_prompts(settings.prompts)
         lines, scores, manifest = score_model(subject, settings, prompts, reference, network, folder, progress)
@@ -102,12 +103,14 @@ def evaluate_fid(
     return report
 
 
-def score_folder(subject: Path, settings: EvaluationSettings, reference: Statistics, network: FeatureNetwork) -> Scored:
+def score_folder(
+    subject: Path, settings: EvaluationSettings, reference: Statistics, network: FeatureNetwork, progress: Notify
+) -> Scored:
     """Score the pictures in the folder `subject`."""
     files = picture_files(subject, settings.count)
     lines = [{"file": str(file.resolve()), "prompt": file.relative_to(subject).as_posix()} for file in files]
     manifest = {"suite": "fid", "pictures_sha256": files_hash(files), "versions": library_versions()}
-    return lines, {"all": distance_to(reference, network, files)}, manifest
+    return lines, {"all": distance_to(reference, network, files, progress)}, manifest
 
 
 def score_model(
@@ -134,13 +137,18 @@ def score_model(
             for file, request in zip(files, requests, strict=True)
         ]
         progress(f"features of the pictures of seed {seed}")
-        scores[str(seed)] = distance_to(reference, network, files)
+        scores[str(seed)] = distance_to(reference, network, files, progress)
     return lines, scores, manifest
 
 
-def distance_to(reference: Statistics, network: FeatureNetwork, files: list[Path]) -> float:
+def distance_to(reference: Statistics, network: FeatureNetwork, files: list[Path], progress: Notify) -> float:
     """The distance of the pictures in `files` to `reference`."""
-    return frechet_distance(statistics(network, map(read_picture, files)), reference)
+    return frechet_distance(statistics_of(network, files, progress), reference)
+
+
+def statistics_of(network: FeatureNetwork, files: list[Path], progress: Notify) -> Statistics:
+    """The statistics of the pictures in `files`."""
+    return statistics(network, counted(map(read_picture, files), progress, "features", len(files)))
 
 
 def statistics(network: FeatureNetwork, pictures: Iterable[np.ndarray]) -> Statistics:
@@ -152,11 +160,11 @@ def statistics(network: FeatureNetwork, pictures: Iterable[np.ndarray]) -> Stati
     return Statistics(values.mean(axis=0), np.cov(values, rowvar=False).reshape(values.shape[1], -1))
 
 
-def read_reference(path: Path, network: FeatureNetwork) -> tuple[Statistics, dict[str, Any]]:
+def read_reference(path: Path, network: FeatureNetwork, progress: Notify) -> tuple[Statistics, dict[str, Any]]:
     """Statistics of a folder of pictures or an .npz, and their entry in the manifest."""
     if path.suffix.lower() != ".npz":
         files = picture_files(path)
-        return statistics(network, map(read_picture, files)), {"pictures": len(files), "sha256": files_hash(files)}
+        return statistics_of(network, files, progress), {"pictures": len(files), "sha256": files_hash(files)}
     try:
         with np.load(path, allow_pickle=False) as arrays:
             mu, sigma = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)

@@ -37,7 +37,7 @@ from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import effective_tally, interval_of_mean, wilson
 from snapgen.files import TEXT_LIMIT, fingerprint, parse_json, read_whole, write_text
-from snapgen.messages import Notify
+from snapgen.messages import Notify, counted
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 
@@ -88,7 +88,7 @@ def evaluate_geneval(
     for i, metadata in enumerate(prompts):
         write_text(json.dumps(metadata), folder / "pictures" / f"{i:05d}" / "metadata.jsonl")
     lines: list[dict[str, Any]] = []
-    for (_, metadata, k), file in zip(pairs, files, strict=True):
+    for (_, metadata, k), file in counted(zip(pairs, files, strict=True), progress, "judging", len(files)):
         with Image.open(file) as image:
             picture = image.convert("RGB")
         found = confident(detect(picture), metadata["tag"])
@@ -103,8 +103,6 @@ def evaluate_geneval(
                 "found": {name: [[*one.box, round(one.score, 4)] for one in ones] for name, ones in found.items()},
             }
         )
-        if len(lines) % 100 == 0:
-            progress(f"judged: {len(lines)} of {len(files)}")
     report = summarize(lines) | {"scorer": manifest["scorer"], "manifest": manifest}
     title = f"geneval: {report['score']:.1%} (our scorer)"
     notes = ["Mask2Former and CLIP of transformers under GenEval's rules, not the official detector."]

@@ -27,7 +27,7 @@ from snapgen.evaluation.plots import plot_spread
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.machine.device import library_versions
-from snapgen.messages import Notify, one_line
+from snapgen.messages import Notify, counted, one_line
 from snapgen.pictures import save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
@@ -49,7 +49,9 @@ def evaluate_psnr(
     lpips, reason = load_lpips()
     lines: list[dict[str, Any]] = []
     measured: list[dict[str, float]] = []
-    for name, picture in pictures(settings, side):
+    total = settings.count or (6 * SCENES if settings.reference is None else len(picture_files(settings.reference)))
+    progress(f"reconstructing {total} pictures")
+    for name, picture in counted(pictures(settings, side), progress, "reconstructing", total):
         (output,) = reconstruct(autoencoder, [picture])
         measured.append(compare(output, picture, lpips))
         file = folder / "pictures" / f"{len(lines):06d}.png"
@@ -57,8 +59,6 @@ def evaluate_psnr(
         lines.append(
             {"file": file.relative_to(folder).as_posix(), "prompt": name, "score": round(measured[-1]["psnr"], 4)}
         )
-        if len(lines) % 50 == 0:
-            progress(f"pictures: {len(lines)}")
     means = {name: float(np.mean([one[name] for one in measured])) for name in measured[0]}
     psnrs = [one["psnr"] for one in measured]
     report: dict[str, Any] = {

@@ -34,7 +34,7 @@ from snapgen.evaluation.generation import Request, generate_pictures, make_manif
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import origin, write_report
 from snapgen.evaluation.statistics import cohen_kappa, effective_tally, interval_of_mean, wilson
-from snapgen.messages import Notify, between, markdown_table
+from snapgen.messages import Notify, between, counted, markdown_table
 from snapgen.pictures import contact_sheet, save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.world.font import font_sha256
@@ -100,7 +100,7 @@ def evaluate_scenes(
     progress(f"detector: reading {len(truths)} ground-truth renders")
     draw = renderer(side)
     renders = [draw.render(truth.scene) for truth in truths]
-    sightings = [detector(render) for render in renders]
+    sightings = [detector(render) for render in counted(renders, progress, "detector: reading", len(renders))]
     accuracy = shares(truths, [reads_exactly(truth, seen) for truth, seen in zip(truths, sightings, strict=True)])
     check_accuracy(accuracy, side)
     nothing = random_pictures(side)
@@ -109,7 +109,8 @@ def evaluate_scenes(
     kept = [i for i, truth in enumerate(truths) if truth.index < count]
     progress(f"ceiling: {len(kept)} renders through the autoencoder")
     asked_for, through = [truths[i] for i in kept], reconstruct(pipeline.vae, [renders[i] for i in kept])
-    ceiling = score_of(asked_for, [detector(picture) for picture in through])
+    seen_through = [detector(picture) for picture in counted(through, progress, "ceiling: reading", len(through))]
+    ceiling = score_of(asked_for, seen_through)
     read = reader(renders)
     measured = {
         "accuracy": shares(truths, [counts_exactly(truth, seen) for truth, seen in zip(truths, read, strict=True)]),
@@ -164,7 +165,8 @@ def judge_pictures(
         pipeline, requests, folder / "pictures", manifest, progress, more={"nouns": manifest["nouns"]}
     )
     judged_pictures = []
-    for (prompt, seed), file in zip(pairs, files, strict=True):
+    progress(f"judging {len(files)} pictures")
+    for (prompt, seed), file in counted(zip(pairs, files, strict=True), progress, "judging", len(files)):
         with Image.open(file) as image:
             picture = np.asarray(image.convert("RGB"))
         name, seen, (read,) = file.relative_to(folder).as_posix(), detector(picture), reader([picture])

@@ -1,0 +1,38 @@
+"""Weights worth keeping: checkpoints and finished models hold only numbers that are finite and not absurdly large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from snapgen.train.distribution import local
+
+# The largest number of float16, in which finished models ship. Healthy weights stay far below: the bundled networks'
+# reach 4.7, the gains and embeddings of published text encoders some hundreds.
+LARGEST_WEIGHT = torch.finfo(torch.float16).max
+LARGEST = {"model": LARGEST_WEIGHT, "ema": LARGEST_WEIGHT, "optimizer": torch.finfo(torch.float32).max}
+
+
+def ailment(accelerator: Accelerator, files: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """What is wrong with the tensors of a checkpoint (`TrainState.tensors`); None if they are healthy.
+
+    All processes must call it together: each looks at its own parts, and if one finds something, all return a text.
+    """
+    found = next((text for file, tensors in files.items() if (text := unhealthy(tensors, LARGEST[file]))), None)
+    ill = accelerator.reduce(torch.tensor(float(found is not None), device=accelerator.device), "sum").item()
+    return found or ("another process found a value that is not finite or too large" if ill else None)
+
+
+def unhealthy(tensors: Mapping[str, Tensor], largest: float = LARGEST_WEIGHT) -> str | None:
+    """The first of `tensors` with a value that is not finite or beyond `largest`, in words; None if there is none."""
+    for name, tensor in tensors.items():
+        part = local(tensor).detach()
+        if not part.is_floating_point() or not part.numel():
+            continue
+        magnitude = max(abs(extreme.item()) for extreme in torch.aminmax(part))  # both are NaN if one value is
+        if not magnitude <= largest:
+            return f"{name} holds a value of {magnitude:.4g}"
+    return None
