@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LONGEST = 10_000  # characters of a prompt or caption; the few hundred tokens that text encoders read are far fewer
 
 
 @contextmanager
@@ -53,13 +56,30 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def decode_text(content: bytes) -> str:
+    """`content` as text: UTF-8, with or without a byte-order mark. ValueError for other encodings."""
+    text = content.decode("utf-8-sig")
+    if "\0" in text:  # UTF-16 without a mark often decodes, but to this
+        raise ValueError("it contains zeros, as UTF-16 does, but not UTF-8")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of the UTF-8 text file `path`, without space around them and without blank ones.
+
+    Only a line break ends a line: JSON and prompts may contain Unicode's separators, at which `splitlines` splits too.
+    ValueError if the file is not UTF-8.
+    """
+    lines = re.split(r"\r\n?|\n", decode_text(path.read_bytes()))
+    return [line.strip() for line in lines if line.strip()]
+
+
 def read_prompts(path: Path) -> list[str]:
     """The prompts in the UTF-8 text file `path`, one per line; blank lines are skipped, `""` is the empty prompt."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
+        return ["" if line == '""' else line for line in read_lines(path)]
+    except ValueError:
         raise ValueError(f"{path} is not a UTF-8 text file: one prompt per line is expected") from None
-    return ["" if line == '""' else line for line in lines if line]
 
 
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:

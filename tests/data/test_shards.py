@@ -112,7 +112,7 @@ def test_json_is_read_where_there_is_no_text(tmp_path: Path, caplog: pytest.LogC
     for name, content in samples:
         members |= {f"x/{name}.png": encoded(kind="PNG"), f"x/{name}.json": json.dumps(content)}
     assert captions(open_shards(write_tar(tmp_path / "0.tar", members))) == ["one"]
-    assert "2 pictures have no caption and are skipped, first x/b.png" in caplog.text
+    assert "0.tar: skipped pictures without a caption (2, first x/b.png)" in caplog.text
 
 
 def test_tars_are_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
