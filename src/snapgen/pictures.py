@@ -107,11 +107,11 @@ def _read_profile(content: bytes) -> tuple[str, ImageCms.ImageCmsTransform | Non
     return mode, transform
 
 
-def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
-    """uint8 pictures H W 3, all of one size -> float32 B 3 H W in [-1, 1]."""
+def to_tensor(pictures: list[np.ndarray], device: torch.device | None = None) -> torch.Tensor:
+    """uint8 pictures H W 3, all of one size -> float32 B 3 H W in [-1, 1], on `device` (by default the CPU)."""
     import torch  # contact sheets and files need no torch
 
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def to_uint8(pictures: torch.Tensor) -> list[np.ndarray]:
