@@ -13,6 +13,7 @@ from snapgen.files import (
     atomic_folder,
     fingerprint,
     manifest,
+    read_prompts,
     remove_leftovers,
     sha256,
     short_fingerprint,
@@ -93,3 +94,17 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
     assert len({one, *(fingerprint(*parts) for parts in others)}) == 4
     assert short_fingerprint({"a": 1, "b": [2]}, b"bytes") == one[:12]
     assert fingerprint(b"x") == hashlib.sha256(b"x").hexdigest()
+
+
+def test_only_a_line_break_ends_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes('\ufeffa cat\u2028asleep\r\n \r\x85\na\x0bdog\r""\n'.encode())
+    assert read_prompts(path) == ["a cat\u2028asleep", "a\x0bdog", ""]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+def test_prompts_of_another_encoding_are_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("zwei Äpfel\n".encode(encoding))
+    with pytest.raises(ValueError, match="prompts.txt is not a UTF-8 text file: one prompt per line is expected"):
+        read_prompts(path)

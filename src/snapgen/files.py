@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LONGEST = 10_000  # characters of a prompt or caption; the few hundred tokens that text encoders read are far fewer
-
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:

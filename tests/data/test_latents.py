@@ -1,9 +1,7 @@
 """The cache of latents: written once, read again, encoded a few at a time."""
 
 import resource
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 

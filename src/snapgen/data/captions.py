@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from snapgen.files import LONGEST, decode_text
+from snapgen.files import decode_text
+
+LONGEST = 10_000  # characters; tokenizers read a text to its end, then keep a few hundred tokens
 
 
 def decode_caption(content: bytes) -> str:
@@ -19,5 +21,5 @@ def json_captions(value: Any) -> list[str]:
 
 
 def _clean(text: str) -> str:
-    """`text` without space around it, as far as any text encoder reads, in characters that every tokenizer knows."""
-    return text.strip()[:LONGEST].encode("utf-8", "replace").decode()  # JSON can hold halves of characters
+    """`text` without space around it, no longer than `LONGEST`, and without the halves of characters of some JSON."""
+    return text.strip()[:LONGEST].encode("utf-8", "replace").decode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -76,6 +76,16 @@ class ContrastingSource(Protocol):
 
     def contrasts(self, count: int, alike: int) -> Sequence[Contrast]:
         """`count` contrasts of every kind, always the same, each with `alike` (>= 2) more pictures per caption."""
+        ...
+
+
+@runtime_checkable
+class RandomSource(Protocol):
+    """A source whose pictures are random as they come, so that training may take them in the order of their indices."""
+
+    @property
+    def is_random(self) -> Literal[True]:
+        """Neighbours have nothing in common."""
         ...
 
 

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snapgen.files import LONGEST
-
 
 @dataclass(frozen=True)
 class TextStates:
@@ -90,8 +88,7 @@ class TransformersTextEncoder:
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, both B N', padded on the right to `prefix_length` and `max_length`."""
-        # Tokenizers read a text to its end, and only then cut it.
-        texts = [self.prefix + prompt[:LONGEST] for prompt in prompts]
+        texts = [self.prefix + prompt for prompt in prompts]
         length = self.prefix_length + self.max_length
         if self.warn:
             self._warn_of_cuts(prompts, texts)
@@ -110,9 +107,8 @@ class TransformersTextEncoder:
             count = len(ids) - self.prefix_length
             if count > self.max_length:
                 short = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-                least = "at least " if len(prompt) > LONGEST else ""
                 warnings.warn(
-                    f"prompt '{short}' has {least}{count} tokens; the text encoder reads the first {self.max_length}",
+                    f"prompt '{short}' has {count} tokens; the text encoder reads the first {self.max_length}",
                     stacklevel=3,
                 )
 

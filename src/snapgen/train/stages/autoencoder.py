@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data.order import InOrder, Order
 from snapgen.data.reading import PictureBatches, Sample
+from snapgen.data.source import RandomSource
 from snapgen.data.sources import DataSettings
 from snapgen.losses.adversarial import hinge, hinge_generator
 from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
@@ -37,7 +38,6 @@ from snapgen.train.cost import FP32, Cost, compute_dtype
 from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
 from snapgen.weights import load_file, load_network
-from snapgen.world.source import SceneSource
 
 VALIDATION_COUNT = 64  # pictures, from the end of the source
 NARROW = -6.0  # log-variance of a fresh encoder's posterior
@@ -146,7 +146,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
     def _order(self) -> Order | InOrder:
         """Which pictures each micro-batch shows, in one group: patches are of one shape whatever their pictures'."""
         total, count = self.share(0)[0], len(self.source)
-        if isinstance(self.source, SceneSource):  # scenes are random already
+        if isinstance(self.source, RandomSource):
             return InOrder(count, total)
         return Order([np.arange(count)], total, self.recipe.seed)
 
