@@ -63,6 +63,7 @@ class FolderSource(FileSource):
         skipped = Skipped()
         files = find_files(settings.path, PICTURES, skipped)
         if not files:
+            skipped.report(settings.path)
             raise RecipeError(f"data.path: {settings.path} holds no pictures ({', '.join(sorted(PICTURES))})")
         settings.kept(len(files))  # a wrong setting shows before captions are read
         captions = self._read_captions(files, skipped)
@@ -138,7 +139,7 @@ class FolderSource(FileSource):
         try:
             lines = [json.loads(line) for line in read_lines(path)]
             return {str(line["file_name"]): line["text"] for line in lines}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(
                 f'{path} is damaged: lines {{"file_name": ..., "text": ...}} expected ({error})'
             ) from None

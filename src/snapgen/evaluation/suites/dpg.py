@@ -118,7 +118,9 @@ def read_benchmark(folder: Path) -> list[DensePrompt]:
     """The prompts in the published files; ValueError unless all are there with their questions."""
     if not (folder / "dpg_bench.csv").is_file() or not (folder / "prompts").is_dir():
         raise ValueError(f"{folder} is not DPG-Bench: --prompts {SUITES['dpg'].needs} is expected")
-    texts = {file.stem: read_prompt(file) for file in find_files(folder / "prompts", {".txt"}, Skipped())}
+    skipped = Skipped()
+    texts = {file.stem: read_prompt(file) for file in find_files(folder / "prompts", {".txt"}, skipped)}
+    skipped.report(folder)
     prompts: dict[str, DensePrompt] = {}
     with (folder / "dpg_bench.csv").open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
