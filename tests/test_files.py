@@ -15,6 +15,7 @@ from snapgen.files import (
     fingerprint,
     manifest,
     naming,
+    read_prompts,
     remove_leftovers,
     sha256,
     short_fingerprint,
@@ -117,3 +118,17 @@ def test_an_error_that_names_another_file_stays_as_it_is(tmp_path: Path) -> None
         with pytest.raises(OSError) as raised, naming(tmp_path / "out.png"):
             raise error
         assert raised.value is error
+
+
+def test_only_a_line_break_ends_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes('\ufeffa cat\u2028asleep\r\n \r\x85\na\x0bdog\r""\n'.encode())
+    assert read_prompts(path) == ["a cat\u2028asleep", "a\x0bdog", ""]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+def test_prompts_of_another_encoding_are_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("zwei Äpfel\n".encode(encoding))
+    with pytest.raises(ValueError, match="prompts.txt is not a UTF-8 text file: one prompt per line is expected"):
+        read_prompts(path)

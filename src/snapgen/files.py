@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 import time
@@ -109,13 +110,36 @@ def parse_json(content: str | bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
+def decode_text(content: bytes) -> str:
+    """`content` as text: UTF-8, with or without a byte-order mark. ValueError for other encodings."""
+    text = content.decode("utf-8-sig")
+    if "\0" in text:  # UTF-16 without a mark often decodes, but to this
+        raise ValueError("it contains zeros, as UTF-16 does, but not UTF-8")
+    return text
+
+
+def read_lines(path: Path, limit: int = TEXT_LIMIT) -> list[str]:
+    """The lines of a UTF-8 text file of at most `limit` bytes, as `split_lines` gives them."""
+    return split_lines(read_whole(path, limit))
+
+
+def split_lines(content: bytes) -> list[str]:
+    """The lines of UTF-8 text, without space around them and without blank ones.
+
+    Only a line break ends a line: JSON and prompts may contain Unicode's separators, at which `splitlines` splits too.
+    ValueError if it is not UTF-8.
+    """
+    lines = re.split(r"\r\n?|\n", decode_text(content))
+    return [line.strip() for line in lines if line.strip()]
+
+
 def read_prompts(path: Path) -> list[str]:
     """The prompts in the UTF-8 text file `path`, one per line; blank lines are skipped, `""` is the empty prompt."""
+    content = read_whole(path, TEXT_LIMIT)
     try:
-        lines = [line.strip() for line in read_whole(path, TEXT_LIMIT).decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
+        return ["" if line == '""' else line for line in split_lines(content)]
+    except ValueError:
         raise ValueError(f"{path} is not a UTF-8 text file: one prompt per line is expected") from None
-    return ["" if line == '""' else line for line in lines if line]
 
 
 def remove_leftovers(folder: Path, age: float = 0.0) -> None:

@@ -106,3 +106,35 @@ def test_refusals_are_one_line(tmp_path: Path) -> None:
     refused("metadata.jsonl is damaged")
     with pytest.raises(ValidationError, match="must stand once"):
         open_folder(tmp_path, template="a photo")
+
+
+def test_captions_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "abcdef":
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_bytes("\ufeffcats".encode())
+    (tmp_path / "b.txt").write_bytes("un café".encode("latin-1"))
+    (tmp_path / "f.txt").write_bytes("dogs".encode("utf-16"))
+    lines: list[dict[str, Any]] = [
+        {"file_name": "c.png", "text": None},
+        {"file_name": "d.png", "text": ["one", "two"]},
+        {"file_name": "e.png", "text": "before\u2028after\x85"},
+    ]
+    content = "\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "metadata.jsonl").write_bytes(content.encode())
+    source = open_folder(tmp_path)
+    assert [source.name(index)[-5:] for index in range(len(source))] == ["a.png", "d.png", "e.png"]
+    assert [source.caption(1, variant) for variant in range(3)] == ["one", "two", "one"]
+    assert [source.caption(index, 0) for index in (0, 2)] == ["cats", "before\u2028after"]
+    assert caplog.messages == [
+        f"{tmp_path}: skipped captions that are not UTF-8 (2, first b.txt), "
+        "pictures whose caption in metadata.jsonl is no text (1, first c.png)"
+    ]
+    held_out = open_folder(tmp_path, held_out=1, part="held out")
+    assert held_out.caption(0, 0) == "before\u2028after"
+
+
+def test_none_of_the_captions_can_be_read(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(RecipeError, match="none of the 1 pictures in .* has a readable caption"):
+        open_folder(tmp_path)

@@ -1,9 +1,7 @@
 """The cache of latents: written once, read again, encoded a few at a time."""
 
 import resource
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,12 @@ import pytest
 import torch
 
 from snapgen.data.latents import (
-    AHEAD,
     BATCH,
     PIXELS,
     CachedBatches,
     EncodedBatches,
     LatentCache,
     encode_in_parts,
-    read_ahead,
 )
 from snapgen.data.source import BadSampleError
 from snapgen.messages import silent
@@ -232,19 +228,6 @@ def test_the_next_picture_of_its_shape_stands_in_for_a_damaged_one(tmp_path: Pat
     broken = EncodedBatches(source, encode_any, 10, 0, 3, print)
     with pytest.raises(ValueError, match="none of the 50 pictures of one shape can be read"):
         broken(0, slice(0, 10))
-
-
-def test_pictures_are_read_ahead_in_order() -> None:
-    """While batch n is used, the next ones are read: as many as are said, and no more."""
-    started: list[int] = []
-    with ThreadPoolExecutor(2) as pool:
-        stream = read_ahead(pool, lambda item: started.append(item) or -item, ([n, n + 1] for n in range(0, 20, 2)))
-        assert next(stream) == [0, -1]
-        while len(started) < 2 * (AHEAD + 1):
-            time.sleep(0.01)
-        pool.submit(int).result()  # nothing else waits
-        assert sorted(started) == list(range(2 * (AHEAD + 1)))
-        assert list(stream) == [[-n, -n - 1] for n in range(2, 20, 2)]
 
 
 def test_latents_stay_on_disk_until_they_are_used(tmp_path: Path) -> None:

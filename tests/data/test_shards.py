@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from snapgen.cli.data import app
 from snapgen.config import RecipeError
 from snapgen.data.buckets import BucketSettings
 from snapgen.data.folder import FolderSettings
-from snapgen.data.shards import INDEX, ShardSettings, ShardSource, write_shards
+from snapgen.data.shards import INDEX, ShardSettings, ShardSource, find_tars, write_shards
 from snapgen.data.source import BadSampleError
 
 
@@ -112,7 +113,58 @@ def test_json_is_read_where_there_is_no_text(tmp_path: Path, caplog: pytest.LogC
     for name, content in samples:
         members |= {f"x/{name}.png": encoded(kind="PNG"), f"x/{name}.json": json.dumps(content)}
     assert captions(open_shards(write_tar(tmp_path / "0.tar", members))) == ["one"]
-    assert "2 pictures have no caption and are skipped, first x/b.png" in caplog.text
+    assert "0.tar: skipped pictures without a caption (2, first x/b.png)" in caplog.text
+
+
+def test_members_that_are_skipped_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members: dict[str, bytes | str] = {
+        "a.jpg": encoded(),
+        "a.txt": "\ufeffcats",
+        "a.mask.png": encoded(kind="PNG"),
+        "photo.v2.jpg": encoded(),
+        "photo.v2.txt": "lost",
+        "b.jpg": encoded(),
+        "b.txt": "un café".encode("latin-1"),
+        "._a.jpg": b"resource fork",
+        "__MACOSX/x/c.jpg": b"resource fork",
+        "__MACOSX/x/c.txt": "resource fork",
+        "x.y/d.jpg": encoded(),
+        "x.y/d.json": json.dumps({"caption": "in a folder\u2028with a dot"}),
+    }
+    tar = write_tar(tmp_path / "0.tar", members)
+    with tarfile.open(tar, "a") as file:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
+        file.addfile(link)
+    assert captions(open_shards(tmp_path)) == ["cats", "in a folder\u2028with a dot"]
+    assert caplog.messages == [
+        f"{tar}: skipped pictures with a dot in their name (2, first a.mask.png), "
+        "hidden files and macOS's companions (2, first ._a.jpg), members that are no files (1, first link.jpg), "
+        "captions that are not UTF-8 (1, first b.jpg)"
+    ]
+
+
+def test_hidden_tars_and_pipes_are_not_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    write_tar(tmp_path / "0.tar", {"a.jpg": encoded(), "a.txt": "a"})
+    (folder / "linked").symlink_to(tmp_path)
+    (folder / "._0.tar").write_bytes(b"resource fork")
+    os.mkfifo(folder / "pipe.tar")
+    assert [tar.relative_to(folder).as_posix() for tar in find_tars(folder)] == ["linked/0.tar"]
+    with pytest.raises(RecipeError, match="no file is named"):
+        find_tars(folder / "pipe*.tar")
+
+
+def test_several_captions_are_packed(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(encoded())
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg", "text": ["one", "two"]}))
+    source = FolderSettings(source="folder", path=folder, resolution=32).open()
+    write_shards(source, tmp_path / "tars", 3)  # type: ignore[arg-type]
+    packed = open_shards(tmp_path / "tars")
+    assert [packed.caption(0, variant) for variant in range(3)] == ["one", "two", "one"]
 
 
 def test_tars_are_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

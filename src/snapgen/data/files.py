@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +15,9 @@ from snapgen.config import RecipeError, Settings
 from snapgen.data.buckets import BucketSettings, bucket_sizes, nearest_buckets
 from snapgen.data.source import BadSampleError
 from snapgen.messages import one_line
+from snapgen.pictures import read_rgb
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-
-# What Pillow raises on damaged files, depending on the format and the damage.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for pictures that lie on their side
 
 
 class FileSettings(Settings):
@@ -70,14 +65,14 @@ class FileSource(ABC):
 
     @abstractmethod
     def sizes(self) -> np.ndarray:
-        """Widths and heights of all pictures in px (N 2), as `header_size` returns them."""
+        """Widths and heights of all pictures in px (N 2), as `picture_size` returns them."""
 
     def image(self, index: int) -> np.ndarray:
-        """Picture `index`, upright and cropped; transparent parts are white. BadSampleError if it cannot be read."""
+        """Picture `index`, as `read_rgb` reads it, cropped. BadSampleError if it cannot be read."""
         try:
             with self.open(index) as file:
-                picture = decode(file)
-        except UNREADABLE as error:
+                picture = read_rgb(file)
+        except (OSError, ValueError) as error:
             raise BadSampleError(f"{self.name(index)} cannot be read: {one_line(error)}") from error
         return np.asarray(ImageOps.fit(picture, self.shape(index), Image.Resampling.LANCZOS))
 
@@ -108,25 +103,3 @@ class FileSource(ABC):
             return None
         sizes = bucket_sizes(self.settings.resolution, self.settings.buckets)
         return sizes, nearest_buckets(self.sizes(), sizes)
-
-
-def decode(file: BinaryIO) -> Image.Image:
-    """The picture in `file`: RGB, upright, on white. Raises one of `UNREADABLE`."""
-    with Image.open(file) as encoded:
-        picture = ImageOps.exif_transpose(encoded)
-    if picture.mode == "RGB" and not picture.has_transparency_data:
-        return picture
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
-def header_size(file: BinaryIO) -> tuple[int, int]:
-    """Width and height in px of the picture in `file` when upright, without decoding it; 0, 0 if it is unreadable."""
-    try:
-        with Image.open(file) as encoded:
-            # A PNG may store its orientation after its pixels; that is so rare that it is ignored.
-            turned = encoded.format != "PNG" and encoded.getexif().get(_ORIENTATION) in _TURNED
-            width, height = encoded.size
-    except UNREADABLE:
-        return 0, 0
-    return (height, width) if turned else (width, height)

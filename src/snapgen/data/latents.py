@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from snapgen.data.order import Order
+from snapgen.data.reading import PictureBatches, read_ahead
 from snapgen.data.rows import CacheFiles, Rows
 from snapgen.data.source import BadSampleError, Source
 from snapgen.messages import Notify, Progress
@@ -23,11 +22,8 @@ from snapgen.pictures import to_tensor
 SHARD = 1024  # pictures
 BATCH = 32  # pictures read at once, and encoded at once if they are small
 PIXELS = BATCH * 256**2  # pixels encoded at once: SD3's encoder needs 1.3 GB for a picture of 1024 px
-AHEAD = 2  # batches that are read while another one is encoded and trained on
 
 Encode = Callable[[Tensor], Tensor]  # pictures B 3 H W in [-1, 1] -> latents B C h w
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def pictures_at_once(height: int, width: int) -> int:
@@ -40,19 +36,6 @@ def encode_in_parts(encode: Encode, pictures: Sequence[np.ndarray]) -> Tensor:
     size = pictures_at_once(*pictures[0].shape[:2])
     parts = [list(pictures[start : start + size]) for start in range(0, len(pictures), size)]
     return torch.cat([encode(to_tensor(part)) for part in parts])
-
-
-def read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Item], Result], batches: Iterable[Iterable[Item]]
-) -> Iterator[list[Result]]:
-    """Yields `read(item)` of every item, batch by batch in order; the threads of `pool` stay `AHEAD` batches ahead."""
-    waiting: deque[list[Future[Result]]] = deque()
-    for batch in batches:
-        waiting.append([pool.submit(read, item) for item in batch])
-        if len(waiting) > AHEAD:
-            yield [future.result() for future in waiting.popleft()]
-    for futures in waiting:
-        yield [future.result() for future in futures]
 
 
 @dataclass(frozen=True)
@@ -113,41 +96,15 @@ class EncodedBatches:
         warn: Notify,
     ) -> None:
         """`batch`: pictures in a global micro-batch; `workers`: threads."""
-        self.source = source
         self.encode = encode
         self.order = Order(source.groups(), batch, seed)
-        self.warn = warn
-        self._pool = ThreadPoolExecutor(workers)
-        self._named: set[int] = set()
-        self._due: tuple[int, slice] | None = None  # what `_stream` yields next
-        self._stream: Iterator[list[tuple[int, int, np.ndarray]]] = iter(())
+        self.samples = PictureBatches(source, self.order, lambda sample: sample, workers, warn)
 
     @torch.no_grad()
     def __call__(self, step: int, own: slice) -> LatentBatch:
-        if self._due != (step, own):
-            self._stream = read_ahead(self._pool, self._read, (self._items(number, own) for number in count(step)))
-        self._due = (step + 1, own)
-        pictures, epochs, images = zip(*next(self._stream), strict=True)
-        return LatentBatch(encode_in_parts(self.encode, images), list(pictures), list(epochs))
-
-    def _items(self, step: int, own: slice) -> list[tuple[int, int, int]]:
-        """Picture, epoch and group of each sample."""
-        chosen = self.order.micro_batch(step)
-        pairs = zip(chosen.pictures[own].tolist(), chosen.epochs[own].tolist(), strict=True)
-        return [(picture, epoch, chosen.group) for picture, epoch in pairs]
-
-    def _read(self, item: tuple[int, int, int]) -> tuple[int, int, np.ndarray]:
-        picture, epoch, group = item
-        members = self.order.groups[group]
-        start = int(np.searchsorted(members, picture))
-        for candidate in map(int, chain(members[start:], members[:start])):
-            try:
-                return candidate, epoch, self.source.image(candidate)
-            except BadSampleError as error:
-                if candidate not in self._named:
-                    self._named.add(candidate)
-                    self.warn(f"{error}; the next one stands in for it")
-        raise ValueError(f"none of the {len(members)} pictures of one shape can be read")
+        samples = self.samples(step, own)
+        latents = encode_in_parts(self.encode, [sample.image for sample in samples])
+        return LatentBatch(latents, [sample.picture for sample in samples], [sample.epoch for sample in samples])
 
 
 class LatentCache:

@@ -14,7 +14,21 @@ class MicroBatch:
 
     pictures: np.ndarray  # indices, B
     epochs: np.ndarray  # how often each was seen before, B
-    group: int  # the index of their group in `Order.groups`
+    group: int  # the index of their group in `groups`
+
+
+class InOrder:
+    """Global micro-batches of pictures that need no shuffling, as they have nothing in common with their neighbours."""
+
+    def __init__(self, count: int, batch: int) -> None:
+        """`count`: pictures; `batch`: pictures in a global micro-batch."""
+        self.groups = [np.arange(count)]
+        self.batch = batch
+
+    def micro_batch(self, step: int) -> MicroBatch:
+        """The pictures of micro-batch `step`, counted from 0."""
+        epochs, pictures = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), len(self.groups[0]))
+        return MicroBatch(pictures, epochs, 0)
 
 
 class Order:

@@ -22,16 +22,20 @@ import torch
 from torch import Tensor
 
 from snapgen.config import RecipeError
-from snapgen.data.files import PICTURES, FileSettings, FileSource, header_size
+from snapgen.data.captions import decode_caption, json_captions
+from snapgen.data.files import PICTURES, FileSettings, FileSource
+from snapgen.data.finding import HIDDEN, Skipped, find_files, is_hidden
 from snapgen.data.folder import FolderSource
 from snapgen.data.rows import Rows
 from snapgen.files import UNREADABLE_TAR, atomic_folder, parse_json, short_fingerprint
 from snapgen.messages import Progress, one_line, silent
+from snapgen.pictures import picture_size
 from snapgen.weights import load_file, save_file_atomic
 
 SCANNERS = 16  # threads; a scan is mostly waiting
 INDEX = ".snapgen-index"  # folder beside the tars
 JSON_CAPTION = "caption"  # the key that img2dataset writes
+RULES = 2  # raised whenever `scan` starts to choose other samples, so that tars are scanned again
 
 # Columns of an index, one row per sample: offset and bytes of picture and caption, kind of caption, width, height.
 PICTURE, CAPTION, IS_JSON, SIZE = slice(0, 2), slice(2, 4), 4, slice(5, 7)
@@ -74,7 +78,7 @@ class ShardSource(FileSource):
     def _index(self, tar: Path) -> Tensor:
         """The index of one tar, read from its file if the tar was scanned before."""
         state = tar.stat()
-        key = short_fingerprint([tar.name, state.st_size, state.st_mtime_ns, self.settings.caption_key])
+        key = short_fingerprint([RULES, tar.name, state.st_size, state.st_mtime_ns, self.settings.caption_key])
         path = (self.settings.index or tar.parent / INDEX) / f"{tar.stem}-{key}.safetensors"
         if not path.exists():
             samples = scan(tar, self.settings.caption_key)
@@ -139,13 +143,15 @@ def is_index(samples: Tensor, size: int) -> bool:
 def find_tars(path: Path) -> list[Path]:
     """The tars below the folder `path`, or those that match the pattern `path`. RecipeError if there are none."""
     if path.is_dir():
-        tars = sorted(path.rglob("*.tar"))
+        skipped = Skipped()
+        tars = find_files(path, {".tar"}, skipped)
+        skipped.report(path)
         if not tars:
             raise RecipeError(f"data.path: folder {path} holds no .tar files")
         return tars
     tars = []
     for pattern in _ranges(str(path)):
-        found = sorted(Path(name) for name in glob(pattern, recursive=True))
+        found = sorted(tar for name in glob(pattern, recursive=True) if (tar := Path(name)).is_file())
         if not found:
             raise RecipeError(f"data.path: no file is named {pattern}")
         tars += found
@@ -166,17 +172,19 @@ def _ranges(pattern: str) -> Iterator[str]:
 def scan(tar: Path, caption_key: str | None) -> Tensor:
     """The index of `tar`, int64, one row per sample; a damaged tar is read up to the damage."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    rows, uncaptioned, size = [], [], tar.stat().st_size
+    rows, skipped, size = [], Skipped(), tar.stat().st_size
     try:
         with tarfile.open(tar, "r:") as file:
             try:
                 for member in file:
                     if member.size < 0:
                         raise tarfile.ReadError("a header has a negative size")  # tarfile would step back for ever
-                    folder, name = PurePosixPath(member.name).parent, PurePosixPath(member.name).name
-                    key, _, kind = name.partition(".")
-                    if member.isreg() and not member.issparse() and kind and member.offset_data + member.size <= size:
-                        samples.setdefault(f"{folder}/{key}", {})[kind.lower()] = member
+                    path = PurePosixPath(member.name)
+                    key, _, kind = path.name.partition(".")
+                    if cause := _cause_to_skip(member, path):
+                        skipped.add(cause, member.name)
+                    elif member.isreg() and not member.issparse() and kind and member.offset_data + member.size <= size:
+                        samples.setdefault(f"{path.parent}/{key}", {})[kind.lower()] = member
                 if _read(tar, file.offset, tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError("a header cannot be read")  # tarfile takes it for the end
             except UNREADABLE_TAR as error:
@@ -185,23 +193,44 @@ def scan(tar: Path, caption_key: str | None) -> Tensor:
             for sample in samples.values():
                 # A failed download leaves a caption without a picture: that is no sample.
                 picture = next((member for kind, member in sample.items() if f".{kind}" in PICTURES), None)
-                if picture is not None and (caption := _caption_place(file, sample, caption_key)) is not None:
+                if picture is None:
+                    continue
+                try:
+                    caption = _caption_place(file, sample, caption_key)
+                except ValueError:
+                    skipped.add("captions that are not UTF-8", picture.name)
+                    continue
+                if caption is None:
+                    skipped.add("pictures without a caption", picture.name)
+                else:
                     place = [picture.offset_data, picture.size]
-                    rows.append([*place, *caption, *header_size(_content(file, picture))])
-                elif picture is not None:
-                    uncaptioned.append(picture.name)
+                    rows.append([*place, *caption, *picture_size(_content(file, picture))])
     except UNREADABLE_TAR as error:
         reason = one_line(error, 200) or type(error).__name__
         logger.warning(f"{tar} is skipped, it is damaged or no uncompressed tar: {reason}")
-    if uncaptioned:
-        logger.warning(f"{tar}: {len(uncaptioned)} pictures have no caption and are skipped, first {uncaptioned[0]}")
+    skipped.report(tar)
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 7)
+
+
+def _cause_to_skip(member: tarfile.TarInfo, path: PurePosixPath) -> str | None:
+    """Why a picture in a tar is skipped whatever its sample holds; None for other members."""
+    if path.suffix.lower() not in PICTURES:
+        return None
+    if any(map(is_hidden, path.parts)):
+        return HIDDEN
+    if not member.isreg():
+        return "members that are no files"
+    # The key of a sample ends at the first dot: what follows is no suffix of a picture.
+    return "pictures with a dot in their name" if "." in path.stem else None
 
 
 def _caption_place(
     file: tarfile.TarFile, sample: dict[str, tarfile.TarInfo], caption_key: str | None
 ) -> tuple[int, int, int] | None:
-    """Offset, length in bytes and kind (1 for JSON) of a sample's caption; None if there is none."""
+    """Offset, length in bytes and kind (1 for JSON) of a sample's caption; None if there is none.
+
+    ValueError for text that is not UTF-8.
+    """
     is_json = caption_key is not None or "txt" not in sample
     member = sample.get("json" if is_json else "txt")
     if member is None or not _captions(_content(file, member).read(), is_json, caption_key):
@@ -214,13 +243,13 @@ def _content(file: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
 
 
 def _captions(content: bytes, is_json: bool, key: str | None) -> list[str]:
-    """The captions in the content of a .txt or .json member."""
+    """The captions in the content of a .txt or .json member. ValueError for text that is not UTF-8."""
+    if not is_json:
+        return [decode_caption(content)]
     try:
-        value = parse_json(content)[key or JSON_CAPTION] if is_json else content.decode()
+        return json_captions(parse_json(content)[key or JSON_CAPTION])
     except (ValueError, KeyError, TypeError):
         return []
-    values = value if isinstance(value, list) else [value]
-    return [text.strip() for text in values if isinstance(text, str)]
 
 
 def _read(path: Path, offset: int, count: int) -> bytes:
@@ -243,7 +272,11 @@ def write_shards(source: FolderSource, out: Path, samples: int, progress: Progre
                 for index in range(start, min(start + samples, len(source))):
                     path = source.files[index]
                     _add(file, f"{index:09d}{path.suffix.lower()}", path.read_bytes())
-                    _add(file, f"{index:09d}.txt", source.caption(index, 0).encode())
+                    captions = source.captions(index)
+                    if len(captions) == 1:
+                        _add(file, f"{index:09d}.txt", captions[0].encode())
+                    else:
+                        _add(file, f"{index:09d}.json", json.dumps({JSON_CAPTION: captions}).encode())
     return sorted(out.glob("*.tar"))
 
 

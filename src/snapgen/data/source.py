@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -85,6 +85,16 @@ class WordedSource(Protocol):
 
     def words(self) -> dict[str, list[str]]:
         """All words that a caption can contain, by kind."""
+        ...
+
+
+@runtime_checkable
+class RandomSource(Protocol):
+    """A source whose pictures are random as they come, so that training may take them in the order of their indices."""
+
+    @property
+    def is_random(self) -> Literal[True]:
+        """Neighbours have nothing in common."""
         ...
 
 

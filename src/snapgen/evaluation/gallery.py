@@ -8,9 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from snapgen.pictures import data_url, encode_picture
+from snapgen.pictures import data_url, encode_picture, read_rgb
 
 THUMBNAIL = 192  # px, the longer side
 LIMIT = 2400  # pictures on a page, about 5 kB each
@@ -78,8 +76,7 @@ def _figure(picture: dict[str, Any], folder: Path) -> str:
         notes.append(f"{picture['score']:.4g}")
     if picture.get("seed") is not None:
         notes.append(f"seed {picture['seed']}")
-    with Image.open(folder / picture["file"]) as image:
-        thumbnail = image.convert("RGB")
+    thumbnail = read_rgb(folder / picture["file"])
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     caption = escape(", ".join(notes))
     alt = escape(str(picture["prompt"]), quote=True)

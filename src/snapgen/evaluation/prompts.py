@@ -39,13 +39,12 @@ def score_prompts(
     The score is the mean over all pictures. Its interval is over the means of prompts, because pictures of one prompt
     are not independent. `judged_by`: the judge in the manifest; `label`: the score's name in the plot.
     """
-    from PIL import Image
-
     from snapgen.evaluation import required_prompts
     from snapgen.evaluation.generation import Request, generate_pictures, make_manifest
     from snapgen.evaluation.plots import plot_spread
     from snapgen.evaluation.report import score_summary, write_report
     from snapgen.evaluation.statistics import interval_of_values
+    from snapgen.pictures import read_rgb
 
     prompts = some_prompts(required_prompts(suite, settings))
     manifest = make_manifest(suite, pipeline, settings, settings.seeds or (0,), prompts) | judged_by
@@ -58,8 +57,7 @@ def score_prompts(
     progress(f"scoring {len(files)} pictures")
     lines: list[dict[str, Any]] = []
     for request, file in counted(zip(requests, files, strict=True), progress, "scoring", len(files)):
-        with Image.open(file) as image:
-            score = judge(request.prompt, image.convert("RGB"))
+        score = judge(request.prompt, read_rgb(file))
         name = file.relative_to(folder).as_posix()
         lines.append({"file": name, "prompt": request.prompt, "seed": request.seed, "score": score})
     values = [line["score"] for line in lines]

@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from PIL import Image
-
 from snapgen.evaluation import EvaluationSettings
 from snapgen.evaluation.generation import Request, generate_pictures, identity_of, make_manifest
 from snapgen.files import atomic_file, fingerprint
 from snapgen.messages import Notify
-from snapgen.pictures import data_url, encode_picture
+from snapgen.pictures import data_url, encode_picture, read_rgb
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.study.votes import KEY, MODELS, PAGE, QUESTIONS, Key, name_pictures
 
@@ -77,6 +75,6 @@ def study_page(key: Key, folder: Path) -> str:
 
 def _picture_url(path: Path) -> str:
     """The picture file `path` as a data URL, without the text that a PNG carries."""
-    with Image.open(path) as image:
-        lossless = max(image.size) <= LOSSLESS
-        return data_url(encode_picture(image.convert("RGB"), "webp", lossless=lossless, quality=95), "webp")
+    picture = read_rgb(path)
+    lossless = max(picture.size) <= LOSSLESS
+    return data_url(encode_picture(picture, "webp", lossless=lossless, quality=95), "webp")

@@ -199,11 +199,6 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         captions = self.captions(batch.pictures, batch.epochs, dropped)
         return self.conditioned(batch.latents, noise, sigmas, captions, encoders)
 
-    def share(self, step: int) -> tuple[int, slice]:
-        """The size of the global micro-batch number `step`, and the slice of it that this process takes."""
-        count = len(self.local_indices(step))
-        return count * self.context.world, slice(count * self.context.rank, count * (self.context.rank + 1))
-
     def sample_chance(self, count: int, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The random choices for `count` samples of `shape`: noise, sigmas, dropped captions, and dropped encoders.
 

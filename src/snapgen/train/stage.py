@@ -101,6 +101,11 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         start = micro_step * micro_batch + self.context.rank * share
         return range(start, start + share)
 
+    def share(self, step: int) -> tuple[int, slice]:
+        """The size of the global micro-batch number `step`, and the slice of it that this process takes."""
+        count = len(self.local_indices(step))
+        return count * self.context.world, slice(count * self.context.rank, count * (self.context.rank + 1))
+
     @abstractmethod
     def batch(self, step: int) -> Any:
         """This process's share of the global micro-batch number `step`, on `context.device`.

@@ -89,6 +89,8 @@ class SceneContrast:
 class SceneSource:
     """The source "scenes": `scene(index)` is the ground truth that `image` renders and `caption` describes."""
 
+    is_random: Literal[True] = True  # scenes are independent of each other
+
     def __init__(self, settings: SceneSettings, progress: Progress = silent) -> None:
         """The font is opened when the first picture is rendered, which may raise `FontMissingError`."""
         self.settings = settings

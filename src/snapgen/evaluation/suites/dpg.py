@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from snapgen.data.captions import decode_caption
+from snapgen.data.finding import Skipped, find_files
 from snapgen.evaluation import SUITES, EvaluationSettings, required_prompts
 from snapgen.evaluation.generation import Request, generate_pictures, make_manifest
 from snapgen.evaluation.networks import find_judge, load_judge
@@ -31,7 +33,7 @@ from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.messages import Notify, counted
-from snapgen.pictures import save_png
+from snapgen.pictures import read_rgb, save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 
@@ -79,8 +81,7 @@ def evaluate_dpg(
     yes: dict[str, list[float]] = {}
     judged = counted(zip(pairs, files, strict=True), progress, "judging", len(files))
     for index, ((prompt, seed), file) in enumerate(judged):
-        with Image.open(file) as image:
-            picture = image.convert("RGB")
+        picture = read_rgb(file)
         answers = {number: vqa(picture, question.text) for number, question in prompt.questions.items()}
         for number, question in prompt.questions.items():
             yes.setdefault(question.category, []).append(float(answers[number] == "yes"))
@@ -117,7 +118,9 @@ def read_benchmark(folder: Path) -> list[DensePrompt]:
     """The prompts in the published files; ValueError unless all are there with their questions."""
     if not (folder / "dpg_bench.csv").is_file() or not (folder / "prompts").is_dir():
         raise ValueError(f"{folder} is not DPG-Bench: --prompts {SUITES['dpg'].needs} is expected")
-    texts = {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(folder.glob("prompts/*.txt"))}
+    skipped = Skipped()
+    texts = {file.stem: read_prompt(file) for file in find_files(folder / "prompts", {".txt"}, skipped)}
+    skipped.report(folder)
     prompts: dict[str, DensePrompt] = {}
     with (folder / "dpg_bench.csv").open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
@@ -142,6 +145,14 @@ def read_benchmark(folder: Path) -> list[DensePrompt]:
     return [prompts[name] for name in texts]
 
 
+def read_prompt(file: Path) -> str:
+    """The prompt in a text file; ValueError naming it if it is not UTF-8."""
+    try:
+        return decode_caption(file.read_bytes())
+    except ValueError:
+        raise ValueError(f"{file} is not a UTF-8 text file: a prompt of DPG-Bench is expected") from None
+
+
 def score_picture(questions: Mapping[int, Question], answers: Mapping[int, str]) -> float:
     """The share of questions that score 1: answered "yes", with all parents scoring 1."""
     scores = {number: float(answers[number] == "yes") for number in questions}
@@ -153,7 +164,7 @@ def score_picture(questions: Mapping[int, Question], answers: Mapping[int, str])
 
 def save_grid(files: list[Path], path: Path) -> None:
     """Save four pictures of one size as a 2x2 grid, row by row."""
-    pictures = [Image.open(file) for file in files]
+    pictures = [read_rgb(file) for file in files]
     width, height = pictures[0].size
     grid = Image.new("RGB", (2 * width, 2 * height))
     for index, picture in enumerate(pictures):

@@ -36,8 +36,9 @@ from snapgen.evaluation.networks import CLIP, Clip, find_judge, load_judge
 from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import effective_tally, interval_of_mean, wilson
-from snapgen.files import TEXT_LIMIT, fingerprint, parse_json, read_whole, write_text
+from snapgen.files import fingerprint, parse_json, read_lines, write_text
 from snapgen.messages import Notify, counted
+from snapgen.pictures import read_rgb
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
 
@@ -89,8 +90,7 @@ def evaluate_geneval(
         write_text(json.dumps(metadata), folder / "pictures" / f"{i:05d}" / "metadata.jsonl")
     lines: list[dict[str, Any]] = []
     for (_, metadata, k), file in counted(zip(pairs, files, strict=True), progress, "judging", len(files)):
-        with Image.open(file) as image:
-            picture = image.convert("RGB")
+        picture = read_rgb(file)
         found = confident(detect(picture), metadata["tag"])
         verdict = judge(metadata, found, lambda one: colors(picture, one))  # noqa: B023
         lines.append(
@@ -115,8 +115,8 @@ def evaluate_geneval(
 def read_metadata(path: Path) -> list[dict[str, Any]]:
     """The benchmark's prompts; ValueError unless the file holds exactly these."""
     try:
-        prompts = [parse_json(line) for line in read_whole(path, TEXT_LIMIT).decode().splitlines() if line.strip()]
-    except (UnicodeDecodeError, ValueError):
+        prompts = [parse_json(line) for line in read_lines(path)]
+    except ValueError:
         raise ValueError(f"{path} is no file of JSON lines: GenEval's evaluation_metadata.jsonl is expected") from None
     if len(prompts) != PROMPTS:
         raise ValueError(f"{path} holds {len(prompts)} prompts: GenEval has {PROMPTS}, fewer give no score")

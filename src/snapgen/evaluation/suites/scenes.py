@@ -35,7 +35,7 @@ from snapgen.evaluation.plots import plot_bars
 from snapgen.evaluation.report import origin, write_report
 from snapgen.evaluation.statistics import cohen_kappa, effective_tally, interval_of_mean, wilson
 from snapgen.messages import Notify, between, counted, markdown_table
-from snapgen.pictures import contact_sheet, save_png
+from snapgen.pictures import contact_sheet, read_rgb, save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.world.font import font_sha256
 from snapgen.world.judge.canaries import (
@@ -167,8 +167,7 @@ def judge_pictures(
     judged_pictures = []
     progress(f"judging {len(files)} pictures")
     for (prompt, seed), file in counted(zip(pairs, files, strict=True), progress, "judging", len(files)):
-        with Image.open(file) as image:
-            picture = np.asarray(image.convert("RGB"))
+        picture = np.asarray(read_rgb(file))
         name, seen, (read,) = file.relative_to(folder).as_posix(), detector(picture), reader([picture])
         verdict, opinion = judge(prompt.scene, seen), judge(prompt.scene, read)
         judged_pictures.append(JudgedPicture(prompt, seed, name, seen, verdict, read, opinion))
@@ -237,7 +236,7 @@ def sheet(pictures: Sequence[JudgedPicture], folder: Path) -> Image.Image:
         chosen += members[: ROWS * COLUMNS]
     marks = ["RIGHT" if p.verdict.correct else f"WRONG ({p.verdict.reason})" for p in chosen]
     captions = [f"{mark}: {picture.prompt.prompt}" for mark, picture in zip(marks, chosen, strict=True)]
-    return contact_sheet([np.asarray(Image.open(folder / p.file)) for p in chosen], captions, COLUMNS)
+    return contact_sheet([np.asarray(read_rgb(folder / p.file)) for p in chosen], captions, COLUMNS)
 
 
 def summary(report: dict[str, Any]) -> str:

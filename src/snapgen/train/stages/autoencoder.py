@@ -22,7 +22,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snapgen.config import Recipe, RecipeError, Settings
-from snapgen.data.source import BadSampleError
+from snapgen.data.order import InOrder, Order
+from snapgen.data.reading import PictureBatches, Sample
+from snapgen.data.source import RandomSource
 from snapgen.data.sources import DataSettings
 from snapgen.losses.adversarial import hinge, hinge_generator
 from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
@@ -65,6 +67,7 @@ class AutoencoderRecipe(Recipe):
     whiten: bool = False  # at the end, give the latents unit covariance (the preset must have use_post_quant_conv)
     train_encoder: bool = True  # False: the encoder of `initial` stays frozen and the KL term is omitted
     data: DataSettings
+    workers: int = Field(default=8, gt=0)  # threads per process that read pictures ahead of training
     crop: int = Field(gt=0, multiple_of=32)  # side of the training patches in pixels
     # The most noise added to latents in training, in standard deviations of the latents (l-DeTok, Yang et al. 2025,
     # arXiv 2507.15856). The decoder learns to cope with imprecise latents, and the encoder to keep what matters out of
@@ -138,6 +141,14 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         self.model = self.place(TrainableAutoencoder(autoencoder, discriminator))
         self.latent_channels = autoencoder.config.latent_channels
         self.factor = autoencoder.spatial_factor
+        self.samples = PictureBatches(self.source, self._order(), self._prepare, recipe.workers, context.warn)
+
+    def _order(self) -> Order | InOrder:
+        """Which pictures each micro-batch shows, in one group: patches are of one shape whatever their pictures'."""
+        total, count = self.share(0)[0], len(self.source)
+        if isinstance(self.source, RandomSource):
+            return InOrder(count, total)
+        return Order([np.arange(count)], total, self.recipe.seed)
 
     @classmethod
     def cost(cls, recipe: AutoencoderRecipe, batch: int, teacher: str | None = None) -> Cost:
@@ -188,29 +199,25 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Patches B 3 crop crop in [-1, 1], the posterior's noise and the disturbance, both B C crop/f crop/f."""
-        patches, noise, disturbance = [], [], []
-        for number in self.local_indices(step):
-            seed = (self.recipe.seed, number)
-            patches.append(random_crop(self._picture(number), self.recipe.crop, seed))
-            side = self.recipe.crop // self.factor
-            shape = (self.latent_channels, side, side)
-            noise.append(np.random.default_rng((*seed, 1)).standard_normal(shape, np.float32))
-            rng = np.random.default_rng((*seed, 2))
-            amount = np.float32(self.recipe.latent_noise * rng.random() ** 2)
-            disturbance.append(amount * rng.standard_normal(shape, np.float32))
+        patches, *chance = zip(*self.samples(step, self.share(step)[1]), strict=True)
         device = self.context.device
-        pictures = to_tensor(patches).to(device).contiguous(memory_format=torch.channels_last)
-        noises = [torch.from_numpy(np.stack(part)).to(device) for part in (noise, disturbance)]
-        return pictures, noises[0], noises[1]
+        pictures = to_tensor(list(patches), device).contiguous(memory_format=torch.channels_last)
+        noise, disturbance = (torch.from_numpy(np.stack(part)).to(device) for part in chance)
+        return pictures, noise, disturbance
 
-    def _picture(self, number: int) -> np.ndarray:
-        """The picture `number`, modulo the number of pictures, or the next one that can be read."""
-        for index in range(number, number + len(self.source)):
-            try:
-                return self.source.image(index % len(self.source))
-            except BadSampleError as error:
-                self.context.warn(f"{error}; the next one stands in for it")
-        raise ValueError(f"none of {len(self.source)} pictures can be read")
+    def _prepare(self, sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The patch of a sample, its noise and its disturbance."""
+        seed, side = (self.recipe.seed, sample.number), self.recipe.crop // self.factor
+        shape = (self.latent_channels, side, side)
+        noise = np.random.default_rng((*seed, 1)).standard_normal(shape, np.float32)
+        rng = np.random.default_rng((*seed, 2))
+        amount = np.float32(self.recipe.latent_noise * rng.random() ** 2)
+        disturbance = amount * rng.standard_normal(shape, np.float32)
+        return random_crop(sample.image, self.recipe.crop, seed), noise, disturbance
+
+    def _picture(self, index: int) -> np.ndarray:
+        """The picture `index`, or the next one that can be read."""
+        return self.samples.readable(index)[1]
 
     def turn_loss(self, turn: str, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """The discriminator's hinge loss, or `loss`."""
