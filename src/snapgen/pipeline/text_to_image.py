@@ -103,8 +103,11 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         UNet and autoencoder become channels-last, and bf16 where that is faster. On a CPU, the process keeps the memory
         of freed tensors from now on (`snapgen.machine.memory`). On a GPU, the networks are compiled (whole graph,
         static shapes, CUDA graphs), so the first picture of every size and batch takes a minute or more; `compile`
-        overrides this choice. Pictures change by rounding errors.
+        overrides this choice. Pictures change by rounding errors. ValueError if the pipeline is offloaded.
         """
+        hooks = ("_hf_hook", "_diffusers_hook")  # accelerate's, diffusers'
+        if any(hasattr(module, hook) for module in self.unet.modules() for hook in hooks):
+            raise ValueError("optimize() keeps the networks on one device: call it without offloading or casting")
         device = self._execution_device
         if device.type == "cpu":
             keep_freed_memory()
@@ -149,7 +152,9 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def joint_text_encoder(self) -> JointTextEncoder:
         """The pipeline's text encoders, joined into one."""
         config = self.config
-        return JointTextEncoder.from_components(self.components, config.language_max_length, config.language_prefix)
+        return JointTextEncoder.from_components(
+            self.components, config.language_max_length, config.language_prefix, device=self._execution_device
+        )
 
     def encode_prompt(self, prompt: str | list[str], text_encoders: Sequence[str] | None = None) -> TextStates:
         """Text states B N D of `prompt`, in the UNet's dtype (if there is a UNet), on the pipeline's device.

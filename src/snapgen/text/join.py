@@ -63,11 +63,13 @@ class JointTextEncoder:
         language_max_length: int = LANGUAGE_MAX_LENGTH,
         language_prefix: str = "",
         warn: bool = True,
+        device: torch.device | None = None,
     ) -> JointTextEncoder:
         """The encoder made of a pipeline's text models and tokenizers, by component name; None means absent.
 
         CLIPs come first, then at most one language model; ValueError otherwise. `language_prefix` and
-        `language_max_length` (tokens) apply to the language model alone. `warn`: see `TransformersTextEncoder`.
+        `language_max_length` (tokens) apply to the language model alone. For `warn` and `device` see
+        `TransformersTextEncoder`.
         """
         encoders = []
         for name in TEXT_ENCODERS:
@@ -77,7 +79,7 @@ class JointTextEncoder:
             length, prefix = None, ""
             if not is_clip(model):
                 length, prefix = min(tokenizer.model_max_length, language_max_length), language_prefix
-            encoders.append(TransformersTextEncoder(model, tokenizer, length, prefix, warn))
+            encoders.append(TransformersTextEncoder(model, tokenizer, length, prefix, warn, device))
         if not all(encoder.is_clip for encoder in encoders[:-1]):
             kinds = ", ".join(type(encoder.model).__name__ for encoder in encoders)
             raise ValueError(f"text encoders {kinds}: CLIPs first, then at most one language model expected")
