@@ -5,18 +5,15 @@ other kinds, `forgetful` makes weights NaN while they are offloaded, so that rea
 picture.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import accelerate.hooks
 import pytest
 import torch
 from diffusers import ModelMixin
 from diffusers.hooks import apply_layerwise_casting
-from diffusers.hooks.group_offloading import ModuleGroup
+from support.offloads import CPU, OFFLOADS, Offload, layers, whole_models
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -27,7 +24,6 @@ from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.text.encoder import TextStates
 from snapgen.text.load import load_text_encoders
 
-CPU = torch.device("cpu")
 FLOAT8 = torch.float8_e4m3fn
 
 
@@ -48,77 +44,13 @@ def pipeline(tiny_model: Path) -> SnapGenPipeline:
     return pipeline
 
 
-@pytest.fixture
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offloaded weights are NaN until a hook of accelerate (whole models) or diffusers (groups) brings them back."""
-    kept: dict[torch.Tensor, torch.Tensor] = {}
-
-    def forget(tensors: Iterable[torch.Tensor]) -> None:
-        for tensor in tensors:
-            if tensor.is_floating_point() and tensor not in kept:
-                kept[tensor] = tensor.data.clone()
-                tensor.data.fill_(torch.nan)
-
-    def remember(tensors: Iterable[torch.Tensor]) -> None:
-        for tensor in tensors:
-            if tensor in kept:
-                tensor.data.copy_(kept.pop(tensor))
-
-    def of_model(module: nn.Module) -> Iterator[torch.Tensor]:
-        return chain(module.parameters(), module.buffers())
-
-    def of_group(group: ModuleGroup) -> Iterator[torch.Tensor]:
-        return chain(group.parameters, group.buffers, *map(of_model, group.modules))
-
-    def onload_model(hook: Any, module: nn.Module, *arguments: Any, **named: Any) -> Any:
-        if hook.prev_module_hook is not None:
-            hook.prev_module_hook.offload()
-        remember(of_model(module))
-        return arguments, named
-
-    monkeypatch.setattr(
-        accelerate.hooks.CpuOffload, "init_hook", lambda hook, module: forget(of_model(module)) or module
-    )
-    monkeypatch.setattr(accelerate.hooks.CpuOffload, "pre_forward", onload_model)
-    monkeypatch.setattr(ModuleGroup, "offload_", lambda group: forget(of_group(group)))
-    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: remember(of_group(group)))
-
-
-def whole_models(pipeline: SnapGenPipeline) -> None:
-    pipeline.enable_model_cpu_offload(device="cpu")
-
-
-def layers(pipeline: SnapGenPipeline) -> None:
-    """What `enable_sequential_cpu_offload` does; it itself says "cpu:0", which accelerate cannot use."""
-    for network in pipeline.components.values():
-        if isinstance(network, nn.Module):
-            accelerate.cpu_offload(network, CPU)
-
-
-def groups(pipeline: SnapGenPipeline) -> None:
-    pipeline.enable_group_offload(CPU, offload_type="block_level", num_blocks_per_group=1)
-
-
-def pairs(pipeline: SnapGenPipeline) -> None:
-    pipeline.enable_group_offload(CPU, offload_type="block_level", num_blocks_per_group=2)
-
-
-def leaves(pipeline: SnapGenPipeline) -> None:
-    pipeline.enable_group_offload(CPU, offload_type="leaf_level")
-
-
-OFFLOADS = [whole_models, layers, groups, pairs, leaves]
-
-
 def is_away(network: nn.Module) -> bool:
     return all(tensor.is_meta or bool(tensor.isnan().all()) for tensor in network.parameters())
 
 
 @pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("offload", OFFLOADS)
-def test_offloading_gives_the_same_picture(
-    pipeline: SnapGenPipeline, offload: Callable[[SnapGenPipeline], None]
-) -> None:
+def test_offloading_gives_the_same_picture(pipeline: SnapGenPipeline, offload: Offload) -> None:
     settings = [{}, {"negative_prompt": "two dogs on a blue background"}, {"guidance_scale": 1.0}, {"width": 64}]
     expected = [draw(pipeline, **each) for each in settings]
     offload(pipeline)
@@ -132,7 +64,7 @@ def test_offloading_gives_the_same_picture(
 @pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_several_text_encoders_and_a_teacher(
-    pipeline: SnapGenPipeline, text_models: list[str], offload: Callable[[SnapGenPipeline], None]
+    pipeline: SnapGenPipeline, text_models: list[str], offload: Offload
 ) -> None:
     torch.manual_seed(0)
     several = SnapGenPipeline(
@@ -151,18 +83,14 @@ def test_several_text_encoders_and_a_teacher(
 
 
 @pytest.mark.parametrize("offload", OFFLOADS)
-def test_an_offloaded_pipeline_is_not_optimized(
-    pipeline: SnapGenPipeline, offload: Callable[[SnapGenPipeline], None]
-) -> None:
+def test_an_offloaded_pipeline_is_not_optimized(pipeline: SnapGenPipeline, offload: Offload) -> None:
     offload(pipeline)
     with pytest.raises(ValueError, match="optimize.. keeps the networks on one device: call it without offloading"):
         pipeline.optimize()
 
 
 @pytest.mark.parametrize("offload", [whole_models, layers])
-def test_the_text_is_projected_once_per_picture(
-    pipeline: SnapGenPipeline, offload: Callable[[SnapGenPipeline], None]
-) -> None:
+def test_the_text_is_projected_once_per_picture(pipeline: SnapGenPipeline, offload: Offload) -> None:
     offload(pipeline)
     projections: list[int] = []
     projection = pipeline.unet.mid.transformer.layers[0].attn2.to_kv

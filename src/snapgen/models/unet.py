@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from snapgen.models.adapters import AdapterMixin
 from snapgen.models.blocks import ResidualBlock, SpatialTransformer
 from snapgen.models.layers import Downsample, KeyValue, Upsample, conv3x3, rotary_embedding_2d
 
@@ -79,7 +79,7 @@ class UNetLayer(nn.Module):
         return x if self.transformer is None else self.transformer(x, context, mask, rotary)
 
 
-class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class SnapGenUNet(ModelMixin, ConfigMixin, AdapterMixin):
     """Predicts the velocity `eps - x_0` (Eq. 2) of a noisy latent, given the time and text states.
 
     The arguments are the configuration; `snapgen.models.presets` has the named ones.

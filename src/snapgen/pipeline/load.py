@@ -91,9 +91,7 @@ def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
     if not (folder / ADAPTERS).is_file():
         raise ValueError(f"--lora {folder}: expected a folder with {ADAPTERS}, as `snapgen train` writes it")
     try:
-        # Not load_lora_weights, which warns that the text encoder (frozen here) has no adapters.
-        state, alphas, metadata = pipeline.lora_state_dict(folder, weight_name=ADAPTERS, return_lora_metadata=True)
-        pipeline.load_lora_into_unet(state, alphas, pipeline.unet, metadata=metadata, _pipeline=pipeline)
+        pipeline.load_lora_weights(folder, weight_name=ADAPTERS)
     except Exception as error:  # diffusers, peft and safetensors each raise their own types
         raise ValueError(f"--lora {folder} does not fit the model: {one_line(error, 300)}") from error
 

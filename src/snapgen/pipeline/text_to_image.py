@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from snapgen.flow.guidance import guide, is_guided
@@ -20,6 +19,7 @@ from snapgen.machine.memory import keep_freed_memory
 from snapgen.machine.precision import gains_by_bfloat16
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.unet import SnapGenUNet
+from snapgen.pipeline.adapters import AdapterLoader
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
 from snapgen.pipeline.conditioning import Conditioning, ProjectedText
 from snapgen.pipeline.inputs import check_output, check_prompts, check_sampling, check_size, check_text_encoders
@@ -27,7 +27,7 @@ from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates
 from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder
 
 
-class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
     """Text to image with `SnapGenUNet` and `SnapGenAutoencoder`.
 
     One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three, as Stable
