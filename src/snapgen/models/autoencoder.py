@@ -20,9 +20,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution, Encoder
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from snapgen.models.layers import RESIDUAL_GAIN, SeparableConv2d, pointwise
+from snapgen.models.layers import RESIDUAL_GAIN, Chain, SeparableConv2d, pointwise
 from snapgen.models.ranges import Count, Counts, Number, Positive, Ratio, Width, Widths, within_ranges
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TinyBlock(nn.Module):
         return self.project(hidden).add_(x)
 
 
-class SubPixelUpsample(nn.Sequential):
+class SubPixelUpsample(Chain):
     """Doubles height and width: a separable convolution to four times the channels, then pixel shuffle.
 
     The four pixels of a position are initialised alike, so that it starts as nearest-neighbour upsampling, without
@@ -112,6 +113,9 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
     Diffusion works on `(z - shift_factor) * scaling_factor`; `normalize` and `denormalize` convert.
     """
 
+    _no_split_modules = ["ResnetBlock2D", "TinyBlock"]  # by `device_map`
+    _group_offload_block_modules = ["encoder", "decoder", "post_quant_conv"]  # used by `encode` and `decode`, too
+
     @register_to_config
     @within_ranges
     def __init__(
@@ -154,11 +158,13 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
         """Pixels per latent position along each side: 8 for four encoder stages."""
         return 2 ** (len(self.config.encoder_channels) - 1)
 
+    @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """The posterior over latents of pictures B 3 H W in [-1, 1]; H and W must be divisible by `spatial_factor`."""
         posterior = DiagonalGaussianDistribution(self.encoder(x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Pictures B 3 8h 8w in about [-1, 1] from latents B C h w as `encode` returns them (not normalised)."""
         picture = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))

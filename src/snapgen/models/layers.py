@@ -18,7 +18,14 @@ def pointwise(in_channels: int, out_channels: int, gain: float = 1.0) -> nn.Conv
     return conv
 
 
-class SeparableConv2d(nn.Sequential):
+class Chain(nn.Sequential):
+    """Layers in sequence, for classes with arguments of their own: a slice is a plain `nn.Sequential`."""
+
+    def __getitem__(self, index: slice | int) -> nn.Module:
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
+
+class SeparableConv2d(Chain):
     """Depthwise 3x3 followed by pointwise 1x1 (MobileNets; Sec. 3.1 "SepConv"). B C H W -> B C' H/stride W/stride.
 
     Initialised to scale the variance of its input by `gain` squared. PyTorch's default divides the variance by nine, so

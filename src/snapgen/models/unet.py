@@ -14,12 +14,13 @@ from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from snapgen.models.adapters import AdapterMixin
 from snapgen.models.blocks import ResidualBlock, SpatialTransformer
 from snapgen.models.layers import Downsample, KeyValue, Upsample, conv3x3, rotary_embedding_2d
 from snapgen.models.ranges import Flags, Positions, Positive, Ratio, Side, StageLayers, Width, Widths, within_ranges
@@ -79,15 +80,17 @@ class UNetLayer(nn.Module):
         return x if self.transformer is None else self.transformer(x, context, mask, rotary)
 
 
-class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class SnapGenUNet(ModelMixin, ConfigMixin, AdapterMixin):
     """Predicts the velocity `eps - x_0` (Eq. 2) of a noisy latent, given the time and text states.
 
     The arguments are the configuration; `snapgen.models.presets` has the named ones.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["UNetLayer"]
-    _group_offload_block_modules = ["conv_in", "down", "up", "conv_out"]  # children that hold blocks of their own
+    _no_split_modules = ["UNetLayer"]  # by `device_map`
+    _repeated_blocks = ["TransformerLayer"]  # for `compile_repeated_blocks`: one graph per width
+    # The children that group offloading moves by themselves; the others stay for the whole of `forward`.
+    _group_offload_block_modules = ["conv_in", "down", "mid", "mid_residual", "up", "conv_out"]
 
     @register_to_config
     @within_ranges
@@ -192,8 +195,15 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.conv_out = conv3x3(width, out_channels, separable)
         self.gradient_checkpointing = False
 
-    def text_key_values(self, encoder_hidden_states: torch.Tensor) -> TextKeyValues:
-        """The keys and values of text states B M D: projected once here instead of by `forward` at every step."""
+    @apply_forward_hook
+    def text_key_values(self, encoder_hidden_states: torch.Tensor) -> TextKeyValues | torch.Tensor:
+        """The keys and values of text states B M D: projected once here instead of by `forward` at every step.
+
+        The states themselves if diffusers' hooks (group offloading, layerwise casting) prepare the weights: they do it
+        around `forward` alone.
+        """
+        if any(hasattr(module, "_diffusers_hook") for module in self.modules()):
+            return encoder_hidden_states
         blocks = cast(Iterable[UNetLayer], [*chain(*self.down), self.mid, *chain(*self.up)])
         return [
             [] if block.transformer is None else block.transformer.key_values(encoder_hidden_states) for block in blocks
@@ -274,14 +284,14 @@ class SnapGenUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for index, blocks in enumerate(self.up):
             rotary = rotary_of(x, stages - 1 - index)
             for block in cast(Iterable[nn.Module], blocks):
-                x = run(block, torch.cat([x, skips.pop()], dim=1), rotary)
+                x = run(block, torch.cat([x, skips.pop().to(x.device)], dim=1), rotary)
             if index < stages - 1:
                 x = self.upsamplers[index](x, size=tuple(skips[-1].shape[-2:]))
 
         velocity = self.conv_out(nn.functional.silu(self.norm_out(x)))
         if self.config.skip_spread is not None:
             share = linear_velocity(timestep.float() / 1000, self.config.skip_spread)
-            velocity = velocity + share[:, None, None, None].to(sample.dtype) * sample
+            velocity = velocity + (share[:, None, None, None].to(sample.dtype) * sample).to(velocity.device)
         if taps is not None:
             return velocity, [features[tap] for tap in taps]
         return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)

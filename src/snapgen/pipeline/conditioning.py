@@ -35,6 +35,7 @@ class Conditioning:
 
     def _project(self, text: TextStates) -> ProjectedText:
         # Keep the padding if the network is compiled, for a fixed number of tokens, or a teacher, which attends to it.
-        if isinstance(self.unet, SnapGenUNet) and self.unet._compiled_call_impl is None:
+        compiled = any(module._compiled_call_impl is not None for module in self.unet.modules())
+        if isinstance(self.unet, SnapGenUNet) and not compiled:
             text = text.trimmed()
         return self.unet.text_key_values(text.states), text.mask

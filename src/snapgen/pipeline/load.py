@@ -90,7 +90,7 @@ def load_autoencoder(model: str) -> torch.nn.Module:
 
 def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
     """Load the adapters in `folder` into `pipeline`; ValueError if there are none or they are for another network."""
-    from snapgen.weights import check_files, check_healthy
+    from snapgen.weights import check_files
 
     if find_spec("peft") is None:
         raise ValueError("--lora needs peft: pip install 'snapgen[train]'")
@@ -98,12 +98,7 @@ def load_adapters(pipeline: SnapGenPipeline, folder: Path) -> None:
         raise ValueError(f"--lora {folder}: expected a folder with {ADAPTERS}, as `snapgen train` writes it")
     try:
         check_files(folder)
-        # Not load_lora_weights, which warns that the text encoder (frozen here) has no adapters.
-        state, alphas, metadata = pipeline.lora_state_dict(
-            folder, weight_name=ADAPTERS, return_lora_metadata=True, use_safetensors=True
-        )
-        check_healthy(state, "they")
-        pipeline.load_lora_into_unet(state, alphas, pipeline.unet, metadata=metadata, _pipeline=pipeline)
+        pipeline.load_lora_weights(folder, weight_name=ADAPTERS)
     except Exception as error:  # diffusers, peft and safetensors each raise their own types
         raise ValueError(f"--lora {folder} does not fit the model: {one_line(error, 300)}") from error
 

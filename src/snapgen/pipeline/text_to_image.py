@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from snapgen.flow.guidance import guide, is_guided
@@ -21,6 +20,7 @@ from snapgen.machine.precision import gains_by_bfloat16
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.denoiser import text_width
 from snapgen.models.unet import SnapGenUNet
+from snapgen.pipeline.adapters import AdapterLoader
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
 from snapgen.pipeline.conditioning import Conditioning, ProjectedText
 from snapgen.pipeline.inputs import check_output, check_prompts, check_sampling, check_size, check_text_encoders
@@ -28,7 +28,7 @@ from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates
 from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder, TextLayout, tokenizer_of
 
 
-class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
     """Text to image with `SnapGenUNet` and `SnapGenAutoencoder`.
 
     One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three, as Stable
@@ -114,8 +114,11 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         UNet and autoencoder become channels-last, and bf16 where that is faster. On a CPU, the process keeps the memory
         of freed tensors from now on (`snapgen.machine.memory`). On a GPU, the networks are compiled (whole graph,
         static shapes, CUDA graphs), so the first picture of every size and batch takes a minute or more; `compile`
-        overrides this choice. Pictures change by rounding errors.
+        overrides this choice. Pictures change by rounding errors. ValueError if the pipeline is offloaded.
         """
+        hooks = ("_hf_hook", "_diffusers_hook")  # accelerate's, diffusers'
+        if any(hasattr(module, hook) for module in self.unet.modules() for hook in hooks):
+            raise ValueError("optimize() keeps the networks on one device: call it without offloading or casting")
         device = self._execution_device
         if device.type == "cpu":
             keep_freed_memory()
@@ -167,7 +170,11 @@ class SnapGenPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 "load it with all its text encoders and save it again"
             )
         return JointTextEncoder.from_components(
-            self.components, config.language_max_length, config.language_prefix, layout=layout
+            self.components,
+            config.language_max_length,
+            config.language_prefix,
+            device=self._execution_device,
+            layout=layout,
         )
 
     def _check_text_width(self) -> None:

@@ -92,16 +92,24 @@ class TransformersTextEncoder:
 
     `prefix` is an instruction put before every prompt (Sana's use of Gemma): it influences the prompt's states, but its
     own are omitted, and the empty prompt has none. `warn` reports truncated prompts; training switches it off, because
-    it reads thousands of captions.
+    it reads thousands of captions. `device` is where the model computes, by default where its weights are: offloaded, they are
+    elsewhere.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, max_length: int | None = None, prefix: str = "", warn: bool = True
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_length: int | None = None,
+        prefix: str = "",
+        warn: bool = True,
+        device: torch.device | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.prefix = prefix
         self.warn = warn
+        self.device = device
         self.width: int = model.config.hidden_size
         self.is_clip = is_clip(model)
         longest = model.config.max_position_embeddings if self.is_clip else LANGUAGE_MAX_LENGTH
@@ -138,12 +146,16 @@ class TransformersTextEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> TextStates:
-        """States B N D in the model's dtype and on its device."""
-        device = self.model.device
-        empty = torch.tensor([not prompt.strip() for prompt in prompts], device=device)
+        """States B N D in the model's dtype, on the device where it computes."""
+        device = self.model.device if self.device is None else self.device
+        is_empty = [not prompt.strip() for prompt in prompts]
+        empty = torch.tensor(is_empty, device=device)
         first = torch.arange(self.max_length, device=device) == 0
-        if empty.all():  # nothing to read: an omitted encoder costs nothing
-            states = torch.zeros(len(prompts), self.max_length, self.width, device=device, dtype=self.model.dtype)
+        if all(is_empty):  # nothing to read: an omitted encoder costs nothing
+            dtype = (
+                self.model.dtype if self.model.dtype.itemsize > 1 else torch.float32
+            )  # 8 bits: only stored like that
+            states = torch.zeros(len(prompts), self.max_length, self.width, device=device, dtype=dtype)
             return TextStates(states, first.repeat(len(prompts), 1), states[:, 0] if self.is_clip else None)
         ids, attention = (part.to(device) for part in self.tokenize(prompts))
         output = self.model(input_ids=ids, attention_mask=attention, output_hidden_states=True)

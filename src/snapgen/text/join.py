@@ -196,12 +196,14 @@ class JointTextEncoder:
         language_max_length: int = LANGUAGE_MAX_LENGTH,
         language_prefix: str = "",
         warn: bool = True,
+        device: torch.device | None = None,
         layout: TextLayout | None = None,
     ) -> JointTextEncoder:
         """The encoder made of a pipeline's text models and tokenizers, by component name; None means absent.
 
         ValueError if they do not fit together or `layout`. `language_prefix` and `language_max_length` (tokens; ignored
-        with a layout, which fixes them) apply to a language model alone. `warn`: see `TransformersTextEncoder`.
+        with a layout, which fixes them) apply to a language model alone. For `warn` and `device` see
+        `TransformersTextEncoder`.
         """
         encoders: dict[str, TextEncoder] = {}
         for name in TEXT_ENCODERS:
@@ -213,7 +215,8 @@ class JointTextEncoder:
             length = None if clip else min(tokenizer.model_max_length, language_max_length)
             if layout is not None and name in layout.places:
                 length = layout.places[name].length
-            encoders[name] = TransformersTextEncoder(model, tokenizer, length, "" if clip else language_prefix, warn)
+            prefix = "" if clip else language_prefix
+            encoders[name] = TransformersTextEncoder(model, tokenizer, length, prefix, warn, device)
         return cls(encoders, layout)
 
     def __call__(self, prompts: list[str], dropped: Tensor | None = None) -> TextStates:

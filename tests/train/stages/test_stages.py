@@ -273,8 +273,11 @@ def test_a_resumed_lora_run_is_the_one_never_interrupted(folder: Path, tmp_path:
 def test_lora_settings_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="lora needs initial"):
         recipe_of(RECIPES / "debug" / "flow.yaml", "lora={}")
-    with pytest.raises(RecipeError, match=r"lora.targets \['nothing'\]: .*not found"):
-        run_recipe("lora", tmp_path / "run", *lora_overrides(folder), "lora.targets=[nothing]")
+    for targets, unknown in (("nothing", "nothing"), ("to_q, to_k, to_v, to_out.0", "to_k, to_out.0, to_v")):
+        with pytest.raises(
+            RecipeError, match=rf"lora.targets \[.*\]: no layer of SnapGenUNet is called {unknown}; .*to_kv"
+        ):
+            run_recipe("lora", tmp_path / "run", *lora_overrides(folder), f"lora.targets=[{targets}]")
 
 
 def test_the_bundled_model_can_be_started_from(tmp_path: Path) -> None:
