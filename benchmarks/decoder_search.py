@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -124,19 +124,27 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
-@torch.no_grad()
 def latencies(names: list[str], latent: int, repeats: int) -> dict[str, float]:
-    """Median seconds of decoding one latent in bf16, the candidates taking turns; the first turn does not count."""
-    decoders = {name: channels_last(build(name)).bfloat16() for name in names}
-    decoders[PEER] = channels_last(AutoencoderTiny(latent_channels=16).decoder).bfloat16()
+    """Median seconds of decoding one latent, of the candidates and the peer."""
+    decoders: dict[str, nn.Module] = {name: build(name) for name in names}
+    decoders[PEER] = AutoencoderTiny(latent_channels=16).decoder
+    return time_in_turn(decoders, latent, repeats)
+
+
+@torch.no_grad()
+def time_in_turn(
+    networks: dict[str, nn.Module], latent: int, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of decoding one latent in bf16, the networks taking turns; the first turn does not count."""
+    decoders = {name: channels_last(network).bfloat16() for name, network in networks.items()}
     z = torch.randn(1, 16, latent, latent, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     times: dict[str, list[float]] = {name: [] for name in decoders}
     keep_freed_memory()
     for _ in range(repeats + 1):
         for name, decoder in decoders.items():
-            started = time.perf_counter()
+            started = clock()
             decoder(z)
-            times[name].append(time.perf_counter() - started)
+            times[name].append(clock() - started)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
@@ -158,12 +166,12 @@ class Data:
         return vae.normalize(torch.cat(latents)).contiguous(memory_format=torch.channels_last), target
 
 
-def train(decoder: nn.Module, data: Data) -> None:
+def train(decoder: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
     """AdamW with a linear warm-up and a cosine, on the losses of the miniature's recipe."""
-    steps = len(data.batches)
+    steps = len(batches)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
-    for latents, target in data.batches:
+    for latents, target in batches:
         with torch.autocast("cpu", torch.bfloat16):
             picture = decoder(latents)
         picture = picture.float()
@@ -191,7 +199,7 @@ def search(names: list[str], data: Data, seconds: dict[str, float]) -> Iterator[
             network, z = build(name), torch.empty(1, 16, 128, 128)
             counts = count(network, lambda: network(z))  # noqa: B023
         decoder = channels_last(build(name)).train()
-        train(decoder, data)
+        train(decoder, data.batches)
         shape = asdict(CANDIDATES[name]) | {"activation": CANDIDATES[name].activation.__name__}
         row = {"name": name, **shape, "parameters": counts.parameters, "macs": counts.macs, "latency_s": seconds[name]}
         yield row | score(decoder, data)

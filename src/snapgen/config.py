@@ -54,7 +54,8 @@ class TrainSettings(Settings):
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW
     weight_decay: float = Field(default=0.01, ge=0)  # on matrices and kernels only
     gradient_clip: float = Field(default=1.0, gt=0)  # global norm
-    gradient_accumulation: int = Field(default=1, gt=0)  # rounds per step
+    # Rounds per step; fewer where so many processes share the batch that each has fewer samples of it.
+    gradient_accumulation: int = Field(default=1, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)  # of the saved weights; 0: no averaging
     ema_power: float | None = Field(default=0.75, gt=0)  # after n steps at most 1 - n^-power; null: constant decay
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast of the forward pass
@@ -66,6 +67,20 @@ class TrainSettings(Settings):
     sample_every: int = Field(default=500, gt=0)  # steps between sample grids and loss curves
     checkpoint_every: int = Field(default=500, gt=0)  # steps
     keep_checkpoints: int = Field(default=2, gt=0)  # how many of the newest stay
+
+    def share(self, processes: int) -> tuple[int, int]:
+        """The rounds of a step, and the samples that each of `processes` takes in a round.
+
+        RecipeError if the batch cannot be divided so.
+        """
+        rounds = min(self.gradient_accumulation, max(self.batch_size // processes, 1))
+        samples, rest = divmod(self.batch_size, rounds * processes)
+        if rest or not samples:
+            raise RecipeError(
+                f"train.batch_size {self.batch_size} cannot be divided into train.gradient_accumulation {rounds} "
+                f"x {processes} processes: make it a multiple of {rounds * processes}"
+            )
+        return rounds, samples
 
 
 class Recipe(Settings):

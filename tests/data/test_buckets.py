@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from support.recipes import RECIPES, recipe_of
 
 from snapgen.data.buckets import BucketSettings, bucket_sizes, nearest_buckets
 from snapgen.data.folder import FolderSettings
@@ -34,6 +35,36 @@ def test_the_nearest_in_log_ratio() -> None:
     # The border between 1 and 5/3 is their geometric mean, 1.29099; the arithmetic one would be 1.333.
     sizes = [(1000, 1000), (1290, 1000), (1292, 1000), (1330, 1000), (9000, 1000), (10, 4000), (774, 1000), (0, 0)]
     assert nearest_buckets(np.array(sizes), buckets).tolist() == [2, 2, 3, 3, 4, 0, 1, 2]
+
+
+def lost(ratio: float, resolution: int, settings: BucketSettings) -> float:
+    """The share of a picture of that aspect ratio that is cut off, in percent."""
+    sizes = bucket_sizes(resolution, settings)
+    width, height = sizes[nearest_buckets(np.array([[round(9000 * ratio), 9000]]), sizes)[0]]
+    stretch = width / height / ratio
+    return 100 * (1 - min(stretch, 1 / stretch))
+
+
+RATIOS = {"1:1": 1, "5:4": 5 / 4, "4:3": 4 / 3, "3:2": 3 / 2, "16:10": 16 / 10, "16:9": 16 / 9, "2:1": 2}
+
+
+def test_what_common_pictures_lose() -> None:
+    # By hand: at 256 px in steps of 64 there are 256x256 and 320x192; in steps of 32 also 288x224.
+    coarse, fine = (BucketSettings(step=step, max_ratio=2.0) for step in (64, 32))
+    before = {name: round(lost(ratio, 256, coarse), 1) for name, ratio in RATIOS.items()}
+    after = {name: round(lost(ratio, 256, fine), 1) for name, ratio in RATIOS.items()}
+    assert before == {"1:1": 0, "5:4": 20.0, "4:3": 20.0, "3:2": 10.0, "16:10": 4.0, "16:9": 6.2, "2:1": 16.7}
+    assert after == {"1:1": 0, "5:4": 2.8, "4:3": 3.6, "3:2": 10.0, "16:10": 4.0, "16:9": 6.2, "2:1": 16.7}
+
+
+@pytest.mark.parametrize("stage", ["t2i_2_256", "t2i_3_512", "t2i_4_1024", "t2i_5_distill_1024", "t2i_6_step_1024"])
+def test_no_common_picture_loses_much_in_the_papers_stages(stage: str) -> None:
+    data = recipe_of(RECIPES / "paper" / f"{stage}.yaml").data
+    assert data.buckets.step == (64 if data.resolution == 1024 else 32)
+    losses = {name: lost(ratio, data.resolution, data.buckets) for name, ratio in RATIOS.items()}
+    assert losses["5:4"] < 3 and losses["4:3"] < 4 and max(losses.values()) < (17 if data.resolution == 256 else 5)
+    upright = {name: lost(1 / ratio, data.resolution, data.buckets) for name, ratio in RATIOS.items()}
+    assert upright == pytest.approx(losses, abs=0.2)
 
 
 @pytest.fixture

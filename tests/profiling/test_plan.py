@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Mode
 from snapgen.cli.main import run
 from snapgen.config import Recipe, RecipeError
 from snapgen.machine.counting import LiveMemory
+from snapgen.models.lpips import vgg16_features
 from snapgen.models.presets import create_denoiser, create_unet
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline.text_to_image import SnapGenPipeline
@@ -22,7 +23,6 @@ from snapgen.train.loop import only_train
 from snapgen.train.optimizer import make_optimizer
 from snapgen.train.stage import Context, Stage
 from snapgen.train.stages import load_recipe, load_stage
-from snapgen.train.stages.autoencoder import vgg16_features
 from snapgen.train.state import make_ema
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -253,7 +253,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert made["gpus"] == 2 and made["memory_of_gpu"] == GPUS["h200"].memory
     assert run(["plan", path]) == 0
     assert "| time on 1 x h100 | 1 min |" in capsys.readouterr().out
-    with pytest.raises(RecipeError, match="train.batch_size 8 cannot be divided into 3 GPUs"):
+    with pytest.raises(
+        RecipeError, match="train.batch_size 8 cannot be divided into train.gradient_accumulation 1 x 3 processes"
+    ):
         plan(recipe("debug/flow.yaml"), 3, "h100", 0.4)
     for arguments in (
         [path, "--gpu", "abacus"],

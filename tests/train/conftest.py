@@ -12,10 +12,12 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from safetensors.torch import save_file
 from support.recipes import paths_below, run_recipe
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from snapgen.models.autoencoder import SnapGenAutoencoder
+from snapgen.models.lpips import vgg16_features
 from snapgen.models.presets import AUTOENCODERS, TEACHERS
 
 
@@ -27,6 +29,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_recipe("text", folder / "text")
     run_recipe("flow", folder / "flow", *paths_below(folder))
     run_recipe("teacher", folder / "teacher", *paths_below(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vgg16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the random weights of a VGG-16 in half precision, as LPIPS reads them."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vgg16")
+    tensors = {f"features.{name}": tensor.half() for name, tensor in vgg16_features().state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
     return folder
 
 

@@ -1,13 +1,13 @@
 """The recipes of recipes/paper: their networks at full size, without weights, and a step of each at the smallest size.
 
-What a run shrinks is the network, the pictures, the batch and the number of steps; text encoders and teacher are tiny
-ones with random weights. LPIPS, whose weights have to be downloaded, and compilation, which takes minutes, are left
-out. All else is the recipe's own.
+What a run shrinks is the network, the pictures, the batch and the number of steps; text encoders, teacher and LPIPS's
+VGG-16 have random weights. Compilation, which takes minutes, is skipped. All else is the recipe's own.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.denoiser import feature_widths, text_width
 from snapgen.models.discriminator import PatchDiscriminator
 from snapgen.models.distiller import Discriminator, DistilledStudent
-from snapgen.models.presets import UNETS, create_autoencoder, create_denoiser, create_unet
+from snapgen.models.presets import UNETS, create_autoencoder, create_denoiser
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.text.encoder import TransformersTextEncoder
 from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder
 from snapgen.text.load import load_text_encoders
 from snapgen.train.loop import train
-from snapgen.train.stage import DISCRIMINATOR
+from snapgen.train.stage import DISCRIMINATOR, Context, Stage
 from snapgen.train.stages import load_stage
 from snapgen.train.stages.step import FewStepStudent
 
@@ -48,7 +48,7 @@ TEXT_CONFIGS = {
     "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": CLIPTextConfig(
         hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20
     ),
-    "google/gemma-2-2b-it": Gemma2Config(),  # transformers' defaults are the 2b's
+    "google/gemma-2-2b": Gemma2Config(),  # transformers' defaults are the 2b's
 }
 
 
@@ -57,13 +57,13 @@ def test_networks_fit_each_other_at_full_size(path: Path, tiny_model: Path) -> N
     recipe = recipe_of(path)
     with torch.device("meta"):
         if recipe.stage == "autoencoder":
-            autoencoder = create_autoencoder(recipe.model)
+            autoencoder = recipe.model.create()
             assert 1.3e6 < sum(parameter.numel() for parameter in autoencoder.decoder.parameters()) < 1.5e6
             picture = torch.empty(1, 3, recipe.crop, recipe.crop)
             assert autoencoder(picture).sample.shape == picture.shape
             assert PatchDiscriminator()(picture).shape[0] == 1
             return
-        unet = create_unet(recipe.model)
+        unet = recipe.model.create()
         encoders = [
             (CLIPTextModel if isinstance(config, CLIPTextConfig) else Gemma2Model)(config)
             for config in (TEXT_CONFIGS[name] for name in recipe.text)
@@ -86,14 +86,44 @@ def test_networks_fit_each_other_at_full_size(path: Path, tiny_model: Path) -> N
 
 
 @each_recipe
+@pytest.mark.parametrize("gpus", [1, 8, 16, 32, 64])
+def test_it_runs_on_any_usual_number_of_gpus(path: Path, gpus: int) -> None:
+    recipe = recipe_of(path)
+    rounds, samples = recipe.train.share(gpus)
+    assert rounds * samples * gpus == recipe.train.batch_size
+    assert rounds == recipe.train.gradient_accumulation or samples == 1
+    if gpus <= 16:
+        assert rounds == recipe.train.gradient_accumulation
+    context = Context(torch.device("cpu"), 0, gpus, Path(), lambda items, description, total: items)
+    seen: list[int] = []  # of the second step
+    for rank in range(gpus):
+        stage = Loose(recipe, replace(context, rank=rank))
+        seen += [number for index in range(rounds) for number in stage.local_indices(rounds + index)]
+    assert sorted(seen) == list(range(recipe.train.batch_size, 2 * recipe.train.batch_size))
+
+
+class Loose(Stage[Any, Any]):
+    """A stage without networks: only its share of the batch counts."""
+
+    batch = loss = sample_grid = save = None  # type: ignore[assignment]
+
+
+def test_distillation_shows_the_student_what_the_teacher_reads() -> None:
+    recipe = recipe_of(RECIPES / "paper" / "t2i_5_distill_1024.yaml")
+    assert len(recipe.text) == 3 and recipe.encoder_dropout == recipe.caption_dropout == 0
+    before = recipe_of(RECIPES / "paper" / "t2i_4_1024.yaml")
+    assert before.encoder_dropout == 0.464 and before.text == recipe.text
+
+
+@each_recipe
 def test_a_stage_starts_from_one_that_there_is(path: Path) -> None:
     recipe = recipe_of(path)
-    for key, model in (("initial", recipe.model), ("autoencoder", "decoder")):
+    for key, model in (("initial", recipe.model.preset), ("autoencoder", "decoder")):
         folder = getattr(recipe, key, None)
         if folder is not None:
             run = folder.parent
             assert (run.parent, folder.name) == (Path("runs/paper"), "model")
-            assert recipe_of(path.with_name(f"{run.name}.yaml")).model == model
+            assert recipe_of(path.with_name(f"{run.name}.yaml")).model.preset == model
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +157,7 @@ def test_a_step_of_it_runs(
     tiny_model: Path,
     text_models: list[str],
     published: Path,
+    vgg16: Path,
     tmp_path: Path,
 ) -> None:
     full = recipe_of(path)
@@ -134,7 +165,7 @@ def test_a_step_of_it_runs(
     overrides = ["model=debug", "data.resolution=64", *data[full.data.source]]
     overrides += ["train.steps=1", f"train.batch_size={2 * rounds}", "train.sample_every=1", "train.compile=false"]
     if full.stage == "autoencoder":
-        overrides += [f"encoder={published}", "crop=32", "weights.lpips=0"]
+        overrides += [f"encoder={published}", "crop=32", f"lpips_network={vgg16}"]
     else:
         texts = text_models if len(full.text) == 3 else [str(tiny_model)]
         overrides += [f"autoencoder={tiny_model / 'vae'}", f"text=[{', '.join(texts)}]"]

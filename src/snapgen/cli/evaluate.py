@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from snapgen.cli.options import LARGEST_SEED, SIZES, check_range, parse_nouns
+from snapgen.cli.options import LARGEST_SEED, SIZES, check_range, parse_interval, parse_nouns
 from snapgen.cli.outputs import check_folder
 from snapgen.cli.progress import continuable, show_message
 from snapgen.evaluation import (
@@ -52,6 +52,10 @@ def evaluate(
     guidance: Annotated[
         float | None, typer.Option(help="How strictly to follow the prompt; the model's own if not given.")
     ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Lowest and highest noise level, from 0 to 1, at which guidance is on."),
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the pictures in px; the model's own if not given.")] = None,
     nouns: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="scenes, fid: only these things; all if not given.")
@@ -80,14 +84,23 @@ def evaluate(
     check_suites(names)
     files = {"prompts": prompts or [], "reference": reference or [], "weights": weights or []}
     given: dict[str, object] = {**files, "count": count, "nouns": nouns, "features": features}
-    given |= {"seeds": seeds, "steps": steps, "guidance": guidance}
+    given |= {"seeds": seeds, "steps": steps, "guidance": guidance, "guidance-interval": guidance_interval}
     check_options(names, [option for option, value in given.items() if value not in (None, [])])
     check_range("--count", count, 2, 100_000)
     check_range("--steps", steps, 1, 1000)
     check_range("--guidance", guidance, 0, 100)
     if size is not None and size not in SIZES:
         raise ValueError(f"--size {size} cannot be used: a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}")
-    every = EvaluationSettings(count, parse_seeds(seeds), steps, guidance, size, parse_nouns(nouns), features=features)
+    every = EvaluationSettings(
+        count=count,
+        seeds=parse_seeds(seeds),
+        steps=steps,
+        guidance=guidance,
+        guidance_interval=None if guidance_interval is None else parse_interval(guidance_interval),
+        size=size,
+        nouns=parse_nouns(nouns),
+        features=features,
+    )
     own = {option: by_suite(option, values, names) for option, values in files.items()}
     chosen = {
         name: replace(

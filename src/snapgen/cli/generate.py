@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen.cli.options import LARGEST_SEED, SIZES, check_range
+from snapgen.cli.options import LARGEST_SEED, SIZES, check_range, parse_interval
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 from snapgen.cli.progress import progress_bar
 from snapgen.files import read_prompts
 from snapgen.pipeline.bundled import BUNDLED
-from snapgen.pipeline.inputs import MAX_STEPS, is_interval
+from snapgen.pipeline.inputs import MAX_STEPS
 from snapgen.pipeline.load import check_model_name, load_adapters, load_pipeline
 from snapgen.pipeline.words import KEY, checked_words, unknown_words
 
@@ -141,17 +141,6 @@ def print_pictures(pictures: list[dict[str, Any]], facts: dict[str, Any], as_jso
     else:
         for picture in pictures:
             typer.echo(picture["path"])
-
-
-def parse_interval(text: str) -> tuple[float, float]:
-    """The lowest and highest noise level in "A,B"; ValueError unless 0 <= A <= B <= 1."""
-    try:
-        low, high = (float(level) for level in text.split(","))
-    except ValueError:
-        raise ValueError(f"--guidance-interval {text} is not of the form LOW,HIGH, for example 0.2,0.8") from None
-    if not is_interval((low, high)):
-        raise ValueError(f"--guidance-interval {text} is out of range: 0 <= LOW <= HIGH <= 1 is expected")
-    return low, high
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,10 +1,10 @@
-"""Checks and parsers for options that several verbs share: ranges, nouns, required packages."""
+"""Checks and parsers for options that several verbs share: ranges, intervals, nouns, required packages."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-from snapgen.pipeline.inputs import MAX_SIZE, SIZE_MULTIPLE
+from snapgen.pipeline.inputs import MAX_SIZE, SIZE_MULTIPLE, is_interval
 
 LARGEST_SEED = 2**63 - 1
 SIZES = range(SIZE_MULTIPLE, MAX_SIZE + 1, SIZE_MULTIPLE)  # px, of a side
@@ -15,6 +15,17 @@ def check_range(option: str, value: float | None, lowest: float, highest: float)
     """Raise ValueError if `value` is given and lies outside the closed range."""
     if value is not None and not lowest <= value <= highest:
         raise ValueError(f"{option} {value} is out of range: from {lowest} to {highest} is expected")
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """The lowest and highest noise level in "A,B"; ValueError unless 0 <= A <= B <= 1."""
+    try:
+        low, high = (float(level) for level in text.split(","))
+    except ValueError:
+        raise ValueError(f"--guidance-interval {text} is not of the form LOW,HIGH, for example 0.2,0.8") from None
+    if not is_interval((low, high)):
+        raise ValueError(f"--guidance-interval {text} is out of range: 0 <= LOW <= HIGH <= 1 is expected")
+    return low, high
 
 
 def parse_nouns(text: str | None) -> tuple[str, ...] | None:

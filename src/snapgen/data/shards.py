@@ -7,6 +7,7 @@ to find where their members start. This index is kept in files, so that any pict
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tarfile

@@ -10,7 +10,7 @@ from typing import Any
 from snapgen.messages import Notify
 from snapgen.registry import load_attribute
 
-SAMPLING = ("seeds", "steps", "guidance")  # options of suites that generate pictures
+SAMPLING = ("seeds", "steps", "guidance", "guidance-interval")  # options of suites that generate pictures
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ SUITES = {  # by the name on the command line
         ("model", "pictures"),
     ),
     "psnr": SuiteEntry(
-        "snapgen.evaluation.suites.psnr:evaluate_psnr", ("count", "reference"), ("model", "autoencoder")
+        "snapgen.evaluation.suites.psnr:evaluate_psnr", ("count", "reference", "weights"), ("model", "autoencoder")
     ),
 }
 SUBJECTS = {"model": "a model", "autoencoder": "the folder of an autoencoder", "pictures": "a folder of pictures"}
@@ -65,6 +65,7 @@ class EvaluationSettings:
     seeds: tuple[int, ...] | None = None  # one picture per prompt and seed
     steps: int | None = None
     guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None  # noise levels at which guidance is on; all if None
     size: int | None = None  # side of the pictures, px
     nouns: tuple[str, ...] | None = None  # of the scenes; the whole vocabulary if None
     prompts: Path | None = None  # what to generate, in the format that the suite expects

@@ -47,8 +47,8 @@ def make_manifest(
     suite: str, pipeline: SnapGenPipeline, settings: EvaluationSettings, seeds: Sequence[int], prompts: Any
 ) -> dict[str, Any]:
     """Everything that a score of generated pictures depends on; `prompts`: what was asked for, as plain values."""
-    steps, guidance = settings.steps, settings.guidance
-    return {
+    steps, guidance, interval = settings.steps, settings.guidance, settings.guidance_interval
+    manifest = {
         "suite": suite,
         "model_sha256": model_hash(pipeline),
         "prompts_sha256": fingerprint(prompts),
@@ -59,11 +59,13 @@ def make_manifest(
         "device": str(pipeline.device),
         "versions": library_versions(),
     }
+    return manifest if interval is None else manifest | {"guidance_interval": list(interval)}
 
 
 def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """The part of a `manifest` that, with prompt and seed, determines a picture."""
-    return {name: manifest[name] for name in ("model_sha256", "steps", "guidance", "side")}
+    names = ("model_sha256", "steps", "guidance", "guidance_interval", "side")
+    return {name: manifest[name] for name in names if name in manifest}
 
 
 def picture_side(pipeline: SnapGenPipeline, settings: EvaluationSettings) -> int:
@@ -145,6 +147,7 @@ def _generate_batch(
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
             num_inference_steps=manifest["steps"],
             guidance_scale=manifest["guidance"],
+            guidance_interval=tuple(manifest.get("guidance_interval", (0.0, 1.0))),
             width=manifest["side"],
             height=manifest["side"],
             output_type="np",

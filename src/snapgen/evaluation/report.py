@@ -39,6 +39,9 @@ def write_report(
 def origin(manifest: dict[str, Any]) -> str:
     """One line on how the score was measured: settings, seeds and hashes, as far as `manifest` has them."""
     parts = [f"{manifest['steps']} steps, guidance {manifest['guidance']}"] if "steps" in manifest else []
+    if "guidance_interval" in manifest:
+        low, high = manifest["guidance_interval"]
+        parts[0] += f" at noise levels from {low} to {high}"
     if "side" in manifest:
         parts.append(f"{manifest['side']} px")
     if "seeds" in manifest:

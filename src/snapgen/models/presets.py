@@ -200,8 +200,8 @@ def create_denoiser(name: str, **changes: Any) -> SnapGenUNet | TeacherTransform
     return TeacherTransformer(**TEACHERS[name] | changes)
 
 
-def create_autoencoder(name: str) -> SnapGenAutoencoder:
-    """A randomly initialised autoencoder of the preset `name`."""
+def create_autoencoder(name: str, **changes: Any) -> SnapGenAutoencoder:
+    """A randomly initialised autoencoder of the preset `name`, with `changes` to its configuration."""
     from snapgen.models.autoencoder import SnapGenAutoencoder
 
-    return SnapGenAutoencoder(**_preset(AUTOENCODERS, name, "autoencoder"))
+    return SnapGenAutoencoder(**_preset(AUTOENCODERS, name, "autoencoder") | changes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from snapgen.config import Recipe, RecipeError
+from snapgen.config import Recipe
 from snapgen.train.cost import BF16, FP32
 from snapgen.train.distribution import blocks_of
 from snapgen.train.optimizer import check_shardable, hidden_matrices
@@ -73,12 +73,7 @@ def plan(
     though they do not all peak at once. RecipeError if the batch cannot be divided among the GPUs.
     """
     settings = recipe.train
-    share, rest = divmod(settings.batch_size, gpus * settings.gradient_accumulation)
-    if rest or not share:
-        raise RecipeError(
-            f"train.batch_size {settings.batch_size} cannot be divided into {gpus} GPUs x "
-            f"train.gradient_accumulation {settings.gradient_accumulation}"
-        )
+    share = settings.share(gpus)[1]
     work = load_stage(recipe.stage).cost(recipe, share, teacher)
     samples = settings.steps * settings.batch_size
     every = [(parameter.numel(), parameter.requires_grad) for parameter in work.network.parameters()]

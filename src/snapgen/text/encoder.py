@@ -92,8 +92,8 @@ class TransformersTextEncoder:
 
     `prefix` is an instruction put before every prompt (Sana's use of Gemma): it influences the prompt's states, but its
     own are omitted, and the empty prompt has none. `warn` reports truncated prompts; training switches it off, because
-    it reads thousands of captions. `device` is where the model computes, by default where its weights are: offloaded, they are
-    elsewhere.
+    it reads thousands of captions. `device` is where the model computes, by default where its weights are (offloaded
+    weights are elsewhere).
     """
 
     def __init__(

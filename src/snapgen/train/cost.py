@@ -99,7 +99,7 @@ class LatentCost:
 
     def _counted(self) -> tuple[Denoiser, int]:
         with torch.device("meta"):
-            network = create_denoiser(self.recipe.model)
+            network = self.recipe.model.create()
             inputs = self.inputs(network, 1)
             return network, count(network, lambda: network(**inputs)).macs
 
@@ -129,7 +129,7 @@ class LatentCost:
 
     def fresh_network(self, change: Callable[[Any], object] = lambda network: None) -> Denoiser:
         """A new network as training runs it: in the recipe's precision, recomputing activations if the recipe asks."""
-        network = create_denoiser(self.recipe.model).to(compute_dtype(self.recipe)).train()
+        network = self.recipe.model.create().to(compute_dtype(self.recipe)).train()
         if self.recipe.train.activation_checkpointing:
             network.enable_gradient_checkpointing()
         change(network)
@@ -226,7 +226,7 @@ def autoencoder_of(recipe: LatentRecipe) -> SnapGenAutoencoder:
             return cast(
                 SnapGenAutoencoder, SnapGenAutoencoder.from_config(load_config(SnapGenAutoencoder, str(folder)))
             )
-        return create_autoencoder(AUTOENCODER_OF.get(recipe.model, "decoder"))
+        return create_autoencoder(AUTOENCODER_OF.get(recipe.model.preset, "decoder"))
 
 
 class TeacherCost:
@@ -237,7 +237,7 @@ class TeacherCost:
         self.published = preset == "sd3.5-large" or (preset is None and name in PUBLISHED_TEACHERS)
         self.own_text = PUBLISHED_ENCODERS if name in PUBLISHED_TEACHERS else ()
         with torch.device("meta"):
-            self.network = _teacher_network(name, preset, base.recipe.model).requires_grad_(False)
+            self.network = _teacher_network(name, preset, base.recipe.model.preset).requires_grad_(False)
             inputs = base.inputs(self.network, 1, self.published)
             self.counts = count(self.network, lambda: self.network(**inputs))
         grid = self.network.config.patch_size if isinstance(self.network, TeacherTransformer) else 1

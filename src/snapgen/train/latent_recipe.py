@@ -10,6 +10,7 @@ from pydantic import Field
 from snapgen.config import Recipe, Settings
 from snapgen.data.sources import DataSettings
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
+from snapgen.train.networks import DenoiserSettings
 
 
 class TimestepSettings(Settings):
@@ -34,7 +35,7 @@ class LanguageSettings(Settings):
 class LatentRecipe(Recipe):
     """Settings of a stage that trains a text-conditioned network on latents."""
 
-    model: str  # UNet preset
+    model: DenoiserSettings  # a preset, or {preset: t2i, cross_attention_dim: 2048}: one with changes
     autoencoder: Path  # diffusers folder of a SnapGenAutoencoder; "mini", also in `text`, means the bundled models'
     # Folder with text_encoder/ and tokenizer/ (and text_encoder_2/ ..., as in pipelines), or up to three folders or hub
     # names of transformers' text models: CLIPs first, then at most one language model.

@@ -23,7 +23,6 @@ from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
 from snapgen.losses.task import flow_matching
 from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights, same_latents
 from snapgen.models.denoiser import Denoiser, load_denoiser, pooled_width, text_width
-from snapgen.models.presets import create_denoiser
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pictures import contact_sheet
 from snapgen.pipeline.bundled import BUNDLED
@@ -79,6 +78,12 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
                 f"model {recipe.model} reads pooled text vectors of width {pooled_width(self.network)}, "
                 f"the text encoders in {recipe.text} give {layout.pooled_width}"
             )
+        channels = {self.network.config.in_channels, self.network.config.out_channels}
+        if channels != {self.autoencoder.config.latent_channels}:
+            raise RecipeError(
+                f"model {recipe.model} takes and gives latents of {' and '.join(map(str, sorted(channels)))} channels, "
+                f"those of {recipe.autoencoder} have {self.autoencoder.config.latent_channels}"
+            )
         # A teacher attends to padding too, and a compiled network needs a fixed number of tokens.
         self.trims_text = isinstance(self.network, SnapGenUNet) and not recipe.train.compile
         self.source = self.open_source(recipe.data)
@@ -104,7 +109,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         recipe = self.recipe
         initial, side = recipe.initial, recipe.data.resolution // self.autoencoder.spatial_factor
         if initial is None:
-            return create_denoiser(recipe.model, sample_size=side)
+            return recipe.model.create(sample_size=side)
         folder = locate("initial", initial)
         own = load_network(SnapGenAutoencoder, str(folder / "vae"), dtype=torch.float32)
         if not same_latents(self.autoencoder, own):
@@ -117,6 +122,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         except ValueError as error:
             raise RecipeError(f"initial: {initial} does not suit text: {recipe.text}: {error}") from error
         network = load_denoiser(folder / "unet")
+        recipe.model.check_trained(network, initial)
         if isinstance(network, SnapGenUNet):  # its default size is that of its last training; not so a transformer's
             network.register_to_config(sample_size=side)
         return network
@@ -154,7 +160,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
     def _open_batches(self) -> Batches:
         """Normalised latents in training order."""
         recipe, context = self.recipe, self.context
-        micro_batch = recipe.train.batch_size // recipe.train.gradient_accumulation
+        micro_batch = recipe.train.batch_size // self.rounds
         if recipe.cache is None:
             return EncodedBatches(self.source, self.encode, micro_batch, recipe.seed, recipe.workers, context.warn)
         cache = LatentCache(self.source, recipe.cache / short_fingerprint(self.source.signature(), *self._latents_of()))

@@ -225,7 +225,7 @@ def forward_backward(
     caught: set[signal.Signals],
 ) -> tuple[dict[str, float], signal.Signals | None, Any]:
     """Computes the gradients of turn number `index`; returns its losses, the signal to stop on, and the last batch."""
-    rounds = stage.recipe.train.gradient_accumulation
+    rounds = stage.rounds
 
     # Gradients are exchanged only in the last round
     state.optimizer.zero_grad(set_to_none=True)

@@ -57,12 +57,7 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
     turns: tuple[str, ...] = ("",)  # the updates of a step, in order; adversarial stages have several, "" is last
 
     def __init__(self, recipe: RecipeType, context: Context) -> None:
-        rounds, batch_size = recipe.train.gradient_accumulation, recipe.train.batch_size
-        if batch_size % (rounds * context.world):
-            raise RecipeError(
-                f"train.batch_size {batch_size} cannot be divided into train.gradient_accumulation {rounds} "
-                f"x {context.world} processes: make it a multiple of {rounds * context.world}"
-            )
+        self.rounds = recipe.train.share(context.world)[0]  # of gradient accumulation
         self.recipe = recipe
         self.context = context
 
@@ -95,10 +90,9 @@ class Stage(ABC, Generic[RecipeType, ModelType]):
         return network
 
     def local_indices(self, micro_step: int) -> range:
-        """The global sample numbers of this process in `micro_step` (= step * accumulation + round)."""
-        micro_batch = self.recipe.train.batch_size // self.recipe.train.gradient_accumulation
-        share = micro_batch // self.context.world
-        start = micro_step * micro_batch + self.context.rank * share
+        """The global sample numbers of this process in `micro_step` (= step * rounds + round)."""
+        share = self.recipe.train.share(self.context.world)[1]
+        start = (micro_step * self.context.world + self.context.rank) * share
         return range(start, start + share)
 
     def share(self, step: int) -> tuple[int, slice]:

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from support.judges import save_clip
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from snapgen.cli.main import run
 from snapgen.evaluation.features import INCEPTION_FILE, FeatureNetwork, inception_sha256
 from snapgen.evaluation.suites.fid import Statistics, frechet_distance, read_reference, statistics
+from snapgen.models.lpips import LINEAR, Lpips
+from snapgen.pictures import to_tensor
+from snapgen.weights import load_file
 
 MEANS = FeatureNetwork("means", "", lambda picture: picture.reshape(-1, 3).mean(axis=0).astype(np.float64))
 
@@ -133,3 +137,26 @@ def test_a_model_against_the_embedded_world(
     error = ((both[:, :32] - both[:, 32:]) ** 2).mean()
     lines = json.loads((tmp_path / "psnr" / "report.json").read_text())["pictures"]
     assert lines[0]["score"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
+    assert psnr["lpips"] is None and "lpips_sha256" not in psnr["manifest"]
+    assert "LPIPS was skipped: it needs --weights psnr=FILE" in (tmp_path / "psnr" / "report.md").read_text()
+
+
+def test_lpips_of_an_autoencoder(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    network = Lpips("alex")
+    weights = tmp_path / "alexnet.safetensors"
+    features = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("features.")}
+    save_file(features, weights)
+    command = ["evaluate", str(tiny_model), "--suite", "psnr", "--count", "2", "--out", str(tmp_path / "out")]
+    assert run([*command, "--weights", str(weights), "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    network.load_state_dict(load_file(LINEAR / "alex.safetensors"), strict=False)
+    pairs = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "out" / "psnr" / "pictures").iterdir())]
+    found = []
+    for picture in to_tensor(pairs):
+        given, output = picture[None].chunk(2, dim=-1)
+        with torch.no_grad():
+            found.append(network(output, given).item())
+    assert report["lpips"] == pytest.approx(np.mean(found), rel=1e-4) and report["lpips"] > 0
+    assert len(report["manifest"]["lpips_sha256"]) == 64
+    assert run([*command, "--weights", str(tmp_path / "nowhere")]) == 1
+    assert "the hub does not provide it" in capfd.readouterr().err

@@ -13,6 +13,7 @@ from support.recipes import RECIPES, metrics_of, recipe_of, run_recipe
 from snapgen.config import RecipeError
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.discriminator import PatchDiscriminator
+from snapgen.models.lpips import load_lpips
 from snapgen.models.presets import create_autoencoder
 from snapgen.train.stage import DISCRIMINATOR, Context
 from snapgen.train.stages.autoencoder import AutoencoderStage, take_encoder
@@ -71,6 +72,20 @@ def test_the_losses_written_out(initial: Path, tmp_path: Path) -> None:
     assert judged["loss"].item() == pytest.approx(versus.item())
 
 
+@pytest.mark.slow
+def test_lpips_is_added_and_teaches_the_decoder(initial: Path, vgg16: Path, tmp_path: Path) -> None:
+    only = "weights={mse: 0, l1: 0, gradient: 0, lpips: 0.5, adversarial: 0}"
+    stage = make_stage(tmp_path, f"initial={initial}", only, f"lpips_network={vgg16}")
+    batch = stage.batch(0)
+    found = stage.loss(stage.model, batch)
+    reconstruction = stage.model(*batch)[0]
+    expected = load_lpips("vgg", str(vgg16))(reconstruction.clamp(-1, 1), batch[0]).mean()
+    assert found["loss"].item() == pytest.approx(0.5 * expected.item()) and found["lpips"] > 0
+    found["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in stage.learners(""))
+    assert all(p.grad is None for p in stage.lpips.parameters())
+
+
 def test_each_turn_has_its_own_gradients(initial: Path, tmp_path: Path) -> None:
     stage = make_stage(tmp_path, f"initial={initial}")
     batch = stage.batch(0)
@@ -120,7 +135,9 @@ def test_refusals_are_one_line(initial: Path, tmp_path: Path) -> None:
     refused("encoder: .* does not give the encoder", "initial=null", f"encoder={tmp_path}")
     sd3_vae(tmp_path, (8, 16, 16, 16))
     refused("encoder: .* does not give the encoder", "initial=null", f"encoder={tmp_path}")
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        refused("weights.lpips needs torchmetrics, torchvision", f"initial={initial}", "weights.lpips=1")
+    # Tests are offline, so the hub has nothing
+    missing = "lpips_network: weights.lpips needs VGG-16's weights: `hf download timm/vgg16.tv_in1k model.safetensors"
+    refused(missing, f"initial={initial}", "weights.lpips=1")
+    refused(
+        f"{missing}.*holds no model.safetensors", f"initial={initial}", "weights.lpips=1", f"lpips_network={tmp_path}"
+    )

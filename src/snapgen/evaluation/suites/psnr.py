@@ -3,8 +3,8 @@
 Protocol. Every picture is resized (Lanczos) so that its shorter side is `--size`, and cropped to the middle square;
 without `--size` it is only cropped, to sides that are multiples of 8. It is encoded (mode of the posterior, no noise),
 decoded, rounded to 8 bits and compared with the input: PSNR over all values; SSIM as in torchmetrics (Gaussian window
-of 11, sigma 1.5); LPIPS (AlexNet) if torchvision is installed and its weights can be loaded, else null, and the report
-says why. Scores are means over pictures. Table 2 uses COCO val2017: `--reference val2017`.
+of 11, sigma 1.5); LPIPS on AlexNet (version 0.1) if `--weights` names AlexNet's weights, else null, and the report says
+so. Scores are means over pictures. Table 2 uses COCO val2017: `--reference val2017`.
 
 Without `--reference` the pictures are ground-truth renders of the embedded world's held-out scenes.
 """
@@ -27,7 +27,8 @@ from snapgen.evaluation.plots import plot_spread
 from snapgen.evaluation.report import score_summary, write_report
 from snapgen.evaluation.statistics import interval_of_values
 from snapgen.machine.device import library_versions
-from snapgen.messages import Notify, counted, one_line
+from snapgen.messages import Notify, counted
+from snapgen.models.lpips import Lpips, load_lpips
 from snapgen.pictures import save_png
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.weights import network_hash
@@ -35,6 +36,9 @@ from snapgen.world.prompts import renderer, scene_prompts
 
 SCENES = 17  # per category, if there is no reference
 FACTOR = 8  # px; sides are multiples of it
+NO_LPIPS = (
+    "LPIPS was skipped: it needs --weights psnr=FILE, AlexNet's weights (docs/evaluation.md says how to get them)."
+)
 
 
 def evaluate_psnr(
@@ -46,7 +50,7 @@ def evaluate_psnr(
     """Score an autoencoder, or a model's; write the report to `folder`, return it."""
     autoencoder: Any = subject.vae if isinstance(subject, SnapGenPipeline) else subject
     side = picture_side(subject, settings) if isinstance(subject, SnapGenPipeline) else settings.size or 128
-    lpips, reason = load_lpips()
+    lpips = None if settings.weights is None else load_lpips("alex", settings.weights)
     lines: list[dict[str, Any]] = []
     measured: list[dict[str, float]] = []
     total = settings.count or (6 * SCENES if settings.reference is None else len(picture_files(settings.reference)))
@@ -75,10 +79,11 @@ def evaluate_psnr(
             "reference": "scenes" if settings.reference is None else files_hash(picture_files(settings.reference)),
             "device": str(autoencoder.device),
             "versions": library_versions(),
+            **({"lpips_sha256": network_hash({"alexnet": lpips})} if lpips else {}),
         },
     }
     title = f"psnr: {means['psnr']:.2f} dB"
-    notes = [f"SSIM {means['ssim']:.4f}. " + (f"LPIPS {means['lpips']:.4f}." if lpips else reason)]
+    notes = [f"SSIM {means['ssim']:.4f}. " + (f"LPIPS {means['lpips']:.4f}." if lpips else NO_LPIPS)]
     figure = plot_spread("PSNR, dB", psnrs, means["psnr"])
     write_report(title, report, score_summary(title, report, ".2f", notes), figure, lines, folder)
     return report
@@ -113,7 +118,7 @@ def fit(picture: np.ndarray, size: int | None) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + target[0], top + target[1])))
 
 
-def compare(output: np.ndarray, picture: np.ndarray, lpips: Any) -> dict[str, float]:
+def compare(output: np.ndarray, picture: np.ndarray, lpips: Lpips | None) -> dict[str, float]:
     """PSNR in dB, SSIM and, if `lpips` is given, LPIPS of two pictures uint8 H W 3."""
     seen, given = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() for p in (output, picture))
     values = {
@@ -121,14 +126,3 @@ def compare(output: np.ndarray, picture: np.ndarray, lpips: Any) -> dict[str, fl
         "ssim": float(cast(torch.Tensor, structural_similarity_index_measure(seen, given, data_range=255.0))),
     }
     return values | ({"lpips": float(lpips(seen / 127.5 - 1, given / 127.5 - 1))} if lpips else {})
-
-
-def load_lpips() -> tuple[Any, str]:
-    """torchmetrics' LPIPS for pictures in [-1, 1]; or None, and the reason why it is not available."""
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        return LearnedPerceptualImagePatchSimilarity(net_type="alex").eval(), ""
-    except (ImportError, OSError) as error:
-        reason = one_line(error, 200)
-        return None, f"LPIPS was skipped: it needs torchvision and its AlexNet's weights ({reason})."

@@ -32,9 +32,10 @@ from snapgen.machine.counting import count, peak_bytes
 from snapgen.messages import one_line
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.discriminator import PatchDiscriminator
-from snapgen.models.presets import create_autoencoder
+from snapgen.models.lpips import VGG16, WEIGHTS_FILE, Lpips, load_lpips, vgg16_features
 from snapgen.pictures import contact_sheet, random_crop, to_tensor, to_uint8
 from snapgen.train.cost import FP32, Cost, compute_dtype
+from snapgen.train.networks import AutoencoderSettings
 from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
 from snapgen.weights import check_healthy, load_config, load_file, load_network
@@ -52,7 +53,7 @@ class LossWeights(Settings):
     l1: float = Field(default=0.5, ge=0)
     gradient: float = Field(default=0.5, ge=0)  # for when LPIPS's weights are unavailable: it too rewards edges
     kl: float = Field(default=1e-4, ge=0)
-    lpips: float = Field(default=0.0, ge=0)  # VGG's, from torchmetrics, which needs torchvision and its weights
+    lpips: float = Field(default=0.0, ge=0)  # on VGG-16, whose weights `lpips_network` names
     adversarial: float = Field(default=0.0, ge=0)  # hinge loss of a patch discriminator
 
 
@@ -60,7 +61,7 @@ class AutoencoderRecipe(Recipe):
     """Settings of the `autoencoder` stage."""
 
     stage: Literal["autoencoder"]
-    model: str  # autoencoder preset
+    model: AutoencoderSettings  # a preset, or {preset: decoder, decoder_blocks: [2, 1, 1, 1]}: one with changes
     initial: Path | None = None  # folder of an autoencoder of that preset to start from
     # The encoder to take: folder or hub name of diffusers' AutoencoderKL (SD3's), or folder of one trained here
     encoder: str | None = None
@@ -74,6 +75,8 @@ class AutoencoderRecipe(Recipe):
     # the noise's reach. The amount is random for each picture; small amounts are more frequent.
     latent_noise: float = Field(default=0.0, ge=0)
     weights: LossWeights = LossWeights()
+    # VGG-16's weights for LPIPS: a hub name, a safetensors file, or a folder with `model.safetensors`
+    lpips_network: str = VGG16
 
     @model_validator(mode="after")
     def _frozen_encoder_is_trained(self) -> AutoencoderRecipe:
@@ -122,12 +125,13 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
     def __init__(self, recipe: AutoencoderRecipe, context: Context):
         super().__init__(recipe, context)
         self.source = self.open_source(recipe.data)
-        autoencoder = create_autoencoder(recipe.model)
+        autoencoder = recipe.model.create()
         start_narrow(autoencoder)
         if recipe.initial is not None:
             if not recipe.initial.is_dir():
                 raise RecipeError(f"initial: folder {recipe.initial} does not exist")
             autoencoder = load_network(SnapGenAutoencoder, str(recipe.initial), dtype=torch.float32)
+            recipe.model.check_trained(autoencoder, recipe.initial)
         if recipe.encoder is not None:
             take_encoder(autoencoder, recipe.encoder)
         autoencoder.encoder.requires_grad_(recipe.train_encoder)
@@ -137,7 +141,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         if recipe.weights.adversarial:
             discriminator = PatchDiscriminator()
             self.turns = (DISCRIMINATOR, "")
-        self.lpips = make_lpips().to(context.device) if recipe.weights.lpips else None
+        self.lpips = make_lpips(recipe.lpips_network).to(context.device) if recipe.weights.lpips else None
         self.model = self.place(TrainableAutoencoder(autoencoder, discriminator))
         self.latent_channels = autoencoder.config.latent_channels
         self.factor = autoencoder.spatial_factor
@@ -156,7 +160,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         weights, training = recipe.weights, 3 if recipe.train_encoder else 1
         with torch.device("meta"):
             network = nn.Module()
-            network.autoencoder = autoencoder = create_autoencoder(recipe.model)
+            network.autoencoder = autoencoder = recipe.model.create()
             autoencoder.encoder.requires_grad_(recipe.train_encoder)
             picture = torch.empty(1, 3, recipe.crop, recipe.crop)
             side = recipe.crop // autoencoder.spatial_factor
@@ -239,7 +243,7 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         if self.recipe.train_encoder:
             parts["kl"] = kl_loss(mean.float(), log_variance.float())
         if self.lpips is not None:
-            parts["lpips"] = self.lpips(reconstruction.clamp(-1, 1), pictures)
+            parts["lpips"] = self.lpips(reconstruction.clamp(-1, 1), pictures).mean()
         if logits:
             parts["adversarial"] = hinge_generator(logits[0])
         weights = self.recipe.weights.model_dump()
@@ -321,28 +325,12 @@ def take_encoder(autoencoder: SnapGenAutoencoder, name: str) -> None:
     autoencoder.register_to_config(**{name: value or 0.0 for name, value in scale.items()})
 
 
-def make_lpips() -> nn.Module:
-    """LPIPS with VGG for pictures in [-1, 1], frozen."""
+def make_lpips(place: str) -> Lpips:
+    """LPIPS on VGG-16 with the weights in `place`; RecipeError saying how to get them if they are missing."""
     try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        metric: nn.Module = LearnedPerceptualImagePatchSimilarity(net_type="vgg")
-    except (ImportError, OSError) as error:
-        reason = one_line(error, 200)
+        return load_lpips("vgg", place)
+    except ValueError as error:
         raise RecipeError(
-            "weights.lpips needs torchmetrics, torchvision and VGG's weights: pip install torchmetrics torchvision, or "
-            f"set it to 0 ({reason})"
+            f"lpips_network: weights.lpips needs VGG-16's weights: `hf download {VGG16} {WEIGHTS_FILE} --local-dir "
+            f"FOLDER`, then --set lpips_network=FOLDER, or --set weights.lpips=0 ({error})"
         ) from None
-    return metric.requires_grad_(False).eval()
-
-
-def vgg16_features() -> nn.Sequential:
-    """The features that LPIPS compares: VGG-16's convolutions (Simonyan and Zisserman 2014, configuration D)."""
-    layers: list[nn.Module] = []
-    width = 3
-    for following, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        layers += [nn.MaxPool2d(2)] if layers else []
-        for _ in range(depth):
-            layers += [nn.Conv2d(width, following, 3, padding=1), nn.ReLU(inplace=True)]
-            width = following
-    return nn.Sequential(*layers)

@@ -156,7 +156,7 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
 
     def __init__(self, recipe: TextRecipe, context: Context):
         super().__init__(recipe, context)
-        if recipe.train.batch_size // recipe.train.gradient_accumulation // context.world % 2:
+        if len(self.local_indices(0)) % 2:
             raise RecipeError("the text stage needs an even batch on every process: a scene and its twin go together")
         self.source = SceneSource(recipe.data)
         self.heldout = SceneSource(recipe.data.validation(HELDOUT_COUNT))
@@ -205,7 +205,7 @@ class TextStage(Stage[TextRecipe, TextTeacher]):
         numbers = self.local_indices(step)[::2]
         count = len(self.source) - VALIDATION_COUNT if len(self.source) > 2 * VALIDATION_COUNT else len(self.source)
         batch = self._batch([number // 2 % count for number in numbers], variant=1 + step)
-        done = step / (self.recipe.train.steps * self.recipe.train.gradient_accumulation)
+        done = step / (self.recipe.train.steps * self.rounds)
         return replace(batch, noise=self.recipe.state_noise * (1 - done))
 
     def _attention(self) -> AbstractContextManager[Any]:
