@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from torch import Tensor
 from snapgen.files import atomic_file, manifest
 from snapgen.machine.device import library_versions
 from snapgen.messages import one_line
+
+# Weight files of a variant, whole or in shards: name.fp16.safetensors, name.fp16-00001-of-00002.safetensors.
+VARIANT = re.compile(r"[^.]+\.([^.-]+)(?:-\d{5}-of-\d{5})?\.safetensors")
 
 
 def save_file_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -42,11 +46,24 @@ def load_pretrained(load: Callable[..., Any], place: str, **settings: Any) -> An
         raise ValueError(f"{where} cannot be loaded: {one_line(error, 300)}") from error
 
 
+def only_variant(folder: Path) -> str | None:
+    """The variant of the weights in `folder`, such as "fp16", if they are all of one; None if they have no variant.
+
+    For example, `diffusion_pytorch_model.fp16.safetensors` without `diffusion_pytorch_model.safetensors`.
+    """
+    names = [VARIANT.fullmatch(path.name) for path in folder.glob("*.safetensors")]
+    variants = {name and name[1] for name in names}
+    return variants.pop() if len(variants) == 1 else None
+
+
 def load_network(kind: Any, place: str, **settings: Any) -> Any:
     """The network of class `kind` in the folder or hub name `place`; one-line ValueError unless it is complete.
 
-    diffusers and transformers fill missing weights with random numbers and only warn.
+    diffusers and transformers fill missing weights with random numbers and only warn. A folder may hold nothing but a
+    variant, such as fp16.
     """
+    if variant := only_variant(Path(place, settings.get("subfolder") or "")):
+        settings = {"variant": variant} | settings
     network, report = load_pretrained(
         kind.from_pretrained, place, output_loading_info=True, ignore_mismatched_sizes=True, **settings
     )

@@ -21,7 +21,7 @@ class Conditioning:
 
     unet: Denoiser
     text: TextStates  # B N D
-    negative: TextStates  # B N D, what guidance steers away from
+    negative: TextStates | None  # B N D, what guidance steers away from; None without guidance
 
     @cached_property
     def positive(self) -> ProjectedText:
@@ -31,6 +31,7 @@ class Conditioning:
     @cached_property
     def both(self) -> ProjectedText:
         """The negative text, then the text, for a batch of 2B."""
+        assert self.negative is not None
         return self._project(TextStates.cat([self.negative, self.text]))
 
     def _project(self, text: TextStates) -> ProjectedText:
