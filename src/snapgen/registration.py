@@ -1,9 +1,9 @@
 """Makes the pipelines known to diffusers, so that its own loaders find them after `import snapgen`.
 
 A model folder names its pipeline, for example `SnapGenPipeline`. `DiffusionPipeline.from_pretrained` looks the name up
-in the module `diffusers`, the classes `AutoPipelineFor...` in public mappings, and both need the modules of its parts to
-be imported. diffusers has no function to register a pipeline, so the names are added here: to what is imported already
-at once, to the rest as soon as the user imports it. Nothing heavy is imported before that.
+in the module `diffusers`, the classes `AutoPipelineFor...` in public mappings, and both need the modules of its parts
+to be imported. diffusers has no function to register a pipeline, so the names are added here: to what is imported
+already at once, to the rest as soon as the user imports it. Nothing heavy is imported before that.
 """
 
 from __future__ import annotations

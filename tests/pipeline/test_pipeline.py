@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from support.drawing import draw, seeds
 
 from snapgen.models.presets import create_denoiser
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
@@ -26,17 +27,6 @@ def pipeline(tiny_model: Path) -> SnapGenPipeline:
     pipeline = SnapGenPipeline.from_pretrained(tiny_model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def seeds(*numbers: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(number) for number in numbers]
-
-
-def draw(pipeline: SnapGenPipeline, prompt: str | list[str], seed: int = 0, **settings: Any) -> torch.Tensor:
-    """Pictures B 3 H W in [0, 1], the first with `seed`, the next with the one after it, and so on."""
-    count = (1 if isinstance(prompt, str) else len(prompt)) * settings.get("num_images_per_prompt", 1)
-    generator = seeds(*range(seed, seed + count))
-    return pipeline(prompt, generator=generator, **{"output_type": "pt"} | settings).images
 
 
 def test_output_types(pipeline: SnapGenPipeline) -> None:

@@ -103,12 +103,15 @@ def check_pictures(name: str, pictures: Any) -> None:
     if not listed or not all(isinstance(picture, PICTURE_TYPES) for picture in listed):
         kinds = ", ".join(sorted({type(picture).__name__ for picture in listed})) or "an empty list"
         raise ValueError(f"{name} is {kinds}, expected a PIL picture, an array, a tensor, or a list of these")
+    for picture in listed:
+        if "float" not in str(getattr(picture, "dtype", "float")):
+            raise ValueError(f"{name} is of {picture.dtype}, expected floating-point numbers in [0, 1]")
 
 
 def repeat_for(name: str, pictures: torch.Tensor, count: int, each: int) -> torch.Tensor:
     """`pictures`, the argument `name`, for `count` results: one for all of them, or each for `each` in a row."""
     if len(pictures) == 1:
-        return pictures.expand(count, *pictures.shape[1:])
+        return pictures.repeat(count, 1, 1, 1)
     if len(pictures) * each != count:
         raise ValueError(
             f"{name} holds {len(pictures)} pictures, expected 1 or one for each of {count // each} prompts"

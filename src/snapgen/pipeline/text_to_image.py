@@ -218,6 +218,7 @@ class SnapGenPipeline(SnapGenComponents, StableDiffusionLoraLoaderMixin):
         # 1. Check the inputs; what is not given takes the model's own value.
         request = self._completed(request)
         self._check(request)
+        self._warn(request)
         self._guidance_scale, self._interrupt = request.guidance_scale, False
 
         # 2. Encode the prompts, B N D; `together` pictures are computed at once.
@@ -281,16 +282,15 @@ class SnapGenPipeline(SnapGenComponents, StableDiffusionLoraLoaderMixin):
             raise ValueError(f"this pipeline has no vae: output_type is {request.output_type!r}, expected 'latent'")
         inputs.check_text_encoders(request.text_encoders, {name: getattr(self, name) for name in self.text_encoders})
         inputs.check_sequence_length(request.max_sequence_length, LANGUAGE_MAX_LENGTH)
-        self._warn(request)
 
     def _warn(self, request: Request) -> None:
         """Say what has no effect."""
         if request.negative_prompt and not has_guidance(request.guidance_scale):
             scale = f"guidance_scale is {request.guidance_scale:g}, there is no guidance"
-            warnings.warn(f"negative_prompt has no effect: {scale}", stacklevel=6)
+            warnings.warn(f"negative_prompt has no effect: {scale}", stacklevel=5)
         encoders = [getattr(self, name) for name in self.text_encoders]
         if request.max_sequence_length is not None and all(map(is_clip, encoders)):
-            warnings.warn("max_sequence_length has no effect: this pipeline has no language model", stacklevel=6)
+            warnings.warn("max_sequence_length has no effect: this pipeline has no language model", stacklevel=5)
 
     def _texts(self, request: Request) -> Texts:
         """What every picture shows, and with guidance what it does not."""

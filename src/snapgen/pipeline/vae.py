@@ -5,6 +5,7 @@ They all say in their configuration how the latents of diffusion become theirs: 
 
 from __future__ import annotations
 
+import warnings
 from math import isclose
 from typing import Any
 
@@ -34,6 +35,7 @@ def check_vae(vae: Any, unet: Any, previous: Any) -> None:
     """Raise ValueError unless `vae` can be for the latents of `unet`, and of the autoencoder that it replaces.
 
     `unet` and `previous` may be None. Whether the weights match cannot be seen; what the configurations say can.
+    Another scale of the latents is only a warning: the latents themselves may have it.
     """
     kind = type(vae).__name__
     if not {"latent_channels", "scaling_factor"} <= set(getattr(vae, "config", ())):
@@ -53,8 +55,9 @@ def check_vae(vae: Any, unet: Any, previous: Any) -> None:
         return
     ours, theirs = normalization(vae), normalization(previous)
     if not all(isclose(a, b, rel_tol=1e-3, abs_tol=1e-6) for a, b in zip(ours, theirs, strict=True)):
-        was = f"scaling_factor {ours[0]:g} and shift_factor {ours[1]:g}"
-        raise ValueError(f"vae ({kind}) has {was}, expected {theirs[0]:g} and {theirs[1]:g}: it is of other latents")
+        numbers = f"{ours[0]:g} and {ours[1]:g}, the vae that it replaces {theirs[0]:g} and {theirs[1]:g}"
+        message = f"vae ({kind}) has scaling_factor and shift_factor {numbers}: it seems to be for other latents"
+        warnings.warn(message, stacklevel=3)
 
 
 def decode(vae: Any, latents: Tensor, together: int) -> Tensor:
@@ -65,8 +68,12 @@ def decode(vae: Any, latents: Tensor, together: int) -> Tensor:
 
 
 def encode(vae: Any, pictures: Tensor, together: int) -> Tensor:
-    """The latents of diffusion, fp32, of pictures B 3 H W in [-1, 1]: the most probable ones, without noise."""
+    """The latents of diffusion, fp32, of pictures B 3 H W in [-1, 1]: the most probable ones, without noise.
+
+    Contiguous, like the pictures given to `vae`, because the order in memory decides how sums are rounded.
+    """
     scaling, shift = normalization(vae)
-    found = [vae.encode(part, return_dict=False)[0] for part in pictures.to(vae.dtype).split(together)]
+    pictures = pictures.to(vae.dtype).contiguous()
+    found = [vae.encode(part, return_dict=False)[0] for part in pictures.split(together)]
     z = torch.cat([part if isinstance(part, Tensor) else part.mode() for part in found])
-    return (z.float() - shift) * scaling
+    return ((z.float() - shift) * scaling).contiguous()
