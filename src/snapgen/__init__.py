@@ -1,27 +1,38 @@
 """SnapGen in the open: small text-to-image models for mobile devices, trained, distilled and run.
 
-The public names below are imported on first use, so that `import snapgen` stays free of torch.
+The public names below are imported on first use, so that `import snapgen` stays free of torch. It also makes the
+pipelines known to diffusers (`snapgen.registration`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from snapgen.registration import PIPELINES, register
 from snapgen.registry import load_attribute
 
 if TYPE_CHECKING:
     from snapgen.models.autoencoder import SnapGenAutoencoder
     from snapgen.models.unet import SnapGenUNet
+    from snapgen.pipeline.image_to_image import SnapGenImg2ImgPipeline
+    from snapgen.pipeline.inpainting import SnapGenInpaintPipeline
     from snapgen.pipeline.text_to_image import SnapGenPipeline
 
     __version__: str
 
-__all__ = ["SnapGenAutoencoder", "SnapGenPipeline", "SnapGenUNet", "__version__"]
+__all__ = [
+    "SnapGenAutoencoder",
+    "SnapGenImg2ImgPipeline",
+    "SnapGenInpaintPipeline",
+    "SnapGenPipeline",
+    "SnapGenUNet",
+    "__version__",
+]
 
 _HOMES = {
     "SnapGenAutoencoder": "snapgen.models.autoencoder:SnapGenAutoencoder",
-    "SnapGenPipeline": "snapgen.pipeline.text_to_image:SnapGenPipeline",
     "SnapGenUNet": "snapgen.models.unet:SnapGenUNet",
+    **PIPELINES,
 }
 
 
@@ -39,3 +50,6 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """The public names, imported or not."""
     return sorted(__all__)
+
+
+register()

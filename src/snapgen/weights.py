@@ -41,6 +41,9 @@ PLAIN_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 # Tied weights are registered twice, and once more when they are read; a small network may lack most of its weights.
 SPARE, SLACK = 8, 2**22
 
+# Weight files of a variant, whole or in shards: name.fp16.safetensors, name.fp16-00001-of-00002.safetensors.
+VARIANT = re.compile(r"[^.]+\.([^.-]+)(?:-\d{5}-of-\d{5})?\.safetensors")
+
 
 def save_file_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes `tensors` (any device or memory format; no two may share storage) as the safetensors file `path`."""
@@ -77,16 +80,29 @@ def load_pretrained(load: Callable[..., Any], place: str, **settings: Any) -> An
     return _attempt(load, place, trust_remote_code=False, **settings)
 
 
+def only_variant(folder: Path) -> str | None:
+    """The variant of the weights in `folder`, such as "fp16", if they are all of one; None if they have no variant.
+
+    For example, `diffusion_pytorch_model.fp16.safetensors` without `diffusion_pytorch_model.safetensors`.
+    """
+    names = [VARIANT.fullmatch(path.name) for path in folder.glob("*.safetensors")]
+    variants = {name and name[1] for name in names}
+    return variants.pop() if len(variants) == 1 else None
+
+
 def load_network(kind: Any, place: str, **settings: Any) -> Any:
     """The network of class `kind` in the folder or hub name `place`; one-line ValueError unless it is complete.
 
     diffusers and transformers fill missing weights with random numbers and only warn. They also read pickles, build
     whatever size a configuration names, and cast whatever numbers they find: here, weights are safetensors of finite
-    floating-point numbers, and the network has as many as its files.
+    floating-point numbers, and the network has as many as its files. A folder may hold nothing but a variant, such as
+    fp16.
     """
     subfolder = settings.get("subfolder")
     where = "/".join([place, *filter(None, [subfolder])])
     folder = Path(place, subfolder or "")
+    if variant := only_variant(folder):
+        settings = {"variant": variant} | settings
     load_config(kind, place, subfolder)
     trust = {} if issubclass(kind, ConfigMixin) else {"trust_remote_code": False}  # diffusers' networks have no code
     headers = tensor_headers(folder)

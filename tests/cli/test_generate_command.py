@@ -384,7 +384,7 @@ def test_adapters_change_the_picture(
             torch.nn.init.normal_(parameter)
     adapters = tmp_path / "adapters"
     SnapGenPipeline.save_lora_weights(adapters, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
-    monkeypatch.setattr("snapgen.pipeline.text_to_image.gains_by_bfloat16", lambda device: True)
+    monkeypatch.setattr("snapgen.pipeline.components.gains_by_bfloat16", lambda device: True)
     drawn = []
     capsys.readouterr()
     for index, options in enumerate(([], ["--lora", str(adapters)], ["--optimize"])):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from snapgen.flow.guidance import guide, is_guided
+from snapgen.flow.guidance import guide, has_guidance, is_guided
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 4.0])
@@ -24,6 +24,6 @@ def test_guidance_is_on_inside_the_interval_with_both_ends() -> None:
     assert all(is_guided(sigma, 4.0) for sigma in levels)
 
 
-def test_scale_1_is_no_guidance() -> None:
+def test_up_to_scale_1_there_is_no_guidance() -> None:
     assert not is_guided(0.5, 1.0) and not is_guided(0.5, 1, (0.2, 0.8))
-    assert is_guided(0.5, 0.0)  # the negative alone
+    assert not any(has_guidance(scale) for scale in (0, 0.0, 0.5, 1, 1.0)) and has_guidance(1.001)

@@ -28,7 +28,8 @@ def unet() -> Any:
 @torch.no_grad()
 def test_shapes_at_the_boundary(unet: Any) -> None:
     conditioning = Conditioning(unet, texts([3, 5], seed=1), texts([1, 7], seed=2))
-    for (key_values, mask), batch, tokens in ((conditioning.positive, 2, 5), (conditioning.both, 4, 7)):
+    for projected, batch, tokens in ((conditioning.positive, 2, 5), (conditioning.both, 4, 7)):
+        key_values, mask = projected["encoder_hidden_states"], projected["encoder_attention_mask"]
         assert mask.shape == (batch, tokens)  # B N: as many tokens as the longest text has
         pairs = [pair for layer in key_values for pair in layer]
         assert pairs and all(part.shape[0] == batch and tokens in part.shape for pair in pairs for part in pair)
@@ -40,7 +41,7 @@ def test_shapes_at_the_boundary(unet: Any) -> None:
 def test_both_is_the_negative_and_then_the_text(unet: Any) -> None:
     text, negative = texts([3, 5], seed=1), texts([1, 7], seed=2)
     x = torch.randn(2, 16, 4, 4)
-    both = unet(torch.cat([x, x]), 500.0, *Conditioning(unet, text, negative).both).sample
+    both = unet(torch.cat([x, x]), 500.0, **Conditioning(unet, text, negative).both).sample
     alone = [unet(x, 500.0, part.states, part.mask).sample for part in (negative, text)]
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
@@ -57,6 +58,7 @@ def test_only_what_is_asked_for_is_projected_and_once(unet: Any, monkeypatch: py
 def test_compiled_networks_and_teachers_read_padding_too(unet: Any) -> None:
     text, negative = texts([3], seed=1), texts([1], seed=2)
     unet.compile(backend="eager")
-    assert Conditioning(unet, text, negative).both[1].shape == (2, 16)
-    states, mask = Conditioning(create_denoiser("debug-teacher"), text, negative).positive
-    assert torch.equal(states, text.states) and torch.equal(mask, text.mask)
+    assert Conditioning(unet, text, negative).both["encoder_attention_mask"].shape == (2, 16)
+    given = Conditioning(create_denoiser("debug-teacher"), text, negative).positive
+    assert torch.equal(given["encoder_hidden_states"], text.states)
+    assert torch.equal(given["encoder_attention_mask"], text.mask)

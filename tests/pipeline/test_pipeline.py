@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from support.drawing import draw, seeds
 
 from snapgen.models.presets import create_denoiser
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
@@ -29,17 +30,6 @@ def pipeline(tiny_model: Path) -> SnapGenPipeline:
     pipeline = SnapGenPipeline.from_pretrained(tiny_model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def seeds(*numbers: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(number) for number in numbers]
-
-
-def draw(pipeline: SnapGenPipeline, prompt: str | list[str], seed: int = 0, **settings: Any) -> torch.Tensor:
-    """Pictures B 3 H W in [0, 1], the first with `seed`, the next with the one after it, and so on."""
-    count = (1 if isinstance(prompt, str) else len(prompt)) * settings.get("num_images_per_prompt", 1)
-    generator = seeds(*range(seed, seed + count))
-    return pipeline(prompt, generator=generator, **{"output_type": "pt"} | settings).images
 
 
 def test_output_types(pipeline: SnapGenPipeline) -> None:
@@ -65,7 +55,7 @@ def test_a_teacher_reads_padding_as_in_training(tiny_model: Path) -> None:
     pipeline = SnapGenPipeline.from_pretrained(tiny_model, unet=network)
     noise = torch.randn(1, 16, 4, 4)
     drawn = pipeline("a cat", latents=noise, num_inference_steps=1, guidance_scale=3.0, output_type="latent").images
-    text = [pipeline.encode_prompt([prompt]) for prompt in ("", "a cat")]
+    text = [pipeline.encode_text([prompt]) for prompt in ("", "a cat")]
     without, given = (network(noise, 1000.0, states.states, states.mask).sample for states in text)
     torch.testing.assert_close(drawn, noise - (without + 3 * (given - without)))
     few = text[1].trimmed()
@@ -89,7 +79,7 @@ def test_defaults_are_the_models_own(pipeline: SnapGenPipeline) -> None:
 def test_the_sampling_is_that_of_the_flow(pipeline: SnapGenPipeline) -> None:
     """Two guided Euler steps with shift 3, written out: sigma 1, 3/4, 0."""
     noise = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(3))
-    text, empty = pipeline.encode_prompt("a cat"), pipeline.encode_prompt("")
+    text, empty = pipeline.encode_text("a cat"), pipeline.encode_text("")
     x = noise
     with torch.no_grad():
         for sigma, following in ((1.0, 0.75), (0.75, 0.0)):
@@ -111,17 +101,17 @@ def test_the_network_reads_no_more_tokens_than_the_prompts_have(
     monkeypatch.setattr(
         pipeline.unet, "text_key_values", lambda states: read.append(states.shape[1]) or project(states)
     )
-    given = [int(pipeline.encode_prompt(text).mask.sum()) for text in ("a cat", "two dogs on a blue background")]
+    given = [int(pipeline.encode_text(text).mask.sum()) for text in ("a cat", "two dogs on a blue background")]
     draw(pipeline, "a cat", negative_prompt="two dogs on a blue background")
     assert read == [max(given)]  # once for all steps
     draw(pipeline, "a cat", guidance_scale=1.0)
     assert read == [max(given), given[0]]
-    assert max(given) < pipeline.encode_prompt("a cat").mask.shape[1]
+    assert max(given) < pipeline.encode_text("a cat").mask.shape[1]
 
 
 def test_shapes_at_the_boundaries_of_the_loop(pipeline: SnapGenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two pictures of one prompt, wider than high: B N D, B C h w, B 3 H W. On a CPU one by one, guided as a pair."""
-    text = pipeline.encode_prompt(["a cat", ""])
+    text = pipeline.encode_text(["a cat", ""])
     assert text.states.shape == (2, 16, 32) and text.mask.shape == (2, 16)
     assert pipeline.prepare_latents(2, 32, 64, None, None).shape == (2, 16, 4, 8)
     calls: list[tuple[tuple[int, ...], float]] = []
@@ -323,7 +313,7 @@ def test_half_precision(tiny_model: Path, pipeline: SnapGenPipeline, dtype: torc
 
 def test_text_can_be_encoded_without_the_rest(pipeline: SnapGenPipeline) -> None:
     alone = SnapGenPipeline(None, None, pipeline.text_encoder, pipeline.tokenizer)
-    assert torch.equal(alone.encode_prompt(PROMPTS).states, pipeline.encode_prompt(PROMPTS).states)
+    assert torch.equal(alone.encode_text(PROMPTS).states, pipeline.encode_text(PROMPTS).states)
 
 
 @pytest.fixture
@@ -377,7 +367,7 @@ def test_without_a_layout_an_absent_text_encoder_is_refused(several: SnapGenPipe
 
 def test_any_of_the_text_encoders_can_be_left_out(pipeline: SnapGenPipeline, several: SnapGenPipeline) -> None:
     assert several.text_encoders == ["text_encoder", "text_encoder_2", "text_encoder_3"]
-    text = several.encode_prompt("a cat", ["text_encoder", "text_encoder_3"])
+    text = several.encode_text("a cat", ["text_encoder", "text_encoder_3"])
     joint = several.joint_text_encoder()
     expected = joint(["a cat"], torch.tensor([[False, True, False]]))
     assert text.states.shape == (1, 16 + 10, 32) and joint.encoders["text_encoder_3"].prefix == "two "
@@ -444,7 +434,7 @@ def test_optimized_pictures_differ_by_rounding(tiny_model: Path, monkeypatch: py
     expected = draw(plain, "a cat", num_inference_steps=4)
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(
-            "snapgen.pipeline.text_to_image.gains_by_bfloat16", lambda device, dtype=dtype: dtype == torch.bfloat16
+            "snapgen.pipeline.components.gains_by_bfloat16", lambda device, dtype=dtype: dtype == torch.bfloat16
         )
         fast = SnapGenPipeline.from_pretrained(tiny_model).optimize()
         assert fast.unet.dtype == fast.vae.dtype == dtype
@@ -458,7 +448,7 @@ def test_optimized_pictures_differ_by_rounding(tiny_model: Path, monkeypatch: py
 @pytest.mark.slow
 def test_compiled_as_whole_graphs(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the backend that runs graphs as they are: what is tested is that there is one graph, traced once."""
-    monkeypatch.setattr("snapgen.pipeline.text_to_image.gains_by_bfloat16", lambda device: False)
+    monkeypatch.setattr("snapgen.pipeline.components.gains_by_bfloat16", lambda device: False)
     graphs = []
 
     def as_it_is(graph: Any, inputs: list[torch.Tensor]) -> Any:

@@ -15,6 +15,7 @@ import typer
 from snapgen.cli.options import LARGEST_SEED, SIZES, check_range, parse_interval
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 from snapgen.cli.progress import progress_bar
+from snapgen.cli.start import StartPicture, read_start
 from snapgen.files import read_prompts
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import MAX_STEPS
@@ -47,7 +48,8 @@ def generate(
         int | None, typer.Option(help="Steps from noise to picture; the model's own if not given.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="How strictly to follow the prompt, from 0; the model's own if not given.")
+        float | None,
+        typer.Option(help="How strictly to follow the prompt, from 1, no guidance; the model's own if not given."),
     ] = None,
     guidance_interval: Annotated[
         str | None,
@@ -64,6 +66,15 @@ def generate(
             metavar="A,B",
             help="Load and use only these of text_encoder, text_encoder_2, text_encoder_3; all by default.",
         ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture to start from, resized to --size.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much to change --image, up to 1: nothing of it is kept; 0.6 if not given.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to change --image: white; black stays.")
     ] = None,
     lora: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Adapters that `snapgen train` trained with a lora: setting.")
@@ -86,11 +97,14 @@ def generate(
     check_model_name(model)
     requests = [PictureRequest(index, text, seed + k) for index, text in enumerate(texts) for k in range(count)]
     destination = choose_destination(out, len(requests))
+    start_picture = read_start(image, strength, mask)
 
     names = None if encoders is None else [name.strip() for name in encoders.split(",")]
     pipeline = load_pipeline(model, names)
     if lora is not None:
         load_adapters(pipeline, lora)
+    if start_picture is not None:
+        pipeline = start_picture.pipeline_of(pipeline)
     if optimize:
         pipeline.optimize()
     given = {
@@ -102,20 +116,25 @@ def generate(
         "text_encoders": names,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    facts = describe_run(pipeline, model, settings)
-    if interval is not None and facts["guidance"] == 1:
-        warnings.warn("--guidance-interval has no effect: guidance is 1, there is no guidance", stacklevel=1)
+    facts = describe_run(pipeline, model, settings, start_picture)
+    steps_taken = facts["steps"]
+    if start_picture is not None:
+        steps_taken = start_picture.steps_of(steps_taken)
+        settings |= start_picture.settings
+    if interval is not None and facts["guidance"] <= 1:
+        guidance_is = f"guidance is {facts['guidance']:g}, there is no guidance"
+        warnings.warn(f"--guidance-interval has no effect: {guidance_is}", stacklevel=1)
     if lora is None:  # adapters bring words of their own
         warn_of_unknown_words(pipeline, model, texts)
     pictures: list[dict[str, Any]] = []
     try:
-        with progress_bar("generating", math.ceil(len(requests) / BATCH) * facts["steps"], "steps") as advance:
+        with progress_bar("generating", math.ceil(len(requests) / BATCH) * steps_taken, "steps") as advance:
             for start in range(0, len(requests), BATCH):
                 batch = requests[start : start + BATCH]
-                for request, image in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
+                for request, made in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
                     path = destination.file_for(request)
-                    picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
-                    save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
+                    picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{made.width}x{made.height}"}
+                    save_picture(made, path, {name: str(value) for name, value in (picture | facts).items()})
                     pictures.append({"path": str(path)} | picture)
     finally:  # whatever stops the work, the finished pictures are named
         if pictures:
@@ -155,7 +174,9 @@ def parse_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]) -> dict[str, Any]:
+def describe_run(
+    pipeline: SnapGenPipeline, model: str, settings: dict[str, Any], start: StartPicture | None
+) -> dict[str, Any]:
     """What all pictures of a run share: the given settings, and the pipeline's own for the rest."""
     from snapgen import __version__
 
@@ -166,7 +187,7 @@ def describe_run(pipeline: SnapGenPipeline, model: str, settings: dict[str, Any]
         facts["guidance_interval"] = ",".join(map(str, settings["guidance_interval"]))
     if "text_encoders" in settings:
         facts["encoders"] = ",".join(settings["text_encoders"])
-    return facts
+    return facts if start is None else facts | start.facts
 
 
 def generate_batch(

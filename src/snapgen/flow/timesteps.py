@@ -31,5 +31,12 @@ def sampling_sigmas(steps: int, shift: float) -> Tensor:
     """
     if steps < 1:
         raise ValueError(f"number of steps is {steps}, expected at least 1")
-    sigmas = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64)
-    return torch.cat([shift_sigma(sigmas, shift), torch.zeros(1, dtype=torch.float64)]).float()
+    return shifted_schedule(torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64), shift)
+
+
+def shifted_schedule(sigmas: Tensor, shift: float) -> Tensor:
+    """The falling levels `sigmas` (N,) shifted, and 0 after them, shape (N + 1,): a schedule for N Euler steps.
+
+    As `FlowMatchEulerDiscreteScheduler.set_timesteps(sigmas=...)` makes it.
+    """
+    return torch.cat([shift_sigma(sigmas, shift), sigmas.new_zeros(1)]).float()

@@ -12,12 +12,14 @@ a block has one depthwise convolution and one cheap activation; and operations w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution, Encoder
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution, Encoder
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -25,6 +27,7 @@ from torch import nn
 
 from snapgen.models.layers import RESIDUAL_GAIN, Chain, SeparableConv2d, pointwise
 from snapgen.models.ranges import Count, Counts, Number, Positive, Ratio, Width, Widths, within_ranges
+from snapgen.models.tiling import in_tiles
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -107,10 +110,14 @@ class TinyDecoder(nn.Module):
         return self.conv_out(F.relu(self.stages(self.conv_in(latent)), inplace=True))
 
 
-class SnapGenAutoencoder(ModelMixin, ConfigMixin):
+class SnapGenAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     """Pictures to latents and back: `encode` is SD3's (diffusers' `Encoder`), `decode` is the tiny decoder.
 
     Diffusion works on `(z - shift_factor) * scaling_factor`; `normalize` and `denormalize` convert.
+
+    After `enable_tiling()`, pictures larger than `tile_sample_min_size` pixels are computed in tiles of that side,
+    which overlap by the share `tile_overlap_factor`. The result differs slightly, because the norms see one tile at a
+    time. After `enable_slicing()`, the pictures of a batch are computed one by one.
     """
 
     _no_split_modules = ["ResnetBlock2D", "TinyBlock"]  # by `device_map`
@@ -152,6 +159,8 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
             norm_num_groups,
         )
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
+        self.use_tiling = self.use_slicing = False
+        self.tile_sample_min_size, self.tile_overlap_factor = 512, 0.25
 
     @property
     def spatial_factor(self) -> int:
@@ -161,14 +170,28 @@ class SnapGenAutoencoder(ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """The posterior over latents of pictures B 3 H W in [-1, 1]; H and W must be divisible by `spatial_factor`."""
-        posterior = DiagonalGaussianDistribution(self.encoder(x))
+        posterior = DiagonalGaussianDistribution(self._in_parts(self.encoder, x, Fraction(1, self.spatial_factor)))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook
     def decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Pictures B 3 8h 8w in about [-1, 1] from latents B C h w as `encode` returns them (not normalised)."""
-        picture = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        z = z if self.post_quant_conv is None else self.post_quant_conv(z)
+        picture = self._in_parts(self.decoder, z, Fraction(self.spatial_factor))
         return DecoderOutput(sample=picture) if return_dict else (picture,)
+
+    def _in_parts(
+        self, coder: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, scale: Fraction
+    ) -> torch.Tensor:
+        """`coder(x)`, as a whole or in parts; it makes height and width `scale` times as large."""
+        if self.use_slicing and len(x) > 1:
+            return torch.cat([self._in_parts(coder, part, scale) for part in x.split(1)])
+        tile = self.tile_sample_min_size // self.spatial_factor  # latent positions; then those of x
+        overlap = int(tile * self.tile_overlap_factor)
+        positions = self.spatial_factor if scale < 1 else 1
+        if self.use_tiling and max(x.shape[-2:]) > tile * positions:
+            return in_tiles(coder, x, tile * positions, overlap * positions, scale)
+        return coder(x)
 
     @torch.no_grad()
     def whiten(self, latents: torch.Tensor) -> None:

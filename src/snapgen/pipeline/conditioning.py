@@ -7,12 +7,13 @@ from functools import cached_property
 
 from torch import Tensor
 
-from snapgen.models.denoiser import Denoiser
+from snapgen.models.denoiser import Denoiser, pooled_width
 from snapgen.models.unet import SnapGenUNet, TextKeyValues
 from snapgen.text.encoder import TextStates
 
-# The text's keys and values for every cross-attention (for a teacher: text states B N D), and the mask B N.
-ProjectedText = tuple[TextKeyValues | Tensor, Tensor]
+# Arguments of the network: the text's keys and values for every cross-attention (for a teacher: text states B N D), the
+# mask B N, and for a UNet that reads it the pooled vector B P.
+ProjectedText = dict[str, TextKeyValues | Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Conditioning:
 
     unet: Denoiser
     text: TextStates  # B N D
-    negative: TextStates  # B N D, what guidance steers away from
+    negative: TextStates | None  # B N D, what guidance steers away from; None without guidance
 
     @cached_property
     def positive(self) -> ProjectedText:
@@ -31,6 +32,7 @@ class Conditioning:
     @cached_property
     def both(self) -> ProjectedText:
         """The negative text, then the text, for a batch of 2B."""
+        assert self.negative is not None
         return self._project(TextStates.cat([self.negative, self.text]))
 
     def _project(self, text: TextStates) -> ProjectedText:
@@ -38,4 +40,10 @@ class Conditioning:
         compiled = any(module._compiled_call_impl is not None for module in self.unet.modules())
         if isinstance(self.unet, SnapGenUNet) and not compiled:
             text = text.trimmed()
-        return self.unet.text_key_values(text.states), text.mask
+        projected: ProjectedText = {
+            "encoder_hidden_states": self.unet.text_key_values(text.states),
+            "encoder_attention_mask": text.mask,
+        }
+        if pooled_width(self.unet) is not None and text.pooled is not None:
+            projected["pooled_projections"] = text.pooled
+        return projected

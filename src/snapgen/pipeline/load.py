@@ -17,6 +17,7 @@ from snapgen.files import read_json
 from snapgen.messages import one_line
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import check_text_encoders
+from snapgen.registration import PIPELINES
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +120,9 @@ def _load_folder(folder: Path, text_encoders: Sequence[str] | None = None) -> Sn
 
     index = folder / INDEX
     entries = read_json(index)
-    check_index(entries, str(index), SNAPGEN_PARTS, SnapGenPipeline.__name__)
+    name = entries.get("_class_name")
+    name = name if name in PIPELINES else SnapGenPipeline.__name__  # all have the same components
+    check_index(entries, str(index), SNAPGEN_PARTS, name)
     present = {part: entry for part, entry in entries.items() if isinstance(entry, list) and entry != [None, None]}
     check_text_encoders(text_encoders, {part: entry[1] for part, entry in present.items() if part in TEXT_ENCODERS})
     omitted = _omitted(text_encoders)

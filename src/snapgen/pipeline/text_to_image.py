@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import ImagePipelineOutput
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
-from snapgen.flow.guidance import guide, is_guided
-from snapgen.flow.sampling import euler_step
-from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas
-from snapgen.machine.memory import keep_freed_memory
-from snapgen.machine.precision import gains_by_bfloat16
-from snapgen.models.autoencoder import SnapGenAutoencoder
-from snapgen.models.denoiser import text_width
-from snapgen.models.unet import SnapGenUNet
+from snapgen.flow.guidance import has_guidance
+from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas, shifted_schedule
+from snapgen.models.denoiser import pooled_width, text_width
+from snapgen.pipeline import inputs
 from snapgen.pipeline.adapters import AdapterLoader
-from snapgen.pipeline.bundled import BUNDLED, bundled_folder
-from snapgen.pipeline.conditioning import Conditioning, ProjectedText
-from snapgen.pipeline.inputs import check_output, check_prompts, check_sampling, check_size, check_text_encoders
-from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates
-from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder, TextLayout, tokenizer_of
+from snapgen.pipeline.components import SnapGenComponents
+from snapgen.pipeline.conditioning import ProjectedText
+from snapgen.pipeline.denoising import Start, Texts, denoise
+from snapgen.pipeline.request import Callback, Generators, Request
+from snapgen.pipeline.vae import decode
+from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextStates, is_clip
+from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
 
 
-class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
+class SnapGenPipeline(SnapGenComponents, AdapterLoader):
     """Text to image with `SnapGenUNet` and `SnapGenAutoencoder`.
 
     One text encoder is enough (`text_encoder`, `tokenizer`). The full-size model joins up to three, as Stable
@@ -43,96 +41,7 @@ class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->vae"
     _optional_components = [part for name in TEXT_ENCODERS for part in (name, tokenizer_of(name))]
-    _callback_tensor_inputs = ["latents"]
-
-    def __init__(
-        self,
-        unet: SnapGenUNet,
-        vae: SnapGenAutoencoder,
-        text_encoder: Any = None,
-        tokenizer: Any = None,
-        text_encoder_2: Any = None,
-        tokenizer_2: Any = None,
-        text_encoder_3: Any = None,
-        tokenizer_3: Any = None,
-        shift: float = 3.0,
-        default_guidance_scale: float = 4.0,
-        default_num_inference_steps: int = 28,
-        language_max_length: int = LANGUAGE_MAX_LENGTH,
-        language_prefix: str = "",
-        text_layout: dict[str, Any] | None = None,
-        known_words: dict[str, list[str]] | None = None,
-    ):
-        super().__init__()
-        self.register_modules(
-            unet=unet,
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            text_encoder_2=text_encoder_2,
-            tokenizer_2=tokenizer_2,
-            text_encoder_3=text_encoder_3,
-            tokenizer_3=tokenizer_3,
-        )
-        self.register_to_config(
-            shift=shift,
-            default_guidance_scale=default_guidance_scale,
-            default_num_inference_steps=default_num_inference_steps,
-            language_max_length=language_max_length,
-            language_prefix=language_prefix,
-            text_layout=text_layout,
-            known_words=known_words,
-        )
-        complete = [name for name in self.text_encoders if getattr(self, tokenizer_of(name)) is not None]
-        if text_layout is None and complete:
-            self.register_to_config(text_layout=self.joint_text_encoder().layout.to_config())
-        self._check_text_width()
-        factor = self.vae.spatial_factor if getattr(self, "vae", None) is not None else 8
-        self.image_processor = VaeImageProcessor(vae_scale_factor=factor)
-
-    @classmethod
-    def bundled(cls, name: str = "mini") -> SnapGenPipeline:
-        """A model that ships in the package, on the CPU in fp32.
-
-        `mini` takes four steps without guidance. `mini-base`, from which it was distilled, takes 28 guided steps. They
-        share everything but the UNet.
-        """
-        if name not in BUNDLED:
-            raise ValueError(f"there is no bundled model '{name}': use {' or '.join(BUNDLED)}")
-        base, settings = bundled_folder(), {"dtype": torch.float32, "local_files_only": True}
-        if name == "mini-base":
-            pipeline: SnapGenPipeline = cls.from_pretrained(base, **settings)
-        else:
-            shared = cls.from_pretrained(base, unet=None, **settings).components
-            parts = {part: component for part, component in shared.items() if component is not None}
-            pipeline = cls.from_pretrained(base / BUNDLED[name], **parts, **settings)
-        return pipeline
-
-    def optimize(self, compile: bool | None = None) -> SnapGenPipeline:
-        """Make generation fast on the pipeline's device; returns the pipeline. Call it after `to(device)`.
-
-        UNet and autoencoder become channels-last, and bf16 where that is faster. On a CPU, the process keeps the memory
-        of freed tensors from now on (`snapgen.machine.memory`). On a GPU, the networks are compiled (whole graph,
-        static shapes, CUDA graphs), so the first picture of every size and batch takes a minute or more; `compile`
-        overrides this choice. Pictures change by rounding errors. ValueError if the pipeline is offloaded.
-        """
-        hooks = ("_hf_hook", "_diffusers_hook")  # accelerate's, diffusers'
-        if any(hasattr(module, hook) for module in self.unet.modules() for hook in hooks):
-            raise ValueError("optimize() keeps the networks on one device: call it without offloading or casting")
-        device = self._execution_device
-        if device.type == "cpu":
-            keep_freed_memory()
-        for network in (self.unet, self.vae):
-            network.to(device, memory_format=torch.channels_last)
-            if gains_by_bfloat16(device):
-                network.bfloat16()
-        if compile is None:
-            compile = device.type == "cuda"
-        if compile:
-            mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
-            self.unet.compile(fullgraph=True, dynamic=False, mode=mode)
-            self.vae.decoder.compile(fullgraph=True, dynamic=False, mode=mode)
-        return self
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "prompt_attention_mask"]
 
     # Attributes of the call in progress, with diffusers' names.
     @property
@@ -142,8 +51,8 @@ class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the call in progress evaluates the unconditional branch."""
-        return self._guidance_scale != 1.0
+        """Whether the call in progress is guided, and so evaluates the negative text too."""
+        return has_guidance(self._guidance_scale)
 
     @property
     def num_timesteps(self) -> int:
@@ -155,54 +64,84 @@ class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
         """Set `_interrupt` in a callback to skip the remaining steps."""
         return self._interrupt
 
-    @property
-    def text_encoders(self) -> list[str]:
-        """Names of the pipeline's text encoders, in the order in which they are joined."""
-        return [name for name in TEXT_ENCODERS if getattr(self, name) is not None]
-
-    def joint_text_encoder(self) -> JointTextEncoder:
-        """The pipeline's text encoders, joined into one."""
-        config = self.config
-        layout = config.text_layout and TextLayout.from_config(config.text_layout)
-        if layout is None and self.text_encoders[:1] != [TEXT_ENCODERS[0]]:
-            raise ValueError(
-                f"{TEXT_ENCODERS[0]} is absent and the model has no text_layout, which says where the others stand: "
-                "load it with all its text encoders and save it again"
-            )
-        return JointTextEncoder.from_components(
-            self.components,
-            config.language_max_length,
-            config.language_prefix,
-            device=self._execution_device,
-            layout=layout,
-        )
-
-    def _check_text_width(self) -> None:
-        """ValueError if the UNet reads other text states than the layout describes."""
-        layout = self.config.text_layout
-        if layout is None or getattr(self, "unet", None) is None:
-            return
-        width, read = TextLayout.from_config(layout).width, text_width(self.unet)
-        if width != read:
-            raise ValueError(
-                f"the text encoders {', '.join(layout)} give states of width {width}, the UNet reads {read}: one is "
-                "absent (load the model with all of them and save it again, for its text_layout), or it is another UNet"
-            )
-
-    def encode_prompt(self, prompt: str | list[str], text_encoders: Sequence[str] | None = None) -> TextStates:
+    def encode_text(
+        self,
+        prompt: str | list[str],
+        text_encoders: Sequence[str] | None = None,
+        max_sequence_length: int | None = None,
+    ) -> TextStates:
         """Text states B N D of `prompt`, in the UNet's dtype (if there is a UNet), on the pipeline's device.
 
         text_encoders: names of those that read the prompt, by default all; see `__call__`.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        encoder = self.joint_text_encoder()
+        if not self.text_encoders:
+            raise ValueError("this pipeline has no text encoder: give prompt_embeds, from another's encode_prompt")
+        encoder = self.joint_text_encoder(max_sequence_length)
         chosen = self.text_encoders if text_encoders is None else text_encoders
         dropped = torch.tensor([[name not in chosen for name in self.text_encoders]])
         encoded = {text: encoder([text], dropped) for text in dict.fromkeys(prompts)}  # one by one, as `__call__` says
         text = TextStates.cat([encoded[text] for text in prompts])
         device = self._execution_device
         dtype = text.states.dtype if self.unet is None else self.unet.dtype
-        return TextStates(text.states.to(device, dtype), text.mask.to(device))
+        return text.to(device, dtype)
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        device: torch.device | str | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        text_encoders: Sequence[str] | None = None,
+        max_sequence_length: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Text states B N D and masks B N of the prompts and, with guidance, of the negative ones: arguments of a call.
+
+        The arguments are those of `__call__`. States that are given are returned, repeated `num_images_per_prompt`
+        times. Needs neither UNet nor autoencoder.
+        """
+        device = torch.device(device) if device is not None else self._execution_device
+        positive = (prompt, prompt_embeds, prompt_attention_mask)
+        negative = (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
+        reading = (text_encoders, max_sequence_length)
+        texts = self._encode(positive, negative if do_classifier_free_guidance else None, reading)
+        texts = texts.on(device, num_images_per_prompt)
+        against = (None, None) if texts.negative is None else (texts.negative.states, texts.negative.mask)
+        return texts.text.states, texts.text.mask, *against
+
+    def _encode(
+        self,
+        positive: tuple[Any, torch.Tensor | None, torch.Tensor | None],
+        negative: tuple[Any, torch.Tensor | None, torch.Tensor | None] | None,
+        reading: tuple[Sequence[str] | None, int | None],
+    ) -> Texts:
+        """The texts of `positive` and, with guidance, of `negative`: prompts, or else their states and masks.
+
+        reading: which text encoders read them, and how many tokens of a language model.
+        """
+
+        def states(texts: Any, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> TextStates:
+            if embeds is None or mask is None:
+                return self.encode_text(texts, *reading)
+            if self.unet is not None and pooled_width(self.unet) is not None:
+                raise ValueError("this UNet reads a pooled text vector, too: give prompts instead of prompt_embeds")
+            return TextStates(embeds if self.unet is None else embeds.to(self.unet.dtype), mask.bool())
+
+        text = states(*positive)
+        if negative is None:
+            return Texts(text, None)
+        prompt, *given = negative
+        against = states(prompt if isinstance(prompt, list) else [prompt or ""] * len(text.mask), *given)
+        if against.mask.shape != text.mask.shape:
+            shapes = f"{tuple(against.mask.shape)}, those of prompt_embeds {tuple(text.mask.shape)}"
+            raise ValueError(f"negative_prompt_embeds are of (texts, tokens) {shapes}: equal shapes expected")
+        return Texts(text, against)
 
     def prepare_latents(
         self,
@@ -213,7 +152,7 @@ class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
         latents: torch.Tensor | None,
     ) -> torch.Tensor:
         """The noise to start from, B C h w, fp32: `latents` if given, else sampled with `generator`."""
-        device, factor = self._execution_device, self.vae.spatial_factor
+        device, factor = self._execution_device, self.vae_scale_factor
         shape = (count, self.unet.config.in_channels, height // factor, width // factor)
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"generator has {len(generator)} entries, expected one for each of {count} pictures")
@@ -226,12 +165,12 @@ class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
     def predict_velocity(self, x: torch.Tensor, sigma: float, text: ProjectedText) -> torch.Tensor:
         """The UNet's velocity B C h w, fp32, of the latents `x` (B C h w) at the noise level `sigma`."""
         timestep = torch.tensor(TIMESTEP_SCALE * sigma, device=x.device)
-        return self.unet(x.to(self.unet.dtype), timestep, *text, return_dict=False)[0].float()
+        return self.unet(x.to(self.unet.dtype), timestep, **text, return_dict=False)[0].float()
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -239,13 +178,19 @@ class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         text_encoders: Sequence[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        sigmas: Sequence[float] | None = None,
+        max_sequence_length: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Generate `num_images_per_prompt` pictures for every prompt.
 
@@ -258,74 +203,126 @@ class SnapGenPipeline(DiffusionPipeline, AdapterLoader):
                 few-step models, it has no effect and a warning says so.
             height, width: in pixels, multiples of 32; by default the size the UNet was trained for.
             num_inference_steps: Euler steps, 1 to 1000; by default the pipeline's.
-            guidance_scale: 1 switches guidance off; by default the pipeline's.
+            guidance_scale: up to 1 there is no guidance; by default the pipeline's.
             guidance_interval: lowest and highest sigma in [0, 1] at which guidance is on.
             generator: one for all pictures, or a list of one per picture (a picture then does not depend on the others
                 in the batch).
             latents: the noise to start from, B C h w; by default it is sampled.
             output_type: "pil", "np" (B H W 3 in [0, 1]), "pt" (B 3 H W in [0, 1]) or "latent" (normalised).
-            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after every
-                step; returns a dictionary that may hold new latents.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after every step; returns a
+                dictionary that may hold changed tensors. diffusers' official callbacks work.
+            callback_on_step_end_tensor_inputs: which tensors it gets, of `latents`, `prompt_embeds` (with guidance, the
+                negative texts and then the texts) and `prompt_attention_mask`; by default the latents.
             text_encoders: names of those that read the prompts, such as `["text_encoder", "text_encoder_3"]`; the
                 others read the empty prompt, as in training, which drops each one independently. By default all.
+            prompt_embeds, prompt_attention_mask: instead of `prompt`, what `encode_prompt` returned for it.
+            negative_prompt_embeds, negative_prompt_attention_mask: likewise, instead of `negative_prompt`.
+            sigmas: the falling noise levels of the steps instead of evenly spaced ones, in (0, 1]; the pipeline's
+                `shift` is applied to them, as diffusers' scheduler does, and the step to 0 follows by itself.
+            max_sequence_length: tokens that a language model reads; by default the pipeline's.
 
         Returns: `ImagePipelineOutput` with `images`, those of the first prompt first.
         """
+        return self._generate(Request(**{name: value for name, value in locals().items() if name != "self"}))
+
+    def _generate(self, request: Request) -> ImagePipelineOutput | tuple:
         # 1. Check the inputs; what is not given takes the model's own value.
-        size = self.unet.config.sample_size * self.vae.spatial_factor
-        height, width = size if height is None else height, size if width is None else width
-        steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
-        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        given = callback_on_step_end_tensor_inputs
-        tensor_inputs = self._callback_tensor_inputs if given is None else given
-        check_prompts(prompt, negative_prompt)
-        check_size(height, width)
-        check_sampling(steps, scale, num_images_per_prompt, guidance_interval)
-        check_output(output_type, tensor_inputs, self._callback_tensor_inputs)
-        check_text_encoders(text_encoders, {name: getattr(self, name) for name in self.text_encoders})
-        if negative_prompt and scale == 1.0:
-            warnings.warn("negative_prompt has no effect: guidance_scale is 1, there is no guidance", stacklevel=3)
-        self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps, False
+        request = self._completed(request)
+        self._check(request)
+        self._warn(request)
+        self._guidance_scale, self._interrupt = request.guidance_scale, False
 
         # 2. Encode the prompts, B N D; `together` pictures are computed at once.
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * len(prompts)
-        text = self.encode_prompt(prompts, text_encoders).repeat(num_images_per_prompt)
-        negative = self.encode_prompt(negatives, text_encoders).repeat(num_images_per_prompt)
-        count = len(prompts) * num_images_per_prompt
+        texts = self._texts(request)
+        count = len(texts.text.states)
         together = 1 if self._execution_device.type == "cpu" else count
-        pairs = zip(text.split(together), negative.split(together), strict=True)
-        conditionings = [Conditioning(self.unet, *pair) for pair in pairs]
 
-        # 3. Start from noise, B C h w.
-        latents = self.prepare_latents(count, height, width, generator, latents)
+        # 3. Start from noise, B C h w, or from a picture.
+        start = self._start(request, count, together)
+        self._num_timesteps = len(start.sigmas) - 1
 
-        # 4. Denoise: Euler steps along the guided velocity, from sigma 1 to 0.
-        sigmas = sampling_sigmas(steps, self.config.shift).tolist()
-        with self.progress_bar(list(pairwise(sigmas))) as levels:
-            for index, (sigma, following) in enumerate(levels):
-                if self.interrupt:
-                    continue
-                velocities = []
-                for x, texts in zip(latents.split(together), conditionings, strict=True):
-                    if is_guided(sigma, self.guidance_scale, guidance_interval):
-                        both = self.predict_velocity(torch.cat([x, x]), sigma, texts.both)
-                        v_negative, v_text = both.chunk(2)
-                        velocities.append(guide(v_text, v_negative, self.guidance_scale))
-                    else:
-                        velocities.append(self.predict_velocity(x, sigma, texts.positive))
-                latents = euler_step(latents, torch.cat(velocities), sigma, following)  # Eq. 3
-                if callback_on_step_end is not None:  # it may change latents and guidance, or interrupt
-                    timestep = torch.tensor(TIMESTEP_SCALE * sigma)
-                    changed = callback_on_step_end(self, index, timestep, dict.fromkeys(tensor_inputs, latents))
-                    latents = changed.pop("latents", latents)
+        # 4. Denoise: Euler steps along the guided velocity, from the first sigma to 0.
+        latents = denoise(self, start, texts, together, request)
 
         # 5. Decode the latents into pictures, B 3 H W, and convert them.
-        if output_type == "latent":
+        if request.output_type == "latent":
             images = latents
         else:
-            z = self.vae.denormalize(latents).to(self.vae.dtype)
-            decoded = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in z.split(together)])
-            images = self.image_processor.postprocess(decoded.float(), output_type=output_type)
+            decoded = decode(self.vae, latents, together)
+            images = self.image_processor.postprocess(decoded, output_type=request.output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return ImagePipelineOutput(images=images) if request.return_dict else (images,)
+
+    def _completed(self, request: Request) -> Request:
+        """The request with the model's own values where it has none."""
+        if self.unet is None:
+            raise ValueError("this pipeline has no unet: it can only encode prompts")
+        size = self.unet.config.sample_size * self.vae_scale_factor
+        own = {
+            "height": size,
+            "width": size,
+            "num_inference_steps": self.config.default_num_inference_steps,
+            "guidance_scale": self.config.default_guidance_scale,
+            "callback_on_step_end_tensor_inputs": ["latents"],
+        }
+        if request.sigmas is not None:
+            sigmas = inputs.check_sigmas(request.sigmas, request.num_inference_steps)
+            request = replace(request, sigmas=sigmas, num_inference_steps=len(sigmas))
+        if isinstance(request.callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            own["callback_on_step_end_tensor_inputs"] = request.callback_on_step_end.tensor_inputs
+        return replace(request, **{name: value for name, value in own.items() if getattr(request, name) is None})
+
+    def _check(self, request: Request) -> None:
+        """Raise ValueError naming the first input that cannot be used."""
+        width, embeds, negative = text_width(self.unet), request.prompt_embeds, request.negative_prompt_embeds
+        inputs.check_embeds("prompt_embeds", embeds, request.prompt_attention_mask, width)
+        inputs.check_embeds("negative_prompt_embeds", negative, request.negative_prompt_attention_mask, width)
+        inputs.check_prompts(request.prompt, request.negative_prompt, None if embeds is None else len(embeds))
+        if negative is not None and request.negative_prompt is not None:
+            raise ValueError("negative_prompt and negative_prompt_embeds are both given, expected one of them")
+        inputs.check_size(request.height, request.width)
+        inputs.check_sampling(
+            request.num_inference_steps,
+            request.guidance_scale,
+            request.num_images_per_prompt,
+            request.guidance_interval,
+        )
+        names = request.callback_on_step_end_tensor_inputs or []
+        inputs.check_output(request.output_type, names, self._callback_tensor_inputs)
+        if self.vae is None and request.output_type != "latent":
+            raise ValueError(f"this pipeline has no vae: output_type is {request.output_type!r}, expected 'latent'")
+        inputs.check_text_encoders(request.text_encoders, {name: getattr(self, name) for name in self.text_encoders})
+        inputs.check_sequence_length(request.max_sequence_length, LANGUAGE_MAX_LENGTH)
+
+    def _warn(self, request: Request) -> None:
+        """Say what has no effect."""
+        if request.negative_prompt and not has_guidance(request.guidance_scale):
+            scale = f"guidance_scale is {request.guidance_scale:g}, there is no guidance"
+            warnings.warn(f"negative_prompt has no effect: {scale}", stacklevel=5)
+        encoders = [getattr(self, name) for name in self.text_encoders]
+        if request.max_sequence_length is not None and all(map(is_clip, encoders)):
+            warnings.warn("max_sequence_length has no effect: this pipeline has no language model", stacklevel=5)
+
+    def _texts(self, request: Request) -> Texts:
+        """What every picture shows, and with guidance what it does not."""
+        negative = (
+            request.negative_prompt,
+            request.negative_prompt_embeds,
+            request.negative_prompt_attention_mask,
+        )
+        return self._encode(
+            (request.prompt, request.prompt_embeds, request.prompt_attention_mask),
+            negative if self.do_classifier_free_guidance else None,
+            (request.text_encoders, request.max_sequence_length),
+        ).on(self._execution_device, request.num_images_per_prompt)
+
+    def _schedule(self, request: Request) -> list[float]:
+        """The noise levels of all steps, from the first to 0."""
+        if request.sigmas is None:
+            return sampling_sigmas(request.num_inference_steps, self.config.shift).tolist()
+        return shifted_schedule(torch.tensor(request.sigmas, dtype=torch.float64), self.config.shift).tolist()
+
+    def _start(self, request: Request, count: int, together: int) -> Start:
+        """Noise, at the first level of the schedule."""
+        noise = self.prepare_latents(count, request.height, request.width, request.generator, request.latents)
+        return Start(noise, self._schedule(request), noise)

@@ -195,7 +195,7 @@ def score_lines(report: Report) -> list[str]:
     rows = [
         (
             model["name"],
-            f"{model['steps']}" + (", guided" if model["guidance"] != 1 else ""),
+            f"{model['steps']}" + (", guided" if model["guidance"] > 1 else ""),
             f"{model['score']:.1%}",
             between(model["interval"], ".1%"),
             *(f"{model['categories'][name]:.0%}" for name in categories),

@@ -14,7 +14,7 @@ What differs from Stable Diffusion 3, so that any subset of encoders serves:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +113,15 @@ class TextLayout:
             name: {"tokens": list(place.tokens), "columns": list(place.columns), "pooled": place.pooled}
             for name, place in self.places.items()
         }
+
+    def with_language_tokens(self, count: int) -> TextLayout:
+        """The same, but with `count` tokens of a language model."""
+        return TextLayout(
+            {
+                name: place if place.pooled else replace(place, tokens=(place.tokens[0], place.tokens[0] + count))
+                for name, place in self.places.items()
+            }
+        )
 
     @property
     def length(self) -> int:

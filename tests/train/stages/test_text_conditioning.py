@@ -40,7 +40,7 @@ def test_the_saved_pipeline_holds_all_encoders(paths: list[str], tmp_path: Path)
     assert len(pipeline.text_encoders) == 3
     assert (pipeline.config.language_max_length, pipeline.config.language_prefix) == (12, "a ")
     stage = make_stage(tmp_path, *paths, *settings)
-    ours, theirs = stage.text(["a cat", ""]), pipeline.encode_prompt(["a cat", ""])
+    ours, theirs = stage.text(["a cat", ""]), pipeline.encode_text(["a cat", ""])
     assert ours.states.shape == (2, 16 + 12, 32)
     torch.testing.assert_close(theirs.states, ours.states)
     assert torch.equal(theirs.mask, ours.mask)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from snapgen.config import RecipeError
 from snapgen.data.latents import CachedBatches
 from snapgen.files import short_fingerprint
+from snapgen.flow.guidance import has_guidance
 from snapgen.flow.path import interpolate
 from snapgen.flow.timesteps import TIMESTEP_SCALE
 from snapgen.losses.distillation import constant_weights, feature_distillation, output_distillation
@@ -113,7 +114,7 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
             student = DistilledStudent(cast(SnapGenUNet, base.network), width)
             features = torch.empty(1, base.network.config.block_out_channels[0], guide.grid, guide.grid)
             projector = count(student.projector, lambda: student.projector(features)).macs
-        guided = 1 + (settings.guidance_scale != 1.0)
+        guided = 1 + has_guidance(settings.guidance_scale)
         flops = {
             "network": 2 * base.passes * base.macs,
             "projector": 6.0 * projector,

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snapgen.config import RecipeError, Settings
+from snapgen.flow.guidance import has_guidance
 from snapgen.flow.path import interpolate, per_sample, predict_x0
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas, sampling_sigmas
 from snapgen.losses.adversarial import GAMES, smoothness
@@ -142,7 +143,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         base, adversary = LatentCost(recipe, batch), recipe.adversary
         guide = TeacherCost(base, recipe.teacher, teacher)
         widths = feature_widths(guide.network)
-        guided = 1 + (recipe.distillation.guidance_scale != 1.0)
+        guided = 1 + has_guidance(recipe.distillation.guidance_scale)
         flops = {
             "network": 2 * base.passes * base.macs,
             "teacher": 2.0 * guide.counts.macs * guided * recipe.distillation.teacher_steps,

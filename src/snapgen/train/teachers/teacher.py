@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
-from snapgen.flow.guidance import guide
+from snapgen.flow.guidance import guide, has_guidance
 from snapgen.flow.timesteps import TIMESTEP_SCALE
 from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
 from snapgen.models.denoiser import Denoiser, feature_widths, pooled_width, text_width
@@ -61,7 +61,7 @@ class Teacher(ABC):
             sigmas: their noise levels in [0, 1], shape B.
             batch: the student's text, `states` (B N D), `mask` (B N) and `pooled` (B P) if it reads that, and the
                 result of `conditions`.
-            guidance_scale: of classifier-free guidance; 1 switches it off.
+            guidance_scale: of classifier-free guidance; up to 1, there is none.
         """
 
 
@@ -87,7 +87,7 @@ class NetworkTeacher(Teacher):
         """Two evaluations when guided, one otherwise."""
         captioned, empty = self._texts(batch)
         velocity, features = self._evaluate(x, sigmas, captioned, taps)
-        if guidance_scale != 1.0:
+        if has_guidance(guidance_scale):
             unconditional, _ = self._evaluate(x, sigmas, empty, ())
             velocity = guide(velocity, unconditional, guidance_scale)
         return velocity, features
