@@ -236,6 +236,8 @@ def test_text_encoders_in_8_bits_may_be_dropped(pipeline: SnapGenPipeline, text_
     several = SnapGenPipeline(pipeline.unet, pipeline.vae, **load_text_encoders(text_models, torch.float32))
     for name in several.text_encoders:
         apply_layerwise_casting(getattr(several, name), FLOAT8, torch.float32)
-    for chosen in (several.text_encoders, ["text_encoder"], ["text_encoder_3"]):
-        states = several.encode_prompt(["a cat", ""], chosen).states
+    encode = several.joint_text_encoder()
+    for dropped in ([False, False, False], [False, True, True], [True, True, False]):
+        texts = [encode([prompt], torch.tensor([dropped])) for prompt in ("a cat", "")]
+        states = TextStates.cat(texts).states
         assert states.dtype == torch.float32 and states[0].abs().max() > 0 and states[1].abs().max() == 0
