@@ -101,6 +101,14 @@ def test_usage_error_is_one_line_and_status_2(
             ModuleNotFoundError("No module named 'torchmetrics.image'", name="torchmetrics.image"),
             "snapgen: error: torchmetrics.image is not installed; run: pip install 'snapgen[eval]'\n",
         ),
+        (
+            OSError(28, "No space left on device"),
+            "snapgen: error: standard output or a temporary file: no space left on device\n",
+        ),
+        (
+            OSError(28, "No space left on device", "a/page.html"),
+            "snapgen: error: a/page.html: no space left on device\n",
+        ),
         (ImportError("cannot import name 'x'"), "snapgen: error: cannot import name 'x'\n"),
         (
             ZeroDivisionError(),

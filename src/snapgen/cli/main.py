@@ -6,6 +6,7 @@ imports nothing heavy at its top, so help appears at once although the program u
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ VERBS = {  # name on the command line: "module:attribute", a function or a typer
 }
 
 INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program stopped by Ctrl-C
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -150,6 +152,10 @@ def _describe(error: Exception, verbose: bool) -> str:
         return f"{error.name} is not installed; run: pip install 'snapgen[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror.lower()}"
+    if (
+        isinstance(error, OSError) and error.strerror and error.errno in FULL
+    ):  # files are named: see snapgen.files.naming
+        return f"standard output or a temporary file: {error.strerror.lower()}"
     message = one_line(str(error)) or type(error).__name__
     if isinstance(error, ValueError | OSError | ImportError):
         return message

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,13 @@ def generate_pictures(
     batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
     workers = replicas(pipeline, len(batches))
     counter = Counter(progress, "pictures: generating", len(batches) * manifest["steps"], f"steps of {BATCH}")
+    stopping = Event()
+
+    def advance() -> None:
+        if stopping.is_set():
+            raise CancelledError
+        counter.advance()
+
     free: SimpleQueue[SnapGenPipeline] = SimpleQueue()
     for worker in workers:
         free.put(worker)
@@ -106,15 +114,19 @@ def generate_pictures(
     def generate(batch: Sequence[Request]) -> list[dict[str, Any]]:
         worker = free.get()
         try:
-            return _generate_batch(worker, batch, folder, manifest, counter)
+            return _generate_batch(worker, batch, folder, manifest, advance)
         finally:
             free.put(worker)
 
     failures: list[dict[str, Any]] = []
     progress(f"pictures: {len(missing)} to generate, {len(requests) - len(missing)} are there")
     with ThreadPoolExecutor(len(workers)) as pool:
-        for failed_here in pool.map(generate, batches):
-            failures += failed_here
+        try:
+            for failed_here in pool.map(generate, batches):
+                failures += failed_here
+        except BaseException:  # Ctrl-C too: do not wait for more than a step
+            stopping.set()
+            raise
     progress(f"pictures: {len(requests) - len(failures)} of {len(requests)}")
     if failures:
         _write_json(failures, failed)
@@ -133,12 +145,19 @@ def replicas(pipeline: SnapGenPipeline, most: int) -> list[SnapGenPipeline]:
 
 
 def _generate_batch(
-    pipeline: SnapGenPipeline, batch: Sequence[Request], folder: Path, manifest: dict[str, Any], counter: Counter
+    pipeline: SnapGenPipeline,
+    batch: Sequence[Request],
+    folder: Path,
+    manifest: dict[str, Any],
+    advance: Callable[[], None],
 ) -> list[dict[str, Any]]:
-    """Generate and save `batch`; returns the failures with reasons. A batch that fails is retried one by one."""
+    """Generate and save `batch`; returns the failures with reasons. A batch that fails is retried one by one.
+
+    `advance` is called after every step.
+    """
 
     def on_step(pipeline: SnapGenPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        counter.advance()
+        advance()
         return tensors
 
     try:
@@ -158,7 +177,7 @@ def _generate_batch(
             return [
                 failure
                 for request in batch
-                for failure in _generate_batch(pipeline, [request], folder, manifest, counter)
+                for failure in _generate_batch(pipeline, [request], folder, manifest, advance)
             ]
         return [{"prompt": batch[0].prompt, "seed": batch[0].seed, "reason": one_line(error, 200)}]
     failures = []

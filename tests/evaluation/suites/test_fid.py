@@ -61,7 +61,7 @@ def test_it_agrees_with_torchmetrics() -> None:
 def test_published_statistics_are_read_and_others_refused(tmp_path: Path) -> None:
     mu, sigma = np.arange(3.0), np.eye(3)
     np.savez(tmp_path / "good.npz", arr_0=np.zeros((2, 2)), mu=mu, sigma=sigma)
-    read, facts = read_reference(tmp_path / "good.npz", MEANS)
+    read, facts = read_reference(tmp_path / "good.npz", MEANS, print)
     assert np.array_equal(read.mu, mu)
     assert np.array_equal(read.sigma, sigma)
     assert len(facts["npz_sha256"]) == 64
@@ -73,7 +73,7 @@ def test_published_statistics_are_read_and_others_refused(tmp_path: Path) -> Non
     ):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(ValueError, match=message):
-            read_reference(tmp_path / f"{name}.npz", MEANS)
+            read_reference(tmp_path / f"{name}.npz", MEANS, print)
 
 
 def test_folders_of_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 from copy import deepcopy
 from pathlib import Path
 
@@ -103,6 +105,23 @@ def test_neither_batches_nor_devices_change_a_picture(
     monkeypatch.setattr(generation, "replicas", lambda pipeline, most: copies)
     assert pictures("devices") == together
     assert set(drawn) == {0, 1}
+
+
+def test_an_interrupt_ends_the_work_at_the_next_step(tiny_model: Path, tmp_path: Path) -> None:
+    """Not at the end of the batch, which may take minutes."""
+    pipeline, steps = load_pipeline(str(tiny_model)), []
+
+    def interrupt(*arguments: object) -> None:
+        steps.append(None)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)  # the main thread gets it, wherever it waits
+
+    pipeline.unet.register_forward_hook(interrupt)
+    manifest = {"model_sha256": "", "steps": 1000, "guidance": 1.0, "side": 32}
+    with pytest.raises(KeyboardInterrupt):
+        generate_pictures(pipeline, [Request("a", "a cat", 7)], tmp_path, manifest, print)
+    assert len(steps) < 500
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_the_interval_of_values_is_students() -> None:

@@ -94,6 +94,7 @@ def evaluate_scenes(
 
     Raises ValueError if the detector or a canary fails, `FontMissingError` if the font is missing.
     """
+    font = font_sha256()  # first: without the font, nothing else makes sense
     detector, reader = SceneDetector(nouns=settings.nouns), SceneReader()
     side, count = picture_side(pipeline, settings), settings.count or COUNT
     truths = scene_prompts("heldout", max(count, MIN_RENDERS), settings.nouns)
@@ -121,7 +122,7 @@ def evaluate_scenes(
     prompts = [prompt for split in SPLITS for prompt in scene_prompts(split, count, settings.nouns)]
     asked = [[prompt.name, prompt.prompt, prompt.scene.to_json()] for prompt in prompts]
     manifest = make_manifest("scenes", pipeline, settings, settings.seeds or (0,), asked) | {
-        "font_sha256": font_sha256(),
+        "font_sha256": font,
         "classifier_sha256": reader.sha256,
         "prompts_per_category": count,
         "nouns": "all" if settings.nouns is None else list(settings.nouns),
