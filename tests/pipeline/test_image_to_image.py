@@ -46,7 +46,7 @@ def picture() -> Image.Image:
 
 
 def latents_of(pipeline: SnapGenPipeline, picture: Image.Image) -> torch.Tensor:
-    x = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         return pipeline.vae.normalize(pipeline.vae.encode(x).latent_dist.mode())
 
@@ -126,7 +126,10 @@ def test_one_picture_for_all_or_one_for_each(img2img: SnapGenImg2ImgPipeline, pi
         ({"image": "cat.png"}, "image is str, expected"),
         ({"image": []}, "image is an empty list, expected"),
         ({"image": np.full((32, 32, 3), 255, dtype=np.uint8)}, "image is of uint8, expected floating-point numbers"),
-        ({"image": torch.zeros(3, 32, 32, dtype=torch.long)}, "image is of torch.int64, expected floating-point numbers"),
+        (
+            {"image": torch.zeros(3, 32, 32, dtype=torch.long)},
+            "image is of torch.int64, expected floating-point numbers",
+        ),
         ({"image": np.full((32, 32, 3), 255.0)}, r"image has values outside of \[0, 1\]"),
         ({"image": torch.zeros(1, 16, 8, 8)}, r"image holds latents of shape \(16, 8, 8\), expected \(16, 4, 4\)"),
         ({"strength": -0.1}, "strength is -0.1, expected 0 to 1"),

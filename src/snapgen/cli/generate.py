@@ -126,10 +126,10 @@ def generate(
     with progress_bar("generating", math.ceil(len(requests) / BATCH) * steps_taken, "steps") as advance:
         for start in range(0, len(requests), BATCH):
             batch = requests[start : start + BATCH]
-            for request, image in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
+            for request, result in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
                 path = destination.file_for(request)
-                picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{image.width}x{image.height}"}
-                save_picture(image, path, {name: str(value) for name, value in (picture | facts).items()})
+                picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{result.width}x{result.height}"}
+                save_picture(result, path, {name: str(value) for name, value in (picture | facts).items()})
                 pictures.append({"path": str(path)} | picture)
     if as_json:
         typer.echo(json.dumps(facts | {"pictures": pictures}, ensure_ascii=False))

@@ -115,6 +115,8 @@ def _load_folder(folder: Path) -> SnapGenPipeline:
         for part, entry in entries.items()
         if isinstance(entry, list) and entry[0] is not None
     }
+    if absent := {"unet", "vae", "text_encoder", "tokenizer"} - set(parts):
+        raise ValueError(f"{index} names no {', '.join(sorted(absent))}: a whole model is expected")
     try:
         return SnapGenPipeline.from_pretrained(folder, **parts)
     except (ValueError, TypeError, AttributeError) as error:
