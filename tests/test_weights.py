@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from snapgen.files import sha256
-from snapgen.weights import load_file, provenance, save_file_atomic
+from snapgen.weights import load_file, only_variant, provenance, save_file_atomic
 
 
 def test_tensors_come_back(tmp_path: Path) -> None:
@@ -58,3 +58,22 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "model.safetensors"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_variant_is_named_if_it_is_the_only_one(tmp_path: Path) -> None:
+    found = {}
+    for name, files in {
+        "plain": ["model.safetensors"],
+        "shards": ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        "fp16": ["diffusion_pytorch_model.fp16.safetensors", "config.json"],
+        "fp16 shards": ["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"],
+        "both": ["model.safetensors", "model.fp16.safetensors"],
+        "two": ["model.bf16.safetensors", "model.fp16.safetensors"],
+        "none": ["config.json"],
+    }.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).touch()
+        found[name] = only_variant(tmp_path / name)
+    assert {name for name, variant in found.items() if variant} == {"fp16", "fp16 shards"}
+    assert found["fp16"] == found["fp16 shards"] == "fp16" and only_variant(tmp_path / "missing") is None

@@ -31,6 +31,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "a-file").write_text("")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00cat")
     (tmp_path / "blank.txt").write_text("\n  \n")
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "white.png")
     return tmp_path
 
 
@@ -91,6 +92,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a cat", "-o", "/proc/a.png"], "cannot write in /proc"),
         (["a cat", "-o", "/proc/pictures/"], "cannot write in /proc"),
         (["a cat", "-o", "x" * 300 + ".png"], "file name too long"),
+        (["a cat", "-o", "a.png", "--strength", "0.5"], "--strength 0.5 is for a picture to start from"),
+        (["a cat", "-o", "a.png", "--mask", "m.png"], "--mask m.png is for a picture to start from: name one with"),
+        (["a cat", "-o", "a.png", "--image", "none.png"], "--image none.png: there is no such file"),
+        (["a cat", "-o", "a.png", "--image", "a-file"], "--image a-file is not a picture that can be read"),
+        (["a cat", "-o", "a.png", "--image", "white.png", "--strength", "1.5"], "--strength 1.5 is out of range"),
+        (["a cat", "-o", "a.png", "--image", "white.png", "--strength", "nan"], "--strength nan is out of range"),
+        (["a cat", "-o", "a.png", "--image", "white.png", "--mask", "none.png"], "--mask none.png: there is no such"),
     ],
 )
 def test_refused(arguments: list[str], fragment: str, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -468,3 +476,42 @@ def test_words_that_the_model_has_not_learned(
             found for found in capfd.readouterr().err.splitlines() if "the text encoder reads the first" not in found
         ]
         assert lines == ([f"snapgen: warning: {model} {line}{model}' lists what it knows"] if line else [])
+
+
+def test_a_picture_to_start_from(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """At strength 1 it is text to image; with a mask, the black part stays."""
+    from snapgen.pipeline.image_to_image import SnapGenImg2ImgPipeline
+
+    image = tmp_path / "start.png"
+    Image.effect_noise((40, 50), 90).convert("RGB").save(image)
+    options = ["--model", str(tiny_model), "--steps", "4", "--seed", "5"]
+    plain, full, half, masked = (tmp_path / f"{name}.png" for name in ("plain", "full", "half", "masked"))
+    assert run(["generate", "a cat", "-o", str(plain), *options]) == 0
+    assert run(["generate", "a cat", "-o", str(full), *options, "--image", str(image), "--strength", "1"]) == 0
+    assert capfd.readouterr() == (f"{plain}\n{full}\n", "")
+    assert pixels(full) == pixels(plain)
+
+    assert run(["generate", "a cat", "-o", str(half), *options, "--image", str(image), "--strength", "0.5"]) == 0
+    pipeline = SnapGenImg2ImgPipeline.from_pretrained(tiny_model)
+    expected = pipeline(
+        "a cat",
+        image=Image.open(image),
+        strength=0.5,
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    assert pixels(half) == expected.tobytes()
+    with Image.open(half) as written:
+        assert {"image": "start.png", "strength": "0.5"}.items() <= written.text.items()  # type: ignore[attr-defined]
+
+    mask = tmp_path / "mask.png"
+    Image.new("L", (32, 32), 0).save(mask)
+    options += ["--image", str(image), "--mask", str(mask)]
+    assert run(["generate", "a cat", "-o", str(masked), *options]) == 0
+    nothing = pixels(masked)
+    assert run(["generate", "a dog", "-o", str(masked), *options, "--strength", "0.9"]) == 0
+    assert pixels(masked) == nothing  # all black: nothing of the picture changes
+    capfd.readouterr()
+
+    assert run(["generate", "a cat", "-o", str(half), *options, "--strength", "0"]) == 1
+    assert "strength 0.0 leaves none of 4 steps" in capfd.readouterr().err

@@ -46,7 +46,7 @@ def picture() -> Image.Image:
 
 
 def latents_of(pipeline: SnapGenPipeline, picture: Image.Image) -> torch.Tensor:
-    x = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         return pipeline.vae.normalize(pipeline.vae.encode(x).latent_dist.mode())
 

@@ -42,7 +42,7 @@ class StartPicture:
         from snapgen.pipeline.inpainting import SnapGenInpaintPipeline
 
         kind = SnapGenImg2ImgPipeline if self.mask is None else SnapGenInpaintPipeline
-        sibling = kind.from_pipe(pipeline)
+        sibling = kind(**pipeline.components, **pipeline.settings)
         sibling.set_progress_bar_config(disable=True)
         return sibling
 

@@ -18,6 +18,7 @@ from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
 from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder, TextLayout, tokenizer_of
 from snapgen.weights import only_variant
 
+SETTINGS = ("shift", "default_guidance_scale", "default_num_inference_steps", "language_max_length", "language_prefix")
 # The settings of diffusers' scheduler that the sampling here has; any other value is refused.
 SCHEDULER_SETTINGS = {
     name: value for name, value in FlowMatchEulerDiscreteScheduler().config.items() if not name.startswith("_")
@@ -121,7 +122,7 @@ class SnapGenComponents(DiffusionPipeline):
         device = self._execution_device
         if device.type == "cpu":
             keep_freed_memory()
-        for network in (self.unet, self.vae):
+        for network in filter(None, (self.unet, self.vae)):
             network.to(device, memory_format=torch.channels_last)
             if gains_by_bfloat16(device):
                 network.bfloat16()
@@ -130,8 +131,14 @@ class SnapGenComponents(DiffusionPipeline):
         if compile:
             mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
             self.unet.compile(fullgraph=True, dynamic=False, mode=mode)
-            self.vae.decoder.compile(fullgraph=True, dynamic=False, mode=mode)
+            if self.vae is not None:
+                self.vae.decoder.compile(fullgraph=True, dynamic=False, mode=mode)
         return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration without the components: with `components`, the arguments of a sibling's constructor."""
+        return {name: self.config[name] for name in SETTINGS}
 
     @property
     def vae_scale_factor(self) -> int:

@@ -129,6 +129,9 @@ def _load_folder(folder: Path, text_encoders: Sequence[str] | None = None) -> Sn
     parts: dict[str, Any] = dict.fromkeys(omitted) | {
         part: _load_part(folder / part, *entry) for part, entry in present.items() if part not in omitted
     }
+    reader = next((name for name in TEXT_ENCODERS if parts.get(name) is not None), TEXT_ENCODERS[0])
+    if absent := [part for part in ("unet", "vae", reader, tokenizer_of(reader)) if parts.get(part) is None]:
+        raise ValueError(f"{index} names no {', '.join(absent)}: a whole model is expected")
     for name in TEXT_ENCODERS:
         if parts.get(name) is not None and parts.get(tokenizer_of(name)) is not None:
             check_vocabulary(parts[name], parts[tokenizer_of(name)], str(folder / tokenizer_of(name)))
