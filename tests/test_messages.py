@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from snapgen.messages import between, markdown_table, one_line, silent
+import pytest
+from pydantic import ValidationError
+
+from snapgen.config import TrainSettings
+from snapgen.messages import between, first_mistake, markdown_table, one_line, silent
 
 
 def test_errors_become_one_line() -> None:
@@ -29,3 +33,10 @@ def test_intervals_are_read_aloud() -> None:
 def test_silence_passes_the_items_on() -> None:
     items = iter([1, 2])
     assert silent(items, "measuring", 2) is items
+
+
+def test_the_first_of_several_mistakes() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainSettings(steps="many" * 1000, batch_size=0, learning_rate=1.0)
+    message = first_mistake(caught.value)
+    assert message.startswith("steps: input should be a valid integer (given: 'many") and len(message) < 100
