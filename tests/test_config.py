@@ -1,5 +1,8 @@
 """Recipes are strict: whatever is wrong with one is a single line that names the key and the file."""
 
+import os
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +96,75 @@ def test_a_file_that_is_no_recipe(content: bytes, fragment: str, recipe: Path) -
         load(recipe)
     assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LAUGHS = "a: &a [x, x, x, x]\n" + "".join(
+    f"{chr(name + 1)}: &{chr(name + 1)} [{', '.join([f'*{chr(name)}'] * 9)}]\n" for name in range(97, 112)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LAUGHS, "line 2: the alias *a stands for another value: write the value itself"),
+        ("a: &a [*a]", "line 1: the alias *a stands for another value"),
+        ("stage: flow\nseed: 1\nstage: flow", "line 3: the key stage is there twice"),
+        ("train: {steps: 1, steps: 2}", "line 1: the key steps is there twice"),
+        ("seed: 2020-01-01", "line 1: a date (2020-01-01) is no value of a setting; text belongs in quotes"),
+        ("seed: 2020-13-45", "line 1: a date (2020-13-45) is no value of a setting"),
+        ("a: b\ndata: !!set {x, y}", "line 2: a set is no value of a setting"),
+        ("data: !!binary aGk=", "line 1: a binary (aGk=) is no value of a setting"),
+        ("data: !!omap [a: 1]", "line 1: an ordered map is no value of a setting"),
+        ("1: 2", "line 1: a key is an int: text is expected, in quotes if it looks like a value"),
+        ("on: 2", "line 1: a key is a bool: text is expected"),
+        ("? [a]\n: b", "line 1: a key is a seq: text is expected"),
+        ("<<: {a: 1}", "line 1: a key is a merge: text is expected"),
+        ("[" * 100_000, "line 1: it is nested more than 32 levels deep"),
+        ("{a: " * 100_000, "line 1: it is nested more than 32 levels deep"),
+        ("".join(" " * depth + "a:\n" for depth in range(1000)), "line 32: it is nested more than 32 levels deep"),
+        ("seed: " + "9" * 5000, "cannot be read: Exceeds the limit"),
+        ("seed: !!bool x", "cannot be read: 'x'"),
+        ("seed: !!python/object/apply:os.system [touch ran]", "is not YAML: could not determine a constructor"),
+        ("a: " + "x" * 2**20, "is longer than 1 MiB, the most that is read of such a file"),
+    ],
+)
+def test_yaml_that_no_recipe_needs_is_refused_at_once(content: str, message: str, recipe: Path) -> None:
+    recipe.write_text(content)
+    tracemalloc.start()
+    started = time.monotonic()
+    with pytest.raises(RecipeError) as caught:
+        load(recipe)
+    assert time.monotonic() - started < 5
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()
+    assert message in str(caught.value) and str(recipe) in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(("file", "message"), [("/dev/zero", "longer than 1 MiB"), ("pipe", "holds NoneType")])
+def test_devices_and_pipes_end(file: str, message: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match=message):
+        load(tmp_path / file)
+
+
+def test_overrides_are_read_as_recipes_are(recipe: Path) -> None:
+    for override, message in (
+        ("seed=2020-01-01", "override 'seed=2020-01-01': line 1: a date"),
+        ("train={steps: 1, steps: 2}", "the key steps is there twice"),
+        ("data=[&a x, *a]", "the alias *a"),
+        ("seed=" + "9" * 5000, "the value is not YAML"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load(recipe, override)
+        assert message in str(caught.value)
+
+
+def test_what_is_written_has_no_aliases(tmp_path: Path) -> None:
+    shared = ["a cat"]
+    text = to_yaml({"prompts": shared, "more": shared})
+    assert "&" not in text and yaml.load(text, Loader) == {"prompts": shared, "more": shared}
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

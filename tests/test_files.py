@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,10 @@ from snapgen.files import (
     fingerprint,
     manifest,
     naming,
+    parse_json,
+    read_json,
     read_prompts,
+    read_whole,
     remove_leftovers,
     sha256,
     short_fingerprint,
@@ -132,3 +137,65 @@ def test_prompts_of_another_encoding_are_refused(tmp_path: Path, encoding: str) 
     path.write_bytes("zwei Äpfel\n".encode(encoding))
     with pytest.raises(ValueError, match="prompts.txt is not a UTF-8 text file: one prompt per line is expected"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "is damaged: it is nested too deep"),
+        ('{"a":' * 100_000, "is damaged: it is nested too deep"),
+        ("{", "is damaged: Expecting property name"),
+        ("[]", "is damaged: it holds list, a JSON object is expected"),
+        ('"text"', "is damaged: it holds str, a JSON object is expected"),
+        ('{"a": ' + "9" * 5000 + "}", "is damaged: Exceeds the limit"),
+        ("\xff", "is damaged: "),
+        ("", "is damaged: "),
+    ],
+)
+def test_damaged_json_is_one_line_that_names_the_file(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_json_is_read(tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text('{"a": [1, null, "zwölf"]}', encoding="utf-8")
+    assert read_json(tmp_path / "facts.json") == {"a": [1, None, "zwölf"]}
+    assert parse_json(b"[1]") == [1]
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "nothing.json")
+
+
+def test_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 100)
+    assert read_whole(tmp_path / "file", 100) == b"x" * 100
+    with pytest.raises(ValueError, match=r"file is longer than .* MiB, the most that is read of such a file"):
+        read_whole(tmp_path / "file", 99)
+    with pytest.raises(ValueError, match="/dev/zero is longer than 1 MiB"):
+        read_whole(Path("/dev/zero"), 2**20)
+    os.mkfifo(tmp_path / "pipe")
+    assert read_whole(tmp_path / "pipe", 100) == b""  # nothing writes to it
+
+
+def test_what_a_shell_pipes_in_is_read_to_its_end() -> None:
+    """As for `--prompts <(...)`: the file is a pipe, and the writer may be slow."""
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        for line in (b"a cat\n", b"two dogs\n"):
+            time.sleep(0.1)
+            os.write(writer, line)
+        os.close(writer)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert read_prompts(Path(f"/dev/fd/{reader}")) == ["a cat", "two dogs"]
+    thread.join()
+    os.close(reader)
+
+
+def test_endless_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="/dev/zero is longer than 64 MiB"):
+        read_prompts(Path("/dev/zero"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
-from snapgen.messages import Counter, between, counted, markdown_table, one_line, silent
+from snapgen.config import TrainSettings
+from snapgen.messages import Counter, between, counted, first_mistake, markdown_table, one_line, silent
 
 
 def test_errors_become_one_line() -> None:
@@ -47,3 +49,10 @@ def test_work_is_counted_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     clock[0] += 20
     counter.advance()
     assert lines[-1] == "generating 2/2 steps  0.1/s  0:00:00 left"
+
+
+def test_the_first_of_several_mistakes() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainSettings(steps="many" * 1000, batch_size=0, learning_rate=1.0)
+    message = first_mistake(caught.value)
+    assert message.startswith("steps: input should be a valid integer (given: 'many") and len(message) < 100

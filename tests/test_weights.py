@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from snapgen.files import sha256
-from snapgen.weights import load_file, only_variant, provenance, save_file_atomic
+from snapgen.weights import (
+    check_healthy,
+    load_file,
+    only_variant,
+    parameters_at_most,
+    provenance,
+    save_file_atomic,
+)
 
 
 def test_tensors_come_back(tmp_path: Path) -> None:
@@ -77,3 +84,36 @@ def test_a_variant_is_named_if_it_is_the_only_one(tmp_path: Path) -> None:
         found[name] = only_variant(tmp_path / name)
     assert {name for name, variant in found.items() if variant} == {"fp16", "fp16 shards"}
     assert found["fp16"] == found["fp16 shards"] == "fp16" and only_variant(tmp_path / "missing") is None
+
+
+def test_healthy_weights_are_finite_floats() -> None:
+    whole = {"a": torch.ones(3, 4), "b": torch.empty(0), "c": torch.tensor(-1e15, dtype=torch.float64)}
+    whole |= {"half": torch.full((9,), 65504.0, dtype=torch.float16), "brain": torch.ones(2, dtype=torch.bfloat16)}
+    check_healthy(whole, "model")
+    check_healthy({"small": torch.ones(4).to(torch.float8_e4m3fn)}, "model")
+    for value, message in (
+        (torch.nan, "nan: finite weights are expected"),
+        (torch.inf, "inf: finite weights are expected"),
+        (-torch.inf, "-inf: finite weights are expected"),
+        (-1e30, r"-1e\+30: finite weights are expected"),
+    ):
+        for dtype in (torch.float32, torch.float64):
+            tensor = torch.zeros(5, 7, dtype=dtype)
+            tensor[3, 6] = value
+            with pytest.raises(ValueError, match=f"^model: b holds {message}$"):
+                check_healthy({"a": torch.ones(2), "b": tensor}, "model")
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=f"^model: a holds {dtype}, floating-point numbers are expected$"):
+            check_healthy({"a": torch.ones(2, dtype=dtype)}, "model")
+
+
+def test_a_network_is_not_built_beyond_its_weights() -> None:
+    """Not even its memory is touched: 2^30 parameters would take 4 GB."""
+    built = []
+    with parameters_at_most(1000, "model"), pytest.raises(ValueError, match="far more than the 1000 numbers"):
+        while True:
+            built.append(torch.nn.Linear(2**15, 2**15))
+    assert len(built) == 0
+    with parameters_at_most(2**20, "model"):
+        torch.nn.Linear(1024, 1024)
+    assert torch.nn.Linear(2**12, 2**12).weight.numel() == 2**24  # afterwards anything goes

@@ -20,6 +20,20 @@ TEXT_LIMIT = 64 * 2**20  # bytes, of a list of prompts
 
 # What tarfile raises on damaged tars: it lets through what it meets when a header claims absurd numbers.
 UNREADABLE_TAR = (tarfile.TarError, OSError, OverflowError, MemoryError, RecursionError, ValueError)
+LONG_NAME = 2**20  # bytes, the most that is read of a header's extension
+
+
+class TarHeader(tarfile.TarInfo):
+    """A header whose size can be true: for a negative one tarfile steps back for ever, an extension fills memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> TarHeader:
+        """The header in the block `buf`; ReadError if its size cannot be true."""
+        header = super().frombuf(buf, encoding, errors)
+        data = header.type in (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE)
+        if not 0 <= header.size <= (2**62 if data else LONG_NAME):
+            raise tarfile.ReadError(f"a header claims {header.size} bytes")
+        return header
 
 
 @contextmanager

@@ -32,6 +32,7 @@ MEASURABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # No file of a configuration comes near these.
 LARGEST_INTEGER = 2**31
 MOST_LAYERS = 256
+EPSILON = re.compile("(^|_)eps(ilon)?$")
 DEPTH = re.compile("(layers?(_per_block)?|blocks?|depths?|stages?)$")  # names of settings that count layers
 
 INDEX = re.compile(r"\.safetensors\.index(\.[\w-]+)?\.json$")
@@ -155,11 +156,15 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
         tokens = value if isinstance(value, list) and value else [value]
         if name.endswith("_token_id") and value is not None and not all(isinstance(token, int) for token in tokens):
             raise ValueError(f"{where}: its configuration sets {name[:100]} to {reprlib.repr(value)}, not to a token")
+        if EPSILON.search(name) and not (isinstance(value, float) and 0 < value < 1):
+            raise ValueError(f"{where}: its configuration sets {name[:100]} to {reprlib.repr(value)}: expected 0 to 1")
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict):
                 _check_settings(item, where)
             elif isinstance(item, int) and abs(item) > (MOST_LAYERS if DEPTH.search(name) else LARGEST_INTEGER):
                 raise ValueError(f"{where}: its configuration sets {name[:100]} to {str(item)[:20]}: that is too large")
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{where}: its configuration sets {name[:100]} to {item}: finite numbers are expected")
             elif isinstance(item, str) and name.endswith("attn_implementation") and "/" in item:
                 raise ValueError(f"{where}: its configuration names code on the hub ({name}), which is never run")
 

@@ -6,6 +6,9 @@ import io
 import json
 import os
 import tarfile
+import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from snapgen.data.buckets import BucketSettings
 from snapgen.data.folder import FolderSettings
 from snapgen.data.shards import INDEX, ShardSettings, ShardSource, find_tars, write_shards
 from snapgen.data.source import BadSampleError
+from snapgen.weights import load_file, save_file_atomic
 
 
 def encoded(color: str = "red", size: tuple[int, int] = (48, 32), kind: str = "JPEG") -> bytes:
@@ -261,3 +265,98 @@ def test_the_signature_changes_with_the_tars_and_the_choice(tmp_path: Path) -> N
     signatures.append(open_shards(tmp_path).signature())
     assert len({json.dumps(signature) for signature in signatures}) == 4
     assert json.dumps(open_shards(tmp_path).signature()) == json.dumps(signatures[-1])
+
+
+def with_header(content: bytes, place: int, change: Callable[[bytearray], None]) -> bytes:
+    """A tar's content with the header at byte `place` changed and its checksum right."""
+    header = bytearray(content[place : place + 512])
+    change(header)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return content[:place] + bytes(header) + content[place + 512 :]
+
+
+def sized(size: int) -> Callable[[bytearray], None]:
+    """Sets the size in a header, in tar's binary form."""
+
+    def change(header: bytearray) -> None:
+        header[124:136] = (size % 2**96 | (0 if size < 0 else 2**95)).to_bytes(12, "big")
+
+    return change
+
+
+def typed(kind: bytes, size: int) -> Callable[[bytearray], None]:
+    """Sets the type and the size in a header."""
+
+    def change(header: bytearray) -> None:
+        sized(size)(header)
+        header[156:157] = kind
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(sized(size) for size in (2**33, 2**60, 2**63, 2**88, -512, -1, -(2**60))),
+        *(typed(kind, size) for kind in (b"x", b"g", b"L", b"K", b"S") for size in (2**33, 2**60, 2**88, -512)),
+    ],
+)
+def test_a_header_that_lies_ends_its_tar_and_not_the_run(
+    change: Callable[[bytearray], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members: dict[str, bytes | str] = {}
+    for name in "abc":
+        members |= {f"{name}.jpg": encoded(), f"{name}.txt": name}
+    path = write_tar(tmp_path / "0.tar", members)
+    with tarfile.open(path) as file:
+        place = next(member.offset for member in file if member.name == "b.jpg")
+    path.write_bytes(with_header(path.read_bytes(), place, change))
+    write_tar(tmp_path / "1.tar", {"d.jpg": encoded(), "d.txt": "d"})
+    tracemalloc.start()
+    started = time.monotonic()
+    assert captions(open_shards(tmp_path)) == ["a", "d"]
+    assert time.monotonic() - started < 5
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()
+    assert "0.tar is damaged" in caplog.text and "\n" not in caplog.messages[0]
+
+
+def test_headers_without_end_end_their_tar(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type = tarfile.XHDTYPE
+    (tmp_path / "0.tar").write_bytes(header.tobuf() * 5000)  # each describes the next
+    write_tar(tmp_path / "1.tar", {"d.jpg": encoded(), "d.txt": "d"})
+    assert captions(open_shards(tmp_path)) == ["d"]
+
+
+def test_captions_nested_without_end_are_none(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"a.jpg": encoded(), "a.json": "[" * 100_000, "b.jpg": encoded(), "b.txt": "b"})
+    assert captions(open_shards(tmp_path)) == ["b"]
+
+
+@pytest.mark.parametrize(("column", "value"), [(0, -1), (0, 100), (0, 10**9), (1, 2**62), (2, 2**62), (3, -1), (5, -1)])
+def test_an_index_that_lies_is_refused(column: int, value: int, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"a.jpg": encoded(), "a.txt": "a"})
+    open_shards(tmp_path)
+    (file,) = (tmp_path / INDEX).iterdir()
+    samples = load_file(file)["samples"].clone()
+    samples[0, column] = value
+    save_file_atomic({"samples": samples}, file)
+    with pytest.raises(RecipeError, match=r"the index .*safetensors is damaged: remove it, and it is made again"):
+        open_shards(tmp_path)
+    for other in ({"samples": samples[:, :6]}, {"samples": samples.float()}, {"rows": samples}):
+        save_file_atomic(other, file)
+        with pytest.raises(RecipeError, match="is damaged: remove it"):
+            open_shards(tmp_path)
+
+
+def test_a_caption_that_is_not_where_the_index_says(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"a.jpg": encoded(), "a.json": '{"caption": "a"}'})
+    open_shards(tmp_path)
+    (file,) = (tmp_path / INDEX).iterdir()
+    samples = load_file(file)["samples"].clone()
+    samples[0, 2] += 1
+    save_file_atomic({"samples": samples}, file)
+    with pytest.raises(ValueError, match=r"0\.tar holds no caption where its index says: remove the index"):
+        captions(open_shards(tmp_path))

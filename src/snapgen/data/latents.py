@@ -163,7 +163,10 @@ class LatentCache:
 
     def load(self) -> StoredLatents:
         """The latents of all readable pictures; ValueError if there are none, or if a shard is damaged."""
-        parts = self.files.load()
+        parts = self.files.load("latents", "indices")
+        for part, (_, own) in zip(parts, self.files.shards, strict=True):
+            if not np.isin(part["indices"].numpy(), own).all():
+                raise ValueError(f"{self.folder} holds latents of other pictures than the source has: remove it")
         numbers = np.repeat([number for number, _ in self.files.shards], [len(part["indices"]) for part in parts])
         if not len(numbers):
             raise ValueError("none of the pictures can be read")

@@ -64,6 +64,13 @@ class CacheFiles:
         """Writes one file."""
         save_file_atomic(tensors, self._path(shard))
 
-    def load(self) -> list[dict[str, Tensor]]:
-        """All files, memory-mapped; ValueError naming a damaged one."""
-        return [load_file(self._path(shard)) for shard in range(len(self.shards))]
+    def load(self, *names: str) -> list[dict[str, Tensor]]:
+        """The tensors `names` of all files, memory-mapped, as many rows of each; ValueError naming a damaged file."""
+        parts = []
+        for shard in range(len(self.shards)):
+            found = load_file(self._path(shard))
+            part = {name: found[name] for name in names if name in found and found[name].ndim > 0}
+            if part.keys() != set(names) or len({len(tensor) for tensor in part.values()}) != 1:
+                raise ValueError(f"{self._path(shard)} is damaged: rows of {', '.join(names)} are expected; remove it")
+            parts.append(part)
+        return parts

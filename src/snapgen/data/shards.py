@@ -28,7 +28,7 @@ from snapgen.data.files import PICTURES, FileSettings, FileSource
 from snapgen.data.finding import HIDDEN, Skipped, find_files, is_hidden
 from snapgen.data.folder import FolderSource
 from snapgen.data.rows import Rows
-from snapgen.files import UNREADABLE_TAR, atomic_folder, parse_json, short_fingerprint
+from snapgen.files import UNREADABLE_TAR, TarHeader, atomic_folder, parse_json, short_fingerprint
 from snapgen.messages import Progress, one_line, silent
 from snapgen.pictures import picture_size
 from snapgen.weights import load_file, save_file_atomic
@@ -175,7 +175,7 @@ def scan(tar: Path, caption_key: str | None) -> Tensor:
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     rows, skipped, size = [], Skipped(), tar.stat().st_size
     try:
-        with tarfile.open(tar, "r:") as file:
+        with tarfile.open(tar, "r:", tarinfo=TarHeader) as file:
             try:
                 for member in file:
                     if member.size < 0:

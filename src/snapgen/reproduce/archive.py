@@ -13,7 +13,7 @@ from typing import IO, Annotated
 from pydantic import Field, ValidationError
 
 from snapgen.config import Settings
-from snapgen.files import JSON_LIMIT, UNREADABLE_TAR, atomic_folder, manifest, read_whole, sha256, write_text
+from snapgen.files import JSON_LIMIT, UNREADABLE_TAR, TarHeader, atomic_folder, manifest, read_whole, sha256, write_text
 from snapgen.messages import Notify, first_mistake, one_line
 from snapgen.reproduce.plan import Plan, alone, read_plan
 from snapgen.train.state import newest_checkpoint
@@ -101,7 +101,7 @@ def unpack(source: Path, folder: Path) -> None:
         size = whole.tell()
         whole.seek(0)
         try:
-            with tarfile.open(fileobj=whole, mode="r:") as tar:
+            with tarfile.open(fileobj=whole, mode="r:", tarinfo=TarHeader) as tar:
                 extract(tar, temporary, MOST_COPIES * size)
         except ArchiveError:
             raise

@@ -32,8 +32,11 @@ class Guard:
         return {name: value for name, value in vars(self).items() if name != "settings"}
 
     def load(self, state: Mapping[str, float]) -> None:
-        """Continues from another guard's `state`; KeyError if a number is missing."""
-        vars(self).update({name: state[name] for name in self.state()})
+        """Continues from another guard's `state`; ValueError if a number is missing."""
+        names = self.state().keys()
+        if missing := sorted(names - state.keys()):
+            raise ValueError(f"the checkpoint's state.json lacks the guard's {', '.join(missing)}: it is damaged")
+        vars(self).update({name: state[name] for name in names})
 
     def objection(self, metrics: Mapping[str, float]) -> str | None:
         """Why a step with these metrics must not reach the weights; None if it may."""

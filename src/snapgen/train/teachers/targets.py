@@ -203,7 +203,7 @@ class TargetCache:
     def load(self, features: bool) -> StoredTargets:
         """The targets that all processes have built, with or without features; ValueError naming a damaged file."""
         names = [SAMPLES, VELOCITY, *([FEATURES] if features else [])]
-        parts = self.files.load()
+        parts = self.files.load(*names)
         rows = {name: Rows([part[name] for part in parts]) for name in names}
         return StoredTargets(self.folder, rows, load_file(self._heldout), self.stored.indices)
 
