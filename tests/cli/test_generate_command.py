@@ -314,7 +314,7 @@ def incomplete_index(model: Path) -> str:
 def unknown_library(model: Path) -> str:
     path = model / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"unet": ["os", "system"]}))
-    return "unet"
+    return "model_index.json: unet"
 
 
 def empty_index(model: Path) -> str:

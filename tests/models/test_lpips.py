@@ -1,4 +1,4 @@
-"""LPIPS: its formula, its cut points, the names of the published files, and the weights that come with it."""
+"""LPIPS: its formula, its cut points, the names of the published files, and the linear layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snapgen.models import lpips
-from snapgen.models.lpips import BACKBONES, LINEAR, Lpips, load_lpips
+from snapgen.models.lpips import BACKBONES, Lpips, linear_layers, load_lpips
 from snapgen.weights import load_file
 
 # Convolutions between two cut points: index in torchvision's `features`, channels, kernel, stride, padding.
@@ -72,12 +72,12 @@ def test_the_formula_written_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["alex", "vgg"])
-def test_it_is_torchmetrics_with_the_shipped_linear_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_torchmetrics_with_its_linear_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference takes its backbone from torchvision, which is not here: it gets ours."""
     network = randomized(name)
     monkeypatch.setattr(reference, "_get_tv_model_features", lambda net, pretrained=False: network.features)
     theirs = reference._LPIPS(pretrained=True, net=name, pnet_rand=True)
-    network.load_state_dict(load_file(LINEAR / f"{name}.safetensors"), strict=False)
+    network.load_state_dict(linear_layers(name), strict=False)
     one, other = 2 * torch.rand(2, 2, 3, 64, 64) - 1
     with torch.no_grad():
         torch.testing.assert_close(network(one, other), theirs(one, other).flatten(), rtol=1e-5, atol=1e-7)
@@ -89,7 +89,7 @@ def test_names_are_those_of_the_published_files() -> None:
         expected = {f"features.{index}.{part}" for index in indices for part in ("weight", "bias")}
         expected |= {f"lin{index}.model.1.weight" for index in range(5)}
         assert Lpips(name).state_dict().keys() == expected
-        assert load_file(LINEAR / f"{name}.safetensors").keys() == {key for key in expected if key.startswith("lin")}
+        assert linear_layers(name).keys() == {key for key in expected if key.startswith("lin")}
     assert sum(parameter.numel() for parameter in Lpips("vgg").features.parameters()) == 14_714_688
     assert sum(parameter.numel() for parameter in Lpips("alex").features.parameters()) == 2_469_696
 
@@ -140,7 +140,7 @@ def test_weights_are_read_from_a_file_a_folder_or_the_hub(tmp_path: Path, monkey
     for place in (file, tmp_path, "some/one"):
         network = load_lpips("alex", str(place))
         assert torch.equal(network.features[0].weight, expected)
-        assert network.state_dict()["lin4.model.1.weight"].max() > 0.4  # the package's own: .413
+        assert network.state_dict()["lin4.model.1.weight"].max() > 0.4  # the published: .413
     own = load_file(file) | {f"lin{index}.model.1.weight": torch.ones(1, width, 1, 1) for index, width in WIDTHS}
     save_file(own, tmp_path / "with_linear.safetensors")
     network = load_lpips("alex", str(tmp_path / "with_linear.safetensors"))
@@ -156,15 +156,26 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(lpips, "hf_hub_download", offline)
     file = classifier("alex", tmp_path)
+    save_file({"classifier.0.weight": torch.ones(1)}, tmp_path / "headless.safetensors")
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     for name, place, message in (
         ("vgg", "some/one", r"some/one is no file or folder here, and the hub does not provide it \(no network\)"),
         ("vgg", str(tmp_path / "empty"), "empty holds no model.safetensors"),
         ("vgg", str(file), r"features.0.weight has shape \[64, 3, 11, 11\], expected \[64, 3, 3, 3\]"),
-        ("alex", str(LINEAR / "alex.safetensors"), "lacks features.0.weight, expected torchvision's AlexNet"),
+        ("alex", str(tmp_path / "headless.safetensors"), "lacks features.0.weight, expected torchvision's AlexNet"),
         ("alex", str(tmp_path / "noise.safetensors"), "damaged or no safetensors file"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             load_lpips(name, place)
         assert "\n" not in str(error.value)
+
+
+def test_linear_layers_are_those_published_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are a pickle, which only its hash makes safe."""
+    monkeypatch.setitem(lpips.LINEAR, "alex", "0" * 64)
+    with pytest.raises(ValueError, match="alex.pth is not the published file of LPIPS 0.1: install torchmetrics anew"):
+        linear_layers("alex")
+    monkeypatch.setattr(lpips, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"LPIPS needs torchmetrics, .*: pip install 'snapgen\[eval\]'"):
+        linear_layers("alex")

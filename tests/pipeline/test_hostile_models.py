@@ -137,7 +137,7 @@ def test_an_index_chooses_among_known_classes_and_numbers(model: Path, part: str
         ("unet", {"skip_spread": 0.0}, "skip_spread: .* greater than 0"),
         ("vae", {"decoder_blocks": [60, 60, 60, 10**9]}, "too large"),
         ("vae", {"encoder_layers_per_block": 10**9}, "too large"),
-        ("vae", {"scaling_factor": float("nan")}, "scaling_factor: input should be a finite number"),
+        ("vae", {"scaling_factor": float("nan")}, "sets scaling_factor to nan: finite numbers are expected"),
         ("vae", {"scaling_factor": 0.0}, "scaling_factor: .* greater than 0"),
         ("vae", {"norm_num_groups": 7}, "vae"),
         ("text_encoder", {"num_hidden_layers": 10**9}, "num_hidden_layers to 1000000000: that is too large"),

@@ -4,7 +4,7 @@ The features of a classifier are taken at five depths, normalised over the chann
 weights, which were fitted to people's judgements, sum the channels; then the mean over positions and the sum over
 depths. The classifiers are torchvision's AlexNet and VGG-16 without their last, fully connected layers.
 
-The linear weights (11 kB) come with the package. The classifier's are downloaded: a safetensors file with
+The linear weights (11 kB) are those that torchmetrics brings. The classifier's are downloaded: a safetensors file with
 torchvision's names, `features.0.weight` and so on; docs/evaluation.md says where from.
 """
 
@@ -12,18 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
+from snapgen.files import sha256
 from snapgen.messages import one_line
 from snapgen.weights import load_file
 
 VGG16 = "timm/vgg16.tv_in1k"  # torchvision's weights (vgg16-397923af) on the hub, as timm publishes them
 WEIGHTS_FILE = "model.safetensors"  # in folders and on the hub
-LINEAR = Path(__file__).parent / "lpips_weights"
+# SHA-256 of torchmetrics' files with the linear layers of LPIPS 0.1. They are pickles: no other file is read.
+LINEAR = {
+    "alex": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    "vgg": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+}
 
 
 def alexnet_features() -> nn.Sequential:
@@ -132,12 +138,12 @@ class Lpips(nn.Module):
 def load_lpips(name: str, place: str) -> Lpips:
     """LPIPS with the weights in `place`: a safetensors file, a folder with `model.safetensors`, or a hub name.
 
-    Of a whole classifier only the `features.` are read. The linear layers are those of the package, unless `place` has
-    its own. ValueError if there is no such file, or if it lacks a tensor or holds one of another shape.
+    Of a whole classifier only the `features.` are read. The linear layers are torchmetrics', unless `place` has its own.
+    ValueError if there is no such file, or if it lacks a tensor or holds one of another shape.
     """
     network, file = Lpips(name), find_weights(place)
     found = {key: tensor for key, tensor in load_file(file).items() if key.startswith(("features.", "lin"))}
-    tensors = load_file(LINEAR / f"{name}.safetensors") | found
+    tensors = found if any(key.startswith("lin") for key in found) else found | linear_layers(name)
     title = network.backbone.title
     for key, expected in network.state_dict().items():
         if key not in tensors:
@@ -147,6 +153,18 @@ def load_lpips(name: str, place: str) -> Lpips:
             raise ValueError(f"{file}: {key} has shape {shapes} as in torchvision's {title}")
     network.load_state_dict({key: tensors[key] for key in network.state_dict()})
     return network
+
+
+def linear_layers(name: str) -> dict[str, Tensor]:
+    """The linear layers of "alex" or "vgg"; ValueError unless torchmetrics is installed with the published file."""
+    package = find_spec("torchmetrics")
+    if package is None or package.origin is None:
+        raise ValueError("LPIPS needs torchmetrics, which brings its linear layers: pip install 'snapgen[eval]'")
+    file = Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{name}.pth"
+    if not file.is_file() or sha256(file) != LINEAR[name]:
+        raise ValueError(f"{file} is not the published file of LPIPS 0.1: install torchmetrics anew")
+    layers: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return layers
 
 
 def find_weights(place: str) -> Path:

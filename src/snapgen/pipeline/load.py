@@ -121,7 +121,8 @@ def _load_folder(folder: Path, text_encoders: Sequence[str] | None = None) -> Sn
     index = folder / INDEX
     entries = read_json(index)
     name = entries.get("_class_name")
-    name = name if name in PIPELINES else SnapGenPipeline.__name__  # all have the same components
+    if not isinstance(name, str) or name not in PIPELINES:  # all of these have the same components
+        name = SnapGenPipeline.__name__
     check_index(entries, str(index), SNAPGEN_PARTS, name)
     present = {part: entry for part, entry in entries.items() if isinstance(entry, list) and entry != [None, None]}
     check_text_encoders(text_encoders, {part: entry[1] for part, entry in present.items() if part in TEXT_ENCODERS})
