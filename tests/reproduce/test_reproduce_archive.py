@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tarfile
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.recipes import RECIPES
@@ -69,4 +71,87 @@ def test_an_import_writes_files_inside_its_folder_only(tmp_path: Path, name: str
     (tmp_path / "state" / "manifest.json").write_text(json.dumps({"files": manifest(tmp_path / "state")}))
     with pytest.raises(ValueError, match="out is not a file inside the exported folder"):
         unpack(tmp_path / "state", tmp_path / "inside")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def make_state(folder: Path, *entries: tarfile.TarInfo, whole: bytes | None = None) -> Path:
+    """An export in `folder` whose tar has these `entries`, each with as many bytes as it says, or `whole`."""
+    folder.mkdir()
+    file = folder / "state.tar.0000"
+    with tarfile.open(file, "w") as tar:
+        for entry in entries:
+            tar.addfile(entry, BytesIO(b"x" * entry.size) if entry.isreg() else None)
+    if whole is not None:
+        file.write_bytes(whole)
+    (folder / "manifest.json").write_text(json.dumps({"files": manifest(folder)}))
+    return folder
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.size, made.linkname = kind, size, link
+    return made
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "files: field required"),
+        ({"files": {}}, "files: .* at least 1 item"),
+        ({"files": []}, "files: input should be an object"),
+        ({"files": {"state.tar.0000": 3}}, "files.state.tar.0000: input should be a valid string"),
+        ({"files": {"state.tar.0000": "abc"}}, "files.state.tar.0000: string should match pattern"),
+        ({"files": {"../state.tar.0000": "0" * 64}}, "string should match pattern"),
+        ({"files": {"/etc/hostname": "0" * 64}}, "string should match pattern"),
+        ({"files": {"state.tar.0000": "0" * 64}, "more": 1}, "more: extra inputs are not permitted"),
+        ("[" * 100_000, "invalid json: recursion limit exceeded"),
+        ("", "invalid json"),
+    ],
+)
+def test_a_manifest_has_plain_names_and_digests(tmp_path: Path, content: Any, message: str) -> None:
+    state = make_state(tmp_path / "state", entry("plan.json", size=9))
+    text = content if isinstance(content, str) else json.dumps(content)
+    (state / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=f"manifest.json is missing or damaged: .*{message}") as caught:
+        unpack(state, tmp_path / "out")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([entry("a", tarfile.LNKTYPE, link="a")], "a is not a file inside"),  # a link to itself
+        ([entry("a", tarfile.LNKTYPE, link="/etc/hostname")], "a is not a file inside"),
+        ([entry("a", size=3), entry("a", size=3)], "a is not a file inside"),
+        ([entry("a", tarfile.DIRTYPE)], "a is not a file inside"),
+        ([entry("a", tarfile.FIFOTYPE)], "a is not a file inside"),
+        ([entry("."), entry("b")], "is not a file inside"),
+        ([entry("a/../b", size=3)], "is not a file inside"),
+        ([entry("a", size=3), entry("a/b", size=3)], "cannot be unpacked: "),
+        (
+            [entry("a", size=2**20), *(entry(f"b{i}", tarfile.LNKTYPE, link="a") for i in range(40))],
+            "the copies in the tar are more than 32 times its size",
+        ),
+    ],
+)
+def test_an_archive_holds_plain_files(tmp_path: Path, entries: list[tarfile.TarInfo], message: str) -> None:
+    state = make_state(tmp_path / "state", *entries)
+    with pytest.raises(ValueError, match=message):
+        unpack(state, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize("size", [2**40, 2**60, 2**88, -512])
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"S"])
+def test_a_header_that_lies_is_one_line(tmp_path: Path, kind: bytes, size: int) -> None:
+    header = bytearray(entry("a", size=3).tobuf())
+    header[124:136] = (size % 2**96 | (0 if size < 0 else 2**95)).to_bytes(12, "big")
+    header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    state = make_state(tmp_path / "state", whole=bytes(header) + b"abc".ljust(2048, b"\0"))
+    with pytest.raises(ValueError, match="--import.*(cannot be unpacked: |is not a file inside)") as caught:
+        unpack(state, tmp_path / "out")
+    assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["state"]

@@ -184,3 +184,27 @@ def test_the_folder_holds_recipes_without_bases(tmp_path: Path) -> None:
         copy = tmp_path / "run" / "recipes" / name
         assert "base" not in yaml.safe_load(copy.read_text())
         assert load_recipe(copy) == load_recipe(recipes / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": ["flow", "../../elsewhere"]}, "stages.1: string should match pattern"),  # its folder is emptied
+        ({"finished": ["/etc"]}, "finished.0: string should match pattern"),
+        ({"running": ["..", 0.0]}, "running.0: string should match pattern"),
+        ({"minutes": "many"}, "minutes: input should be a valid number"),
+        ({"more": 1}, "more: extra inputs are not permitted"),
+    ],
+)
+def test_a_plan_from_elsewhere_names_stages(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    start(tmp_path / "run", DEBUG, Plan(name="debug", minutes=1.0, stages=("autoencoder", "flow")))
+    assert read_plan(tmp_path / "run").stages == ("autoencoder", "flow")
+    file = tmp_path / "run" / "plan.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=f"run holds no reproduction to continue: {message}") as caught:
+        read_plan(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    for content in ("[" * 100_000, "", "\0"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="run holds no reproduction to continue: invalid json"):
+            read_plan(tmp_path / "run")

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from snapgen.config import TrainSettings
 from snapgen.train.guard import SETTLED, Guard
 
@@ -29,3 +31,12 @@ def test_the_first_losses_are_not_judged_and_rows_are_counted() -> None:
     guard.accept(1.0)
     assert [guard.skip(), guard.skip(), guard.skip()] == [False, False, True]
     assert guard.skipped == 5
+
+
+def test_a_state_without_a_number_is_refused() -> None:
+    guard = Guard(SETTINGS)
+    state = guard.state()
+    guard.load(state | {"settings": 3})
+    assert guard.settings is SETTINGS
+    with pytest.raises(ValueError, match="state.json lacks the guard's accepted: it is damaged"):
+        guard.load({name: value for name, value in state.items() if name != "accepted"})

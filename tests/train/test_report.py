@@ -90,3 +90,11 @@ def test_evaluations_of_one_kind_share_a_panel_ideals_dashed_among_what_is_measu
     panels = [{line.get_label(): line.get_linestyle() for line in axes.lines} for axes in plot_metrics(lines).axes]
     assert {"eval/heldout": "-"} in panels and {"eval/binding/two": "-"} in panels
     assert {"eval/rise/two": "-", "eval/ideal/two": "--"} in panels
+
+
+@pytest.mark.parametrize("line", ['{"step": 3, "lo', "[" * 100_000, "3", "[]", "{}", '{"step": "3"}', "\xff"])
+def test_metrics_end_at_a_damaged_line(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + line.encode("latin-1") + b'\n{"step": 4}\n')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    assert read_metrics(tmp_path / "nothing.jsonl") == []

@@ -159,3 +159,26 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"model.safetensors does not fit this model: .* first is"):
         TrainState(other, make_optimizer(other, SETTINGS), make_ema(other, SETTINGS), Guard(SETTINGS)).load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": -1},
+        {"step": "4"},
+        {"files": []},
+        {"files": {"model.safetensors": None}},
+        {"recipe": 3},
+        {"guard": []},
+        {"guard": {"average": "high"}},
+    ],
+)
+def test_a_state_of_another_form_is_damaged(changes: dict[str, object], tmp_path: Path) -> None:
+    warnings: list[str] = []
+    file = saved(tmp_path, make_state(0), 3).folder / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert newest_checkpoint(tmp_path, warnings.append) is None
+    for content in ("[" * 100_000, "[]", "\0"):
+        file.write_text(content)
+        assert newest_checkpoint(tmp_path, warnings.append) is None
+    assert all("(state.json) and is skipped" in warning for warning in warnings) and len(warnings) == 4

@@ -144,3 +144,24 @@ def test_what_is_no_teacher_is_refused(tiny_model: Path, student: tuple, tmp_pat
         load(Path("nobody/no-teacher"), student)
     with pytest.raises(ValueError, match=f"^{tmp_path} cannot be loaded: [^\n]*$"):
         load(tmp_path, student)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry"),
+    [
+        ("text_encoder", ["transformers", "AutoModel"]),
+        ("tokenizer", ["transformers", "AutoTokenizer"]),
+        ("scheduler", ["snapgen.files", "sha256"]),
+        ("text_encoder_3", ["evil", "Evil"]),
+        ("evil", ["diffusers", "AutoencoderKL"]),
+    ],
+)
+def test_a_published_teacher_names_known_classes(
+    published: Path, student: tuple, tmp_path: Path, part: str, entry: list[str]
+) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(published, folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {part: entry}))
+    with pytest.raises(ValueError, match=rf"teacher: {part} is a {'.'.join(entry)}, which is not loaded"):
+        load(folder, student)
