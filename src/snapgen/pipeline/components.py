@@ -13,7 +13,9 @@ from snapgen.machine.memory import keep_freed_memory
 from snapgen.machine.precision import gains_by_bfloat16
 from snapgen.models.denoiser import Denoiser, text_width
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
+from snapgen.pipeline.classes import SNAPGEN_PARTS, check_index
 from snapgen.pipeline.vae import Autoencoder, check_vae, scale_factor
+from snapgen.registration import PIPELINES
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
 from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder, TextLayout, tokenizer_of
 from snapgen.weights import only_variant
@@ -80,10 +82,18 @@ class SnapGenComponents(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Self:
-        """As diffusers' method; a local folder may also lack any component, or hold the weights of a variant alone."""
+        """As diffusers' method; a local folder may also lack any component, or hold the weights of a variant alone.
+
+        It reads safetensors alone, and never runs code that comes with a model. ValueError if the index of a local
+        folder names other classes than a model of this package may have.
+        """
+        settings |= {"use_safetensors": True, "trust_remote_code": False}
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
             index = cls.load_config(folder)
+            name = index.get("_class_name")
+            known = isinstance(name, str) and name in PIPELINES
+            check_index(index, str(folder / "model_index.json"), SNAPGEN_PARTS, name if known else cls.__name__)
             absent = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is None]
             settings = dict.fromkeys(absent) | settings
             variants = {only_variant(folder / name) for name in index if (folder / name).is_dir()} - {None}
