@@ -26,11 +26,11 @@ KNOW_THE_WORLD = {
 
 
 def files_outside_the_world(pattern: str = "*") -> list[Path]:
-    """The files of the package without world/, and without bundled/, models of that world with a card about it."""
+    """The package's files but weights and world/, and but bundled/, models of that world with a card about it."""
     return [
         file
         for file in sorted(PACKAGE.rglob(pattern))
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".safetensors"
         if file.relative_to(PACKAGE).parts[0] not in ("world", "bundled")
     ]
 
