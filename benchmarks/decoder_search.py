@@ -3,12 +3,13 @@
     python benchmarks/decoder_search.py [--steps 150] [--out benchmarks/results]
 
 From the plainest reading of Sec. 3.2 (residual blocks of two separable convolutions, SiLU, nearest-neighbour
-upsampling before a separable convolution) step by step to the decoder of this package; every candidate has the paper's
-parameters (within 2 %) and MACs (within 3 %). Its latency is that of one 1024 px picture, the candidates taking turns,
-with TAESD3's decoder for comparison. It is then trained behind the bundled miniature's frozen encoder, on the same
-64 px patches of scenes in the same order with the same seed, and scored on whole held-out pictures: PSNR, and the
-error of a picture's mean colour, which is what leaving out norms is said to cost. Needs the emoji font. Writes
-decoder_search_STEPS.json and .md; at full size the comparison would need SD3's encoder and photographs.
+upsampling before a separable convolution) step by step to the make of this package; decoder_shapes.py asks where its
+blocks belong. Every candidate has the paper's parameters (within 2 %) and MACs (within 3 %). Its latency is that of
+one 1024 px picture, the candidates taking turns, with TAESD3's decoder for comparison. It is then trained behind the
+bundled miniature's frozen encoder, on the same 64 px patches of scenes in the same order with the same seed, and
+scored on whole held-out pictures: PSNR, and the error of a picture's mean colour, which is what leaving out norms is
+said to cost. Needs the emoji font. Writes decoder_search_STEPS.json and .md; at full size the comparison would need
+SD3's encoder and photographs.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Candidate:
     norms: str = "first"  # which blocks of a stage have a GroupNorm: "first", "all" or "none"
 
 
-CHOSEN = "the package's"
+CHOSEN = "the package's"  # by benchmarks/decoder_shapes.py
 PEER = "TAESD3"
 PLAIN = Candidate((256, 224, 192, 96), (2, 1, 3, 1))
 TWO = Candidate((256, 160, 224, 64), (1, 1, 3, 1), activations=1, activation=nn.ReLU, upsample="subpixel")
@@ -68,7 +69,8 @@ CANDIDATES: dict[str, Candidate] = {
     "sub-pixel and one ReLU": TWO,
     "the same: pixels alike at first": replace(TWO, upsample="alike"),
     "one depthwise convolution": ONE,
-    CHOSEN: replace(ONE, upsample="alike"),
+    "one of them, and pixels alike": replace(ONE, upsample="alike"),
+    CHOSEN: replace(ONE, widths=(224, 224, 192, 160), blocks=(2, 1, 1, 1), upsample="alike"),
 }
 
 

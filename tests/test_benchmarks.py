@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import decoder_search
+import decoder_shapes
 import operators
 import peers
 import pytest
@@ -55,6 +56,7 @@ def test_every_script_writes_into_the_same_folder_by_default() -> None:
     [
         ("decoder_search_150", decoder_search.table),
         ("decoder_search_350", decoder_search.table),
+        ("decoder_shapes", decoder_shapes.table),
         ("peers_cpu", peers.table),
         ("operators_cpu", operators.summary),
         ("throughput_cpu", throughput.table),

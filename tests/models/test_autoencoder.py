@@ -79,6 +79,16 @@ def test_decoder_is_separable_without_attention_and_conv_shortcuts() -> None:
     assert len(pointwise) == len(depthwise) + len(blocks) and len(depthwise) + len(pointwise) == len(convolutions)
 
 
+def test_decoder_has_fewer_blocks_at_high_resolution() -> None:
+    """Sec. 3.2, the fourth change; SD3's decoder has three blocks at each."""
+    with torch.device("meta"):
+        stages = create_autoencoder("decoder").decoder.stages
+    blocks = [len(stage.blocks) for stage in stages]
+    widths = [stage.blocks[0].expand[0].in_channels for stage in stages]
+    assert list(blocks) == sorted(blocks, reverse=True) and blocks[-1] < blocks[0] <= 3
+    assert list(widths) == sorted(widths, reverse=True)
+
+
 def test_upsampling_starts_as_nearest_neighbours() -> None:
     torch.manual_seed(0)
     upsample, x = SubPixelUpsample(8, 4), torch.randn(2, 8, 5, 6)

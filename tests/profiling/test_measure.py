@@ -1,5 +1,6 @@
 """What is measured, against what is known; the command with measurements; the peers' published sizes."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -225,3 +226,38 @@ def test_the_search_trains_and_scores(search: ModuleType) -> None:
     assert rows[0]["psnr"] != untrained["psnr"]
     report = {"device": "cpu", "threads": 1, "steps": 3, "batch": 2, "rows": rows, "peer_latency_s": 1.0}
     assert f"| {name} | 256, 160, 224, 64 | 1, 1, 3, 1 | 2 | 2 | 1 ReLU | subpixel | first |" in search.table(report)
+
+
+@pytest.fixture(scope="module")
+def shapes(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("decoder_shapes")
+
+
+def test_the_size_of_a_shape_is_that_of_its_network(shapes: ModuleType, search: ModuleType) -> None:
+    preset = search.CANDIDATES[search.CHOSEN]
+    for shape in (preset, *shapes.AGAINST.values(), dataclasses.replace(preset, blocks=(3, 2, 1, 1), expansion=3)):
+        with torch.device("meta"):
+            decoder, z = search.assemble(shape), torch.empty(1, 16, 128, 128)
+            counts = count(decoder, lambda: decoder(z))  # noqa: B023
+        assert shapes.size_of(shape) == (counts.parameters, counts.macs)
+
+
+def test_the_preset_keeps_the_rule_and_what_it_is_compared_with_does_not(
+    shapes: ModuleType, search: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset, (against,) = search.CANDIDATES[search.CHOSEN], shapes.AGAINST.values()
+    assert shapes.fits(preset) and shapes.fits(against)
+    assert shapes.keeps_the_rule(preset) and not shapes.keeps_the_rule(against)
+    monkeypatch.setattr(shapes, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(shapes, "WIDTHS", range(160, 257, 32))
+    monkeypatch.setattr(shapes, "EXPANSIONS", (2,))
+    found = list(shapes.rule_shapes())
+    assert preset in found and all(shapes.fits(shape) and shapes.keeps_the_rule(shape) for shape in found)
+    assert {shape.widths for shape in found} == {(224, 224, 192, 160), (256, 256, 192, 160)}
+
+
+def test_a_shape_is_trained_from_its_seed(shapes: ModuleType, search: ModuleType) -> None:
+    data = search.Data(create_autoencoder("debug").eval(), steps=2, batch=1, held_out=2)
+    shape = dataclasses.replace(search.CANDIDATES[search.CHOSEN], widths=(32, 32, 32, 32))
+    scores = [shapes.trained(shape, data, 2, seed) for seed in (0, 0, 1)]
+    assert scores[0] == scores[1] != scores[2]
