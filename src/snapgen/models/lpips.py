@@ -138,8 +138,8 @@ class Lpips(nn.Module):
 def load_lpips(name: str, place: str) -> Lpips:
     """LPIPS with the weights in `place`: a safetensors file, a folder with `model.safetensors`, or a hub name.
 
-    Of a whole classifier only the `features.` are read. The linear layers are torchmetrics', unless `place` has its own.
-    ValueError if there is no such file, or if it lacks a tensor or holds one of another shape.
+    Of a whole classifier only the `features.` are read. The linear layers are torchmetrics', unless `place` has its
+    own. ValueError if there is no such file, or if it lacks a tensor or holds one of another shape.
     """
     network, file = Lpips(name), find_weights(place)
     found = {key: tensor for key, tensor in load_file(file).items() if key.startswith(("features.", "lin"))}
