@@ -48,6 +48,36 @@ def test_the_saved_pipeline_holds_all_encoders(paths: list[str], tmp_path: Path)
     assert torch.equal(again.text(["a cat"]).states, stage.text(["a cat"]).states)
 
 
+@pytest.mark.slow
+def test_a_pooled_vector_is_trained_with_and_sampled_with(paths: list[str], tmp_path: Path) -> None:
+    """The two CLIPs' (8 + 12 wide), for a UNet that reads it; others are not given any."""
+    assert "pooled" not in make_stage(tmp_path, *paths).batch(0)
+    model = run_recipe("flow", tmp_path / "run", *paths, "train.steps=2", "model.pooled_projection_dim=20")
+    assert all(line["loss"] > 0 for line in metrics_of(tmp_path / "run"))
+    pipeline = SnapGenPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.unet.config.pooled_projection_dim == 20
+    pooled = pipeline.encode_text(["a cat", ""]).pooled
+    assert pooled is not None and pooled.shape == (2, 20)
+    assert pooled[0].abs().min() > 0 and pooled[1].abs().max() == 0
+
+    def sampled(**given: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(
+            num_inference_steps=2, guidance_scale=2.0, generator=generator, output_type="pt", **given
+        ).images
+
+    before = sampled(prompt="a cat")
+    with torch.no_grad():
+        pipeline.unet.pooled_embedding.linear_1.weight.mul_(10)
+    assert not torch.equal(sampled(prompt="a cat"), before)
+    embeds = pipeline.encode_prompt("a cat")
+    with pytest.raises(ValueError, match="reads a pooled text vector, too: give prompts instead of prompt_embeds"):
+        sampled(prompt_embeds=embeds[0], prompt_attention_mask=embeds[1])
+    with pytest.raises(RecipeError, match="reads pooled text vectors of width 24, the text encoders in .* give 20"):
+        make_stage(tmp_path, *paths, "model.pooled_projection_dim=24")
+
+
 def drops(stage: FlowStage, steps: int) -> tuple[list[str], Tensor]:
     """Captions of the first `steps` batches and which encoders each does without, B E."""
     seen: list[tuple[list[str], Tensor]] = []
