@@ -52,7 +52,9 @@ def test_the_saved_pipeline_holds_all_encoders(paths: list[str], tmp_path: Path)
 def test_a_pooled_vector_is_trained_with_and_sampled_with(paths: list[str], tmp_path: Path) -> None:
     """The two CLIPs' (8 + 12 wide), for a UNet that reads it; others are not given any."""
     assert "pooled" not in make_stage(tmp_path, *paths).batch(0)
-    model = run_recipe("flow", tmp_path / "run", *paths, "train.steps=2", "model.pooled_projection_dim=20")
+    model = run_recipe(
+        "flow", tmp_path / "run", *paths, "train.steps=2", "model={preset: debug, pooled_projection_dim: 20}"
+    )
     assert all(line["loss"] > 0 for line in metrics_of(tmp_path / "run"))
     pipeline = SnapGenPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
@@ -75,7 +77,7 @@ def test_a_pooled_vector_is_trained_with_and_sampled_with(paths: list[str], tmp_
     with pytest.raises(ValueError, match="reads a pooled text vector, too: give prompts instead of prompt_embeds"):
         sampled(prompt_embeds=embeds[0], prompt_attention_mask=embeds[1])
     with pytest.raises(RecipeError, match="reads pooled text vectors of width 24, the text encoders in .* give 20"):
-        make_stage(tmp_path, *paths, "model.pooled_projection_dim=24")
+        make_stage(tmp_path, *paths, "model={preset: debug, pooled_projection_dim: 24}")
 
 
 def drops(stage: FlowStage, steps: int) -> tuple[list[str], Tensor]:
