@@ -14,9 +14,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from snapgen.cli.main import run
 from snapgen.evaluation.features import INCEPTION_FILE, FeatureNetwork, inception_sha256
 from snapgen.evaluation.suites.fid import Statistics, frechet_distance, read_reference, statistics
-from snapgen.models.lpips import LINEAR, Lpips
+from snapgen.models.lpips import Lpips, linear_layers
 from snapgen.pictures import to_tensor
-from snapgen.weights import load_file
 
 MEANS = FeatureNetwork("means", "", lambda picture: picture.reshape(-1, 3).mean(axis=0).astype(np.float64))
 
@@ -149,7 +148,7 @@ def test_lpips_of_an_autoencoder(tiny_model: Path, tmp_path: Path, capfd: pytest
     command = ["evaluate", str(tiny_model), "--suite", "psnr", "--count", "2", "--out", str(tmp_path / "out")]
     assert run([*command, "--weights", str(weights), "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
-    network.load_state_dict(load_file(LINEAR / "alex.safetensors"), strict=False)
+    network.load_state_dict(linear_layers("alex"), strict=False)
     pairs = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "out" / "psnr" / "pictures").iterdir())]
     found = []
     for picture in to_tensor(pairs):
