@@ -256,11 +256,16 @@ def check_healthy(weights: Mapping[str, Tensor], where: str) -> None:
             raise ValueError(f"{where}: {name} holds {tensor.dtype}, floating-point numbers are expected")
         if not tensor.numel():
             continue
-        numbers = tensor.detach() if tensor.dtype in MEASURABLE else tensor.detach().float()
-        smallest, largest = torch.aminmax(numbers)  # NaN if any number is
-        for value in (smallest.item(), largest.item()):
+        for value in extremes(tensor):
             if not abs(value) < ABSURD:
                 raise ValueError(f"{where}: {name} holds {value:g}: finite weights are expected")
+
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """The smallest and the largest number of `tensor`, of a floating-point type and not empty; NaN if any number is."""
+    numbers = tensor.detach() if tensor.dtype in MEASURABLE else tensor.detach().float()
+    smallest, largest = torch.aminmax(numbers)
+    return smallest.item(), largest.item()
 
 
 def network_hash(parts: dict[str, torch.nn.Module], settings: dict[str, Any] | None = None) -> str:

@@ -17,6 +17,7 @@ from support.drawing import draw, seeds
 
 from snapgen.models.presets import create_denoiser
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
+from snapgen.pipeline.image_to_image import SnapGenImg2ImgPipeline
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
 from snapgen.text.load import load_text_encoders
@@ -346,6 +347,7 @@ def test_absent_text_encoders_give_the_picture_of_omitted_ones(
         some.set_progress_bar_config(disable=True)
         assert some.text_encoders == list(chosen) and some.config.text_layout == several.config.text_layout
         assert torch.equal(draw(some, "a cat"), draw(several, "a cat", text_encoders=list(chosen)))
+        assert SnapGenImg2ImgPipeline(**some.components, **some.settings).config.text_layout == some.config.text_layout
         some.save_pretrained(tmp_path / "again")
         again = SnapGenPipeline.from_pretrained(tmp_path / "again")
         assert again.text_encoders == list(chosen) and again.config.text_layout == several.config.text_layout

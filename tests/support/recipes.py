@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ def paths_below(folder: Path) -> list[str]:
     """The overrides that make the flow recipe read and write in `folder`."""
     paths = {"autoencoder": "autoencoder/model", "text": "text/model", "cache": "latents"}
     return [f"{key}={folder / path}" for key, path in paths.items()]
+
+
+def shares_of(stage: Any, step: int) -> list[Any]:
+    """The batches of `step` that each of two processes takes."""
+    context, shares = stage.context, []
+    for rank in (0, 1):
+        stage.context = replace(context, rank=rank, world=2)
+        shares.append(stage.batch(step))
+    stage.context = context
+    return shares
 
 
 def metrics_of(run: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:

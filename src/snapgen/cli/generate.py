@@ -99,6 +99,8 @@ def generate(
     destination = choose_destination(out, len(requests))
     start_picture = read_start(image, strength, mask)
 
+    from snapgen.flow.guidance import has_guidance
+
     names = None if encoders is None else [name.strip() for name in encoders.split(",")]
     pipeline = load_pipeline(model, names)
     if lora is not None:
@@ -121,7 +123,7 @@ def generate(
     if start_picture is not None:
         steps_taken = start_picture.steps_of(steps_taken)
         settings |= start_picture.settings
-    if interval is not None and facts["guidance"] <= 1:
+    if interval is not None and not has_guidance(facts["guidance"]):
         guidance_is = f"guidance is {facts['guidance']:g}, there is no guidance"
         warnings.warn(f"--guidance-interval has no effect: {guidance_is}", stacklevel=1)
     if lora is None:  # adapters bring words of their own

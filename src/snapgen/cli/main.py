@@ -152,9 +152,8 @@ def _describe(error: Exception, verbose: bool) -> str:
         return f"{error.name} is not installed; run: pip install 'snapgen[{extra}]'"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror.lower()}"
-    if (
-        isinstance(error, OSError) and error.strerror and error.errno in FULL
-    ):  # files are named: see snapgen.files.naming
+    # Files would be named (`snapgen.files.naming`).
+    if isinstance(error, OSError) and error.strerror and error.errno in FULL:
         return f"standard output or a temporary file: {error.strerror.lower()}"
     message = one_line(str(error)) or type(error).__name__
     if isinstance(error, ValueError | OSError | ImportError):

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from snapgen.files import read_json
 from snapgen.messages import first_mistake, one_line
 from snapgen.pipeline.inputs import MAX_STEPS
+from snapgen.registration import PIPELINES
 from snapgen.text.load import TEXT_MODELS
 
 AUTOENCODERS = frozenset(
@@ -57,6 +60,15 @@ class PipelineNumbers(BaseModel):
     default_num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1
     language_max_length: Annotated[int, Field(ge=1, le=8192)] = 1
     language_prefix: Annotated[str, Field(max_length=100_000)] = ""
+
+
+def read_own_index(folder: Path) -> dict[str, Any]:
+    """The model_index.json of a model of this package, checked; ValueError unless it describes one of its pipelines."""
+    index = folder / "model_index.json"
+    entries, own = read_json(index), next(iter(PIPELINES))
+    name = entries.get("_class_name")  # all of them have the same parts
+    check_index(entries, str(index), SNAPGEN_PARTS, name if isinstance(name, str) and name in PIPELINES else own)
+    return entries
 
 
 def check_index(entries: Mapping[str, Any], where: str, parts: Mapping[str, frozenset[str]], pipeline: str) -> None:

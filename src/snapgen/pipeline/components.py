@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,14 +14,12 @@ from snapgen.machine.memory import keep_freed_memory
 from snapgen.machine.precision import gains_by_bfloat16
 from snapgen.models.denoiser import Denoiser, text_width
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
-from snapgen.pipeline.classes import SNAPGEN_PARTS, check_index
+from snapgen.pipeline.classes import read_own_index
 from snapgen.pipeline.vae import Autoencoder, check_vae, scale_factor
-from snapgen.registration import PIPELINES
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH
 from snapgen.text.join import TEXT_ENCODERS, JointTextEncoder, TextLayout, tokenizer_of
 from snapgen.weights import only_variant
 
-SETTINGS = ("shift", "default_guidance_scale", "default_num_inference_steps", "language_max_length", "language_prefix")
 # The settings of diffusers' scheduler that the sampling here has; any other value is refused.
 SCHEDULER_SETTINGS = {
     name: value for name, value in FlowMatchEulerDiscreteScheduler().config.items() if not name.startswith("_")
@@ -90,10 +89,7 @@ class SnapGenComponents(DiffusionPipeline):
         settings |= {"use_safetensors": True, "trust_remote_code": False}
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
-            index = cls.load_config(folder)
-            name = index.get("_class_name")
-            known = isinstance(name, str) and name in PIPELINES
-            check_index(index, str(folder / "model_index.json"), SNAPGEN_PARTS, name if known else cls.__name__)
+            index = read_own_index(folder)
             absent = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is None]
             settings = dict.fromkeys(absent) | settings
             variants = {only_variant(folder / name) for name in index if (folder / name).is_dir()} - {None}
@@ -148,7 +144,8 @@ class SnapGenComponents(DiffusionPipeline):
     @property
     def settings(self) -> dict[str, Any]:
         """The configuration without the components: with `components`, the arguments of a sibling's constructor."""
-        return {name: self.config[name] for name in SETTINGS}
+        arguments = signature(SnapGenComponents.__init__).parameters
+        return {name: self.config[name] for name in arguments if name != "self" and name not in self.components}
 
     @property
     def vae_scale_factor(self) -> int:

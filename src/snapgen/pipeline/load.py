@@ -17,7 +17,6 @@ from snapgen.files import read_json
 from snapgen.messages import one_line
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import check_text_encoders
-from snapgen.registration import PIPELINES
 
 if TYPE_CHECKING:
     import torch
@@ -113,17 +112,13 @@ def _omitted(text_encoders: Sequence[str] | None) -> list[str]:
 
 
 def _load_folder(folder: Path, text_encoders: Sequence[str] | None = None) -> SnapGenPipeline:
-    from snapgen.pipeline.classes import SNAPGEN_PARTS, check_index
+    from snapgen.pipeline.classes import read_own_index
     from snapgen.pipeline.text_to_image import SnapGenPipeline
     from snapgen.text.join import TEXT_ENCODERS, tokenizer_of
     from snapgen.text.load import check_vocabulary
 
     index = folder / INDEX
-    entries = read_json(index)
-    name = entries.get("_class_name")
-    if not isinstance(name, str) or name not in PIPELINES:  # all of these have the same components
-        name = SnapGenPipeline.__name__
-    check_index(entries, str(index), SNAPGEN_PARTS, name)
+    entries = read_own_index(folder)
     present = {part: entry for part, entry in entries.items() if isinstance(entry, list) and entry != [None, None]}
     check_text_encoders(text_encoders, {part: entry[1] for part, entry in present.items() if part in TEXT_ENCODERS})
     omitted = _omitted(text_encoders)
@@ -137,7 +132,7 @@ def _load_folder(folder: Path, text_encoders: Sequence[str] | None = None) -> Sn
         if parts.get(name) is not None and parts.get(tokenizer_of(name)) is not None:
             check_vocabulary(parts[name], parts[tokenizer_of(name)], str(folder / tokenizer_of(name)))
     try:
-        return SnapGenPipeline.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **parts)
+        return SnapGenPipeline.from_pretrained(folder, **parts)
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(f"{index} does not fit a {SnapGenPipeline.__name__}: {error}") from error
 

@@ -5,12 +5,12 @@ Only models that were trained on captions of a small built-in world have a list;
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from snapgen.files import read_json
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
 from snapgen.pipeline.load import INDEX, check_model_name
 
@@ -27,10 +27,7 @@ def words_of_model(model: str) -> Words | None:
     check_model_name(model)
     folder = bundled_folder() / BUNDLED[model] if model in BUNDLED else Path(model)
     if folder.is_dir():
-        try:
-            entries: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{folder / INDEX} is damaged: {error}") from None
+        entries: dict[str, Any] = read_json(folder / INDEX)
     else:
         from snapgen.pipeline.text_to_image import SnapGenPipeline
 

@@ -152,9 +152,8 @@ class TransformersTextEncoder:
         empty = torch.tensor(is_empty, device=device)
         first = torch.arange(self.max_length, device=device) == 0
         if all(is_empty):  # nothing to read: an omitted encoder costs nothing
-            dtype = (
-                self.model.dtype if self.model.dtype.itemsize > 1 else torch.float32
-            )  # 8 bits: only stored like that
+            stored = self.model.dtype  # in 8 bits it is only stored, and computes in more
+            dtype = stored if stored.itemsize > 1 else torch.float32
             states = torch.zeros(len(prompts), self.max_length, self.width, device=device, dtype=dtype)
             return TextStates(states, first.repeat(len(prompts), 1), states[:, 0] if self.is_clip else None)
         ids, attention = (part.to(device) for part in self.tokenize(prompts))

@@ -13,8 +13,9 @@ What differs from Stable Diffusion 3, so that any subset of encoders serves:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ class TextLayout:
     def join(self, texts: Mapping[str, TextStates], count: int) -> TextStates:
         """The states B N D of `count` prompts, from those of each encoder by name; absent ones contribute zeros."""
         like = next((text.states for text in texts.values()), torch.zeros(0))
-        dtype = _common_dtype(text.states for text in texts.values())
+        dtype = reduce(torch.promote_types, (text.states.dtype for text in texts.values()), like.dtype)
         joined = TextStates(
             torch.zeros(count, self.length, self.width, device=like.device, dtype=dtype),
             torch.zeros(count, self.length, device=like.device, dtype=torch.bool),
@@ -165,14 +166,6 @@ def _span(values: Any) -> tuple[int, int]:
     if not (type(start) is type(end) is int and 0 <= start < end <= 2**20):
         raise ValueError(f"{values} is no span")
     return start, end
-
-
-def _common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    dtypes = [tensor.dtype for tensor in tensors] or [torch.float32]
-    common = dtypes[0]
-    for dtype in dtypes[1:]:
-        common = torch.promote_types(common, dtype)
-    return common
 
 
 class JointTextEncoder:

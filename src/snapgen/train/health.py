@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from snapgen.train.distribution import local
+from snapgen.weights import extremes
 
 # The largest number of float16, in which finished models ship. Healthy weights stay far below: the bundled networks'
 # reach 4.7, the gains and embeddings of published text encoders some hundreds.
@@ -29,10 +30,10 @@ def ailment(accelerator: Accelerator, files: Mapping[str, Mapping[str, Tensor]])
 def unhealthy(tensors: Mapping[str, Tensor], largest: float = LARGEST_WEIGHT) -> str | None:
     """The first of `tensors` with a value that is not finite or beyond `largest`, in words; None if there is none."""
     for name, tensor in tensors.items():
-        part = local(tensor).detach()
+        part = local(tensor)
         if not part.is_floating_point() or not part.numel():
             continue
-        magnitude = max(abs(extreme.item()) for extreme in torch.aminmax(part))  # both are NaN if one value is
+        magnitude = max(map(abs, extremes(part)))
         if not magnitude <= largest:
             return f"{name} holds a value of {magnitude:.4g}"
     return None

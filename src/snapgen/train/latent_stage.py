@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from snapgen.config import RecipeError
 from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentCache, encode_in_parts
 from snapgen.data.source import ContrastingSource, WordedSource, first_readable
-from snapgen.files import short_fingerprint
+from snapgen.files import read_json, short_fingerprint
 from snapgen.flow.path import interpolate
 from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
 from snapgen.losses.task import flow_matching
@@ -26,6 +26,7 @@ from snapgen.models.denoiser import Denoiser, load_denoiser, pooled_width, text_
 from snapgen.models.unet import SnapGenUNet
 from snapgen.pictures import contact_sheet
 from snapgen.pipeline.bundled import BUNDLED
+from snapgen.pipeline.load import INDEX
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.text.join import JointTextEncoder
 from snapgen.text.load import load_text_encoders
@@ -118,7 +119,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
                 f"set autoencoder to {'mini' if str(initial) in BUNDLED else folder / 'vae'}, and text to its own too"
             )
         try:
-            self.text.layout.check_columns(SnapGenPipeline.load_config(folder).get("text_layout"))
+            self.text.layout.check_columns(read_json(folder / INDEX).get("text_layout"))
         except ValueError as error:
             raise RecipeError(f"initial: {initial} does not suit text: {recipe.text}: {error}") from error
         network = load_denoiser(folder / "unet")

@@ -48,7 +48,7 @@ class TimestepScaling(nn.Module):
         if self.running is not None:
             self.running.update(losses, self.timesteps(sigmas), total)
 
-    def scaled(self, losses: Mapping[str, Tensor], sigmas: Tensor) -> dict[str, Tensor]:
+    def _scaled(self, losses: Mapping[str, Tensor], sigmas: Tensor) -> dict[str, Tensor]:
         """The distillation losses among `losses` at the task's scale, B each."""
         t, bound = self.timesteps(sigmas), self.settings.max_ratio
 
@@ -61,9 +61,14 @@ class TimestepScaling(nn.Module):
             if name != TASK
         }
 
-    def forward(self, losses: Mapping[str, Tensor], sigmas: Tensor) -> Tensor:
-        """`L_md` (Eq. 8) of each sample, B, given its losses; with one distillation loss, `S` (Eq. 7)."""
-        return multi_level(losses[TASK], self.scaled(losses, sigmas).values(), self.timesteps(sigmas))
+    def forward(self, losses: Mapping[str, Tensor], sigmas: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`L_md` (Eq. 8) of each sample, B, given its losses, and what it weights against the task, as `<name>_scaled`.
+
+        With one distillation loss, `L_md` is `S` (Eq. 7).
+        """
+        scaled = self._scaled(losses, sigmas)
+        total = multi_level(losses[TASK], scaled.values(), self.timesteps(sigmas))
+        return total, {f"{name}_scaled": loss for name, loss in scaled.items()}
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.recipes import RECIPES, metrics_of, recipe_of
+from support.recipes import RECIPES, metrics_of, recipe_of, shares_of
 
 from snapgen.config import parse_recipe
 from snapgen.data.folder import FolderSettings
@@ -90,11 +89,7 @@ def test_one_process_or_two_see_the_same_batch(places: dict[str, Path], tmp_path
     stage = make_stage(make_recipe(places["folder"]), tmp_path)
     for step in range(3):
         alone = stage.batch(step)
-        shares = []
-        for rank in (0, 1):
-            stage.context = replace(stage.context, rank=rank, world=2)
-            shares.append(stage.batch(step))
-        stage.context = replace(stage.context, rank=0, world=1)
+        shares = shares_of(stage, step)
         for one, *others in zip(alone, *shares, strict=True):
             assert torch.equal(torch.cat(others), one)
 

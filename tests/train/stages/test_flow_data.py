@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.recipes import RECIPES, recipe_of
+from support.recipes import RECIPES, recipe_of, shares_of
 
 from snapgen.config import RecipeError, parse_recipe
 from snapgen.files import sha256
@@ -94,11 +93,7 @@ def test_one_process_or_two_see_the_same_batch(tiny_model: Path, pictures: Path,
     stage = make_stage(make_recipe(tiny_model, pictures, tmp_path / "latents" if cached else None), tmp_path)
     for step in range(3):
         alone = stage.batch(step)
-        shares = []
-        for rank in (0, 1):
-            stage.context = replace(stage.context, rank=rank, world=2)
-            shares.append(stage.batch(step))
-        stage.context = replace(stage.context, rank=0, world=1)
+        shares = shares_of(stage, step)
         for name in ("noise", "sigmas"):
             assert torch.equal(torch.cat([share[name] for share in shares]), alone[name])
         # Encoded in smaller batches, latents differ by rounding.

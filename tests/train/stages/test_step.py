@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.recipes import RECIPES, metrics_of, paths_below, recipe_of, run_recipe
+from support.recipes import RECIPES, metrics_of, paths_below, recipe_of, run_recipe, shares_of
 
 from snapgen.config import RecipeError
 from snapgen.flow.timesteps import sampling_sigmas
@@ -109,10 +109,7 @@ def test_every_sample_leaves_a_level_of_a_schedule_for_the_next(paths: list[str]
 
 def test_a_batch_does_not_depend_on_the_number_of_processes(paths: list[str], tmp_path: Path) -> None:
     stage = make_stage(paths, tmp_path)
-    whole, shares = stage.batch(3), []
-    for rank in range(2):
-        stage.context = replace(stage.context, rank=rank, world=2)
-        shares.append(stage.batch(3))
+    whole, shares = stage.batch(3), shares_of(stage, 3)
     for name in ("x0", "noise", "sigmas", "next", "judged", "fake_noise", "real_noise", "perturbation"):
         assert torch.equal(torch.cat([share[name] for share in shares]), whole[name]), name
 

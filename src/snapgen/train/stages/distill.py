@@ -250,8 +250,8 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
     def _weighted(self, parts: dict[str, Tensor], sigmas: Tensor) -> dict[str, Tensor]:
         """What is minimised, `combined`, and with Eq. 7 the distillation losses at the task's scale, `*_scaled`."""
         if self.scaling is not None:
-            scaled = {f"{name}_scaled": loss for name, loss in self.scaling.scaled(parts, sigmas).items()}
-            return {"combined": self.scaling(parts, sigmas)} | scaled
+            combined, scaled = self.scaling(parts, sigmas)
+            return {"combined": combined} | scaled
         settings = self.recipe.distillation
         weights = {"output": settings.output_weight, "features": settings.feature_weight}
         distillations = [(weight, parts[name]) for name, weight in weights.items() if name in parts]

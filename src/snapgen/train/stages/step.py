@@ -234,20 +234,17 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         parts = self._lessons(velocity, batch)
         if self.scaling is not None:
             self.scaling.update(parts, batch["sigmas"])
-        combined = self._combined(parts, batch["sigmas"]).mean()
-        losses = {name: loss.mean() for name, loss in (parts | self._scaled(parts, batch["sigmas"])).items()}
+        weighted, scaled = self._combined(parts, batch["sigmas"])
+        combined = weighted.mean()
+        losses = {name: loss.mean() for name, loss in (parts | scaled).items()}
         if not logits:
             return {"loss": combined, **losses}
         adversarial = GAMES[self.recipe.adversary.game][1](logits[0])
         return {"loss": combined + self.recipe.adversary.weight * adversarial, **losses, "adversarial": adversarial}
 
-    def _combined(self, parts: dict[str, Tensor], sigmas: Tensor) -> Tensor:
-        """S of Eq. 9 for each sample, or the output loss alone."""
-        return parts["output"] if self.scaling is None else self.scaling(parts, sigmas)
-
-    def _scaled(self, parts: dict[str, Tensor], sigmas: Tensor) -> dict[str, Tensor]:
-        """The output loss at the task's scale, if both are learned from."""
-        return {} if self.scaling is None else {"output_scaled": self.scaling.scaled(parts, sigmas)["output"]}
+    def _combined(self, parts: dict[str, Tensor], sigmas: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """S of Eq. 9 for each sample and the output loss at the task's scale, or the output loss alone."""
+        return (parts["output"], {}) if self.scaling is None else self.scaling(parts, sigmas)
 
     def _judge(
         self,
@@ -308,7 +305,8 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         batch = heldout | {"sigmas": sigmas, "next": following}
         with self.autocast(), self.attention():
             parts = self.in_parts(partial(self._heldout_lessons, model), batch)
-        parts |= {"loss": self._combined(parts, sigmas)} | self._scaled(parts, sigmas)
+        combined, scaled = self._combined(parts, sigmas)
+        parts |= {"loss": combined} | scaled
         curves: dict[str, Any] = {"sigma": longest[:, 0].tolist()}
         return curves | {name: loss.reshape(len(longest), -1).mean(dim=1).tolist() for name, loss in parts.items()}
 
