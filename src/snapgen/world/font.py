@@ -39,7 +39,9 @@ def find_font(font: str | None = None) -> Path:
     )
 
 
-@cache
 def font_sha256(font: str | None = None) -> str:
     """Hexadecimal SHA-256 of the font file, recorded with weights that were trained on its sprites."""
-    return sha256(find_font(font))
+    return _sha256(find_font(font))
+
+
+_sha256 = cache(sha256)  # of a file that does not change while the program runs
