@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteSche
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from support.drawing import draw, seeds
 
-from snapgen.flow.timesteps import sampling_sigmas
+from snapgen.flow.schedule import sampling_levels
 from snapgen.pipeline.load import load_pipeline
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.text.load import load_text_encoders
@@ -159,7 +159,7 @@ def test_the_scheduler_is_a_view_of_the_shift(own: SnapGenPipeline) -> None:
     own.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8))  # of one that is not kept
     scheduler = own.scheduler
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8))
-    torch.testing.assert_close(scheduler.sigmas, sampling_sigmas(8, own.config.shift))
+    torch.testing.assert_close(scheduler.sigmas, torch.tensor(sampling_levels(8, own.config.shift)))
     own.scheduler = FlowMatchEulerDiscreteScheduler.from_config(own.scheduler.config, shift=5.0)
     assert own.config.shift == own.scheduler.shift == 5.0
     with pytest.raises(ValueError, match="^scheduler is a FlowMatchHeunDiscreteScheduler, expected FlowMatchEuler"):

@@ -1,8 +1,9 @@
 """The readings of Eq. 7, at the noise levels of four steps with the shift of 3."""
 
 import pytest
+import torch
 
-from snapgen.flow.timesteps import sampling_sigmas
+from snapgen.flow.schedule import sampling_levels
 from snapgen.losses.distillation import task_share
 from snapgen.train.scaling import ScalingSettings, TimestepScaling
 
@@ -14,7 +15,7 @@ from snapgen.train.scaling import ScalingSettings, TimestepScaling
 def test_the_share_of_the_task_in_four_steps(settings: ScalingSettings, shares: list[float]) -> None:
     """The figures of both readings: by sigma, the last step has no teacher at all."""
     scaling = TimestepScaling(settings, shift=3.0, distillations=("output",))
-    found = task_share(scaling.timesteps(sampling_sigmas(4, shift=3.0)[:-1]))
+    found = task_share(scaling.timesteps(torch.tensor(sampling_levels(4, shift=3.0)[:-1])))
     assert found.tolist() == pytest.approx(shares, abs=5e-4)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from snapgen.flow.arrays import Array
 
 
-def guide(v_text: Tensor, v_negative: Tensor, scale: float) -> Tensor:
+def guide(v_text: Array, v_negative: Array, scale: float) -> Array:
     """`v_negative + scale (v_text - v_negative)`: away from the negative text. All B C H W; scale 1 gives `v_text`."""
     return v_negative + scale * (v_text - v_negative)
 

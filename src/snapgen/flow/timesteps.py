@@ -1,14 +1,12 @@
-"""Noise levels: those that training samples, and those that sampling visits.
+"""Noise levels: those that training samples, and the shift; `schedule` has those that sampling visits.
 
-`sigma` in [0, 1] is the share of noise; the network is given `1000 * sigma` (`TIMESTEP_SCALE`).
+`sigma` in [0, 1] is the share of noise; the network is given `1000 * sigma`.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-TIMESTEP_SCALE = 1000.0
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
@@ -22,16 +20,6 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
 def sample_sigmas(count: int, generator: torch.Generator, shift: float, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """`count` training noise levels, shape (count,), on the CPU: logit-normal(mean, std), then shifted."""
     return shift_sigma(torch.sigmoid(torch.randn(count, generator=generator) * std + mean), shift)
-
-
-def sampling_sigmas(steps: int, shift: float) -> Tensor:
-    """The levels that `steps` Euler steps visit, shape (steps + 1,): from 1, evenly spaced before the shift, to 0.
-
-    With shift 3 and 4 steps: 1, 0.9, 0.75, 0.5, 0.
-    """
-    if steps < 1:
-        raise ValueError(f"number of steps is {steps}, expected at least 1")
-    return shifted_schedule(torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64), shift)
 
 
 def shifted_schedule(sigmas: Tensor, shift: float) -> Tensor:

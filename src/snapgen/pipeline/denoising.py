@@ -12,7 +12,7 @@ from torch import Tensor
 from snapgen.flow.guidance import guide, has_guidance, is_guided
 from snapgen.flow.path import interpolate
 from snapgen.flow.sampling import euler_step
-from snapgen.flow.timesteps import TIMESTEP_SCALE
+from snapgen.flow.schedule import TIMESTEP_SCALE
 from snapgen.pipeline.conditioning import Conditioning
 from snapgen.pipeline.request import Request
 from snapgen.text.encoder import TextStates

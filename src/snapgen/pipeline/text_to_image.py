@@ -13,7 +13,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
 from snapgen.flow.guidance import has_guidance
-from snapgen.flow.timesteps import TIMESTEP_SCALE, sampling_sigmas, shifted_schedule
+from snapgen.flow.schedule import TIMESTEP_SCALE, sampling_levels
+from snapgen.flow.timesteps import shifted_schedule
 from snapgen.models.denoiser import pooled_width, text_width
 from snapgen.pipeline import inputs
 from snapgen.pipeline.adapters import AdapterLoader
@@ -319,7 +320,7 @@ class SnapGenPipeline(SnapGenComponents, AdapterLoader):
     def _schedule(self, request: Request) -> list[float]:
         """The noise levels of all steps, from the first to 0."""
         if request.sigmas is None:
-            return sampling_sigmas(request.num_inference_steps, self.config.shift).tolist()
+            return sampling_levels(request.num_inference_steps, self.config.shift)
         return shifted_schedule(torch.tensor(request.sigmas, dtype=torch.float64), self.config.shift).tolist()
 
     def _start(self, request: Request, count: int, together: int) -> Start:

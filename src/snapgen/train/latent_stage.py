@@ -19,7 +19,8 @@ from snapgen.data.latents import Batches, CachedBatches, EncodedBatches, LatentC
 from snapgen.data.source import ContrastingSource, WordedSource, first_readable
 from snapgen.files import read_json, short_fingerprint
 from snapgen.flow.path import interpolate
-from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas
+from snapgen.flow.schedule import TIMESTEP_SCALE
+from snapgen.flow.timesteps import sample_sigmas
 from snapgen.losses.task import flow_matching
 from snapgen.models.autoencoder import SnapGenAutoencoder, encoding_weights, same_latents
 from snapgen.models.denoiser import Denoiser, load_denoiser, pooled_width, text_width

@@ -15,7 +15,7 @@ import torch
 from support.recipes import RECIPES, metrics_of, paths_below, recipe_of, run_recipe, shares_of
 
 from snapgen.config import RecipeError
-from snapgen.flow.timesteps import sampling_sigmas
+from snapgen.flow.schedule import sampling_levels
 from snapgen.models.denoiser import feature_widths, load_denoiser
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.train.loop import only_train
@@ -95,7 +95,7 @@ def test_every_sample_leaves_a_level_of_a_schedule_for_the_next(paths: list[str]
     allowed = {
         (round(a, 5), round(b, 5))
         for steps in (2, 4)
-        for levels in [sampling_sigmas(steps, 3.0).tolist()]
+        for levels in [sampling_levels(steps, 3.0)]
         for a, b in pairwise(levels)
     }
     seen = set()

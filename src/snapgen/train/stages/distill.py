@@ -16,7 +16,7 @@ from snapgen.data.latents import CachedBatches
 from snapgen.files import short_fingerprint
 from snapgen.flow.guidance import has_guidance
 from snapgen.flow.path import interpolate
-from snapgen.flow.timesteps import TIMESTEP_SCALE
+from snapgen.flow.schedule import TIMESTEP_SCALE
 from snapgen.losses.distillation import constant_weights, feature_distillation, output_distillation
 from snapgen.losses.task import flow_matching
 from snapgen.machine.counting import count

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from snapgen.config import RecipeError, Settings
 from snapgen.flow.guidance import has_guidance
 from snapgen.flow.path import interpolate, per_sample, predict_x0
-from snapgen.flow.timesteps import TIMESTEP_SCALE, sample_sigmas, sampling_sigmas
+from snapgen.flow.schedule import TIMESTEP_SCALE, sampling_levels
+from snapgen.flow.timesteps import sample_sigmas
 from snapgen.losses.adversarial import GAMES, smoothness
 from snapgen.losses.distillation import output_distillation
 from snapgen.losses.task import flow_matching
@@ -133,7 +134,9 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         if settings.weight:
             self.turns = (DISCRIMINATOR,) * settings.updates + ("",)
         # For every schedule, the levels at which each of its S steps starts and ends, S 2.
-        levels = [sampling_sigmas(steps, recipe.timesteps.shift) for steps in recipe.distillation.schedules]
+        levels = [
+            torch.tensor(sampling_levels(steps, recipe.timesteps.shift)) for steps in recipe.distillation.schedules
+        ]
         self.steps = [torch.stack([visited[:-1], visited[1:]], dim=1) for visited in levels]
         self.diversity_before = self._diversity(student, recipe.num_inference_steps, recipe.distillation.guidance_scale)
 

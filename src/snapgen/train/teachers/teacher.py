@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SD3Transformer2DModel, S
 from torch import Tensor
 
 from snapgen.flow.guidance import guide, has_guidance
-from snapgen.flow.timesteps import TIMESTEP_SCALE
+from snapgen.flow.schedule import TIMESTEP_SCALE
 from snapgen.models.autoencoder import SnapGenAutoencoder, same_latents
 from snapgen.models.denoiser import Denoiser, feature_widths, pooled_width, text_width
 from snapgen.models.teacher import TeacherTransformer
