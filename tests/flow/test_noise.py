@@ -8,6 +8,7 @@ import torch
 
 from snapgen.flow.noise import seeded_noise
 
+# Of seed 7: the first and the last of a block's radii and angles, the next block's first, the last of all.
 GOLDEN = [
     -0.8201344609260559,
     -0.8936553597450256,
@@ -15,7 +16,7 @@ GOLDEN = [
     1.090165138244629,
     -1.5826646089553833,
     0.754192590713501,
-]  # of seed 7: first and last of the radii's and angles' blocks
+]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32 + 5, 2**63 - 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -134,10 +135,8 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
         if settings.weight:
             self.turns = (DISCRIMINATOR,) * settings.updates + ("",)
         # For every schedule, the levels at which each of its S steps starts and ends, S 2.
-        levels = [
-            torch.tensor(sampling_levels(steps, recipe.timesteps.shift)) for steps in recipe.distillation.schedules
-        ]
-        self.steps = [torch.stack([visited[:-1], visited[1:]], dim=1) for visited in levels]
+        levels = [sampling_levels(steps, recipe.timesteps.shift) for steps in recipe.distillation.schedules]
+        self.steps = [torch.tensor(list(pairwise(visited))) for visited in levels]
         self.diversity_before = self._diversity(student, recipe.num_inference_steps, recipe.distillation.guidance_scale)
 
     @classmethod
