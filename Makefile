@@ -53,5 +53,5 @@ lock:
 	@touch $@
 
 .venv/installed-dev: .venv/made $(LOCKED)
-	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable ".[train,eval,dev]"
+	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable ".[train,eval,onnx,export,dev]"
 	@touch $@ .venv/installed-run

@@ -9,6 +9,6 @@ trap 'rm -rf "$work"' EXIT
 scripts/make_environment.sh "$work/environment"
 "$work/environment/bin/python" -m pip install --quiet --upgrade pip
 "$work/environment/bin/python" -m pip install --quiet --dry-run --ignore-installed --report "$work/report.json" \
-    ".[train,eval,dev]"
+    ".[train,eval,onnx,export,dev]"
 "$work/environment/bin/python" scripts/write_lock.py "$work/report.json" >"$work/lock"
 mv "$work/lock" "$file"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HEADER = """\
-# Every version that the tests run with (running, training, evaluating, testing); written by `make lock`.
+# Every version that the tests run with (running, training, evaluating, exporting, testing); written by `make lock`.
 # pip install -c requirements.lock .
 """
 

@@ -1,0 +1,1 @@
+"""Export: a model as a bundle for another runtime, converted, measured against torch, and described."""

@@ -1,0 +1,1 @@
+"""Bundles: exported networks with all that is needed to run them. Nothing here imports torch."""
