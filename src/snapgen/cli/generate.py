@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen.cli.options import LARGEST_SEED, SIZES, check_range, parse_interval
+from snapgen.cli.options import LARGEST_SEED, check_range, parse_interval, parse_size
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 from snapgen.cli.progress import progress_bar
 from snapgen.cli.start import StartPicture, read_start
@@ -162,18 +161,6 @@ def print_pictures(pictures: list[dict[str, Any]], facts: dict[str, Any], as_jso
     else:
         for picture in pictures:
             typer.echo(picture["path"])
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """The width and height in "WxH"; ValueError unless the networks can generate both."""
-    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, flags=re.ASCII)
-    if not match:
-        raise ValueError(f"--size {text} is not of the form WIDTHxHEIGHT, for example 256x256")
-    width, height = int(match[1]), int(match[2])
-    if width not in SIZES or height not in SIZES:
-        allowed = f"multiples of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
-        raise ValueError(f"--size {text} cannot be used: width and height must be {allowed}")
-    return width, height
 
 
 def describe_run(
