@@ -79,8 +79,10 @@ class BundlePipeline:
         return 1, latents.channels, height // unit, width // unit
 
     def encode(self, prompt: str, encoders: Sequence[str] | None = None) -> Encoded:
-        """`prompt` as all text encoders of `encoders` read it, their states joined."""
+        """`prompt` as the text encoders named `encoders`, by default all, read it; ValueError if there are none."""
         texts = self.bundle.texts
+        if not texts:
+            raise ValueError("this bundle has no text encoder: it was made of a network alone")
         length = max(text.tokens[1] for text in texts)
         states = np.zeros((1, length, max(text.columns[1] for text in texts)), np.float32)
         mask = np.zeros((1, length), np.int64)
