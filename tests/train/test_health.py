@@ -48,7 +48,9 @@ def look(folder: Path) -> None:
     """What each of two processes does; only the second has a tensor that is ruined."""
     rank = os.environ["RANK"]
     value = math.nan if rank == "1" else 1.0
-    (folder / rank).write_text(f"{ailment(Accelerator(cpu=True), {'model': {'part': torch.tensor([value])}, 'ema': {}})}")
+    (folder / rank).write_text(
+        f"{ailment(Accelerator(cpu=True), {'model': {'part': torch.tensor([value])}, 'ema': {}})}"
+    )
 
 
 @pytest.mark.slow
