@@ -248,9 +248,9 @@ def test_up_to_1_there_is_no_guidance_and_no_negative_prompt(
         assert not pipeline.do_classifier_free_guidance
     with pytest.warns(UserWarning, match="negative_prompt has no effect: guidance_scale is 0.5, there is no guidance"):
         draw(pipeline, "a cat", guidance_scale=0.5, negative_prompt="a dog")
-    assert encoded == ["a cat"] * 6
+    assert encoded == [["a cat"]] * 6
     draw(pipeline, "a cat", guidance_scale=1.5)
-    assert encoded[6:] == ["a cat", [""]]
+    assert encoded[6:] == [["a cat", ""]]
 
 
 @pytest.mark.parametrize(

@@ -221,16 +221,20 @@ class JointTextEncoder:
             encoders[name] = TransformersTextEncoder(model, tokenizer, length, prefix, warn, device)
         return cls(encoders, layout)
 
-    def __call__(self, prompts: list[str], dropped: Tensor | None = None) -> TextStates:
+    def __call__(self, prompts: list[str], dropped: Tensor | None = None, together: int | None = None) -> TextStates:
         """States B N D of `prompts`.
 
         dropped: B E, or 1 E; True where one of the E encoders is omitted for a prompt, as if it were absent.
+        together: how many prompts an encoder reads at once, by default all. It reads all before the next one starts, so
+        that one that is offloaded is moved only once.
         """
         if dropped is None:
             dropped = torch.zeros(1, len(self.encoders), dtype=torch.bool)
         omitted = dropped.expand(len(prompts), -1).T.tolist()
-        encoded = {
-            name: encoder(["" if without else prompt for prompt, without in zip(prompts, column, strict=True)])
-            for (name, encoder), column in zip(self.encoders.items(), omitted, strict=True)
-        }
+        size, encoded = together or len(prompts), {}
+        for (name, encoder), column in zip(self.encoders.items(), omitted, strict=True):
+            texts = ["" if without else prompt for prompt, without in zip(prompts, column, strict=True)]
+            encoded[name] = TextStates.cat(
+                [encoder(texts[start : start + size]) for start in range(0, len(texts), size)]
+            )
         return self.layout.join(encoded, len(prompts))
