@@ -17,6 +17,7 @@ from snapgen.cli.pictures import PictureRequest, choose_destination, save_pictur
 from snapgen.cli.progress import progress_bar
 from snapgen.cli.start import StartPicture, read_start
 from snapgen.files import read_prompts
+from snapgen.messages import one_line
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import MAX_STEPS
 from snapgen.pipeline.load import check_model_name, load_adapters, load_pipeline
@@ -134,6 +135,11 @@ def generate(
             for start in range(0, len(requests), BATCH):
                 batch = requests[start : start + BATCH]
                 for request, made in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
+                    if made is None:
+                        raise ValueError(
+                            f"the picture of '{one_line(request.prompt, 40)}' with seed {request.seed} is not finite: "
+                            f"{model} does not work with these settings, and no further picture is written"
+                        )
                     path = destination.file_for(request)
                     picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{made.width}x{made.height}"}
                     save_picture(made, path, {name: str(value) for name, value in (picture | facts).items()})
@@ -194,18 +200,21 @@ def describe_run(
 
 def generate_batch(
     pipeline: SnapGenPipeline, batch: list[PictureRequest], settings: dict[str, Any], advance: Callable[[], None]
-) -> list[Image]:
-    """The pictures of `batch`, each from its own seed; `advance` is called after every step."""
+) -> list[Image | None]:
+    """The pictures of `batch`, each from its own seed, None where one is not finite; `advance` is called every step."""
+    import numpy as np
     import torch
 
     def on_step(pipeline: SnapGenPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         advance()
         return tensors
 
-    return pipeline(
+    made = pipeline(
         prompt=[request.prompt for request in batch],
         generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
         callback_on_step_end=on_step,
-        return_dict=False,
+        output_type="np",
         **settings,
-    )[0]
+    ).images
+    convert = pipeline.image_processor.numpy_to_pil
+    return [convert(picture)[0] if np.isfinite(picture).all() else None for picture in made]
