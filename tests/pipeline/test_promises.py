@@ -253,6 +253,18 @@ def test_up_to_1_there_is_no_guidance_and_no_negative_prompt(
     assert encoded[6:] == [["a cat", ""]]
 
 
+@pytest.mark.parametrize("interval", [0.5, None, "ab", (True, 1), (0.2,), (float("nan"), 1)])
+def test_an_interval_is_two_numbers(pipeline: SnapGenPipeline, interval: Any) -> None:
+    with pytest.raises(ValueError, match="^guidance_interval is .*, expected \\(low, high\\), 0 <= low <= high <= 1"):
+        pipeline("a cat", guidance_interval=interval)
+
+
+@pytest.mark.parametrize(("prompt", "negative"), [(None, None), ([], None), ("a", ["b", "c"]), ("a", 3)])
+def test_only_texts_are_encoded(pipeline: SnapGenPipeline, prompt: Any, negative: Any) -> None:
+    with pytest.raises(ValueError, match="prompt is "):
+        pipeline.encode_prompt(prompt, negative_prompt=negative)
+
+
 @pytest.mark.parametrize(
     "name", ["num_inference_steps", "num_images_per_prompt", "height", "width", "guidance_scale", "max_sequence_length"]
 )

@@ -209,7 +209,7 @@ def generate_batch(
         advance()
         return tensors
 
-    made = pipeline(
+    made: Any = pipeline(
         prompt=[request.prompt for request in batch],
         generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
         callback_on_step_end=on_step,

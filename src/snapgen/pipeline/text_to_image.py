@@ -107,6 +107,8 @@ class SnapGenPipeline(SnapGenComponents, AdapterLoader):
         The arguments are those of `__call__`. States that are given are returned, repeated `num_images_per_prompt`
         times. Needs neither UNet nor autoencoder.
         """
+        if prompt_embeds is None:
+            inputs.check_prompts(prompt, negative_prompt)
         device = torch.device(device) if device is not None else self._execution_device
         positive = (prompt, prompt_embeds, prompt_attention_mask)
         negative = (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
