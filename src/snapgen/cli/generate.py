@@ -214,7 +214,8 @@ def generate_batch(
         generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
         callback_on_step_end=on_step,
         output_type="np",
+        return_dict=False,
         **settings,
-    ).images
+    )[0]
     convert = pipeline.image_processor.numpy_to_pil
     return [convert(picture)[0] if np.isfinite(picture).all() else None for picture in made]
