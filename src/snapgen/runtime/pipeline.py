@@ -57,15 +57,16 @@ class BundlePipeline:
         width: int | None = None,
         encoders: Sequence[str] | None = None,
         after_step: Callable[[], object] = lambda: None,
-    ) -> Image.Image:
-        """The picture of `prompt` from the noise of `seed`, as `SnapGenPipeline` makes it.
+    ) -> Image.Image | None:
+        """The picture of `prompt` from the noise of `seed`, as `SnapGenPipeline` makes it; None if it is not finite.
 
         height, width: in pixels; encoders: the text encoders that read the prompt, by default all. What is not given
         is the model's own. ValueError for a size that the networks cannot take.
         """
         noise = seeded_noise(seed, self.latent_shape(height, width))
         latents = self.denoise(prompt, noise, steps, guidance, interval, encoders, after_step)
-        return to_picture(self.decode(latents))
+        decoded = self.decode(latents)
+        return to_picture(decoded) if np.isfinite(decoded).all() else None
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int, int]:
         """The shape of the latents of a picture of `height` and `width` pixels, 1 C h w."""
