@@ -59,4 +59,10 @@ TARGETS = {
         ("onnx", "onnxscript", "onnxruntime"),
         fixed=False,
     ),
+    "coreml": Target(
+        "snapgen.export.coreml:CoreMLConverter",
+        {"fp16": Floor(5e-3, 35), "int8": Floor(3e-2, 25), "6bit": Floor(1e-1, 15)},
+        ("coremltools", "scikit-learn"),
+        fixed=True,
+    ),
 }
