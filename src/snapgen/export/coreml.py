@@ -9,11 +9,7 @@ No Mac is needed: `snapgen.export.mil` evaluates what was written.
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from snapgen.export.parts import Part, TextPart
+from snapgen.export.quiet import quiet
 from snapgen.export.targets import Runner
 from snapgen.messages import Notify, one_line
 from snapgen.runtime.bundle import Network, Port
 
-logging.getLogger("coremltools").setLevel(logging.ERROR)  # on import, it lists what only a Mac has
+with quiet():  # on import it lists what only a Mac has
+    import coremltools as ct
+    import coremltools.optimize.coreml as compression
+    from coremltools.converters.mil import Builder, register_torch_op
 
-import coremltools as ct  # noqa: E402
-import coremltools.optimize.coreml as compression  # noqa: E402
-from coremltools.converters.mil import Builder, register_torch_op  # noqa: E402
-
-from snapgen.export.mil import MilProgram, check  # noqa: E402
+    from snapgen.export.mil import MilProgram, check
 
 KMEANS_MOST = 50_000_000  # parameters; for more, k-means takes hours, and the entries of a palette are evenly spaced
 UNSEEN = -30_000.0  # added to the scores of tokens that must not be attended to; fp16 ends at -65504
@@ -170,14 +166,6 @@ def traceable(text: TextPart, inputs: dict[str, Tensor]) -> TraceableText:
             if all(torch.allclose(found, right, rtol=1e-3, atol=1e-3) for found, right in pairs):
                 return candidate
     raise ValueError(f"tokens of a {type(text.model).__name__} attend neither to all others nor to all before them")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences torch's and coremltools' warnings and bars of progress."""
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 @register_torch_op(torch_alias=["int"], override=True)

@@ -20,7 +20,6 @@ from coremltools.converters.mil.frontend.milproto.load import load as load_milpr
 from coremltools.converters.mil.mil import types
 from torch import Tensor
 
-MAX_RANK = 5  # of Core ML's tensors
 HALF_ONLY = {"conv", "linear", "matmul"}  # in fp32, these keep a network from the Neural Engine
 
 
@@ -45,8 +44,14 @@ class Call:
 
     def setting(self, name: str) -> Any:
         """The constant `name` as Python has it; None if it is not given."""
-        value = None if self.inputs.get(name) is None else self.inputs[name].val
+        variable = self.inputs.get(name)
+        value: Any = None if variable is None else variable.val
         return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _of(function: Callable[..., Tensor], *names: str) -> Callable[[Call], Tensor]:
+    """`function` of the inputs `names`."""
+    return lambda call: function(*(call[name] for name in names))
 
 
 def _cast(call: Call) -> Tensor:
@@ -64,16 +69,8 @@ def _cast(call: Call) -> Tensor:
 def _conv(call: Call) -> Tensor:
     top, bottom, left, right = call.setting("pad") if call.setting("pad_type") == "custom" else (0, 0, 0, 0)
     padded = F.pad(call["x"], (left, right, top, bottom))
-    settings = {name: call.setting(name) for name in ("groups", "dilations", "strides")}
-    return F.conv2d(
-        padded,
-        call["weight"],
-        call.optional("bias"),
-        settings["strides"],
-        0,
-        settings["dilations"],
-        settings["groups"],
-    )
+    strides, dilations, groups = (call.setting(name) for name in ("strides", "dilations", "groups"))
+    return F.conv2d(padded, call["weight"], call.optional("bias"), strides, 0, dilations, groups)
 
 
 def _matmul(call: Call) -> Tensor:
@@ -89,9 +86,8 @@ def _layer_norm(call: Call) -> Tensor:
 
 
 def _batch_norm(call: Call) -> Tensor:
-    parameters = (call[name] for name in ("mean", "variance"))
-    factors = (call.optional(name) for name in ("gamma", "beta"))
-    return F.batch_norm(call["x"], *parameters, *factors, eps=call.setting("epsilon"))
+    gamma, beta = call.optional("gamma"), call.optional("beta")
+    return F.batch_norm(call["x"], call["mean"], call["variance"], gamma, beta, eps=call.setting("epsilon"))
 
 
 def _gelu(call: Call) -> Tensor:
@@ -118,9 +114,7 @@ def _slice(call: Call) -> Tensor:
         tuple(
             begin[axis]
             if single[axis]
-            else slice(
-                None if from_first[axis] else begin[axis], None if to_last[axis] else end[axis], steps[axis]
-            )
+            else slice(None if from_first[axis] else begin[axis], None if to_last[axis] else end[axis], steps[axis])
             for axis in range(x.ndim)
         )
     ]
@@ -183,8 +177,8 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sub": torch.sub,
 }
 OPERATIONS: dict[str, Callable[[Call], Tensor | Sequence[Tensor]]] = {
-    **{name: lambda call, function=function: function(call["x"]) for name, function in UNARY.items()},
-    **{name: lambda call, function=function: function(call["x"], call["y"]) for name, function in BINARY.items()},
+    **{name: _of(function, "x") for name, function in UNARY.items()},
+    **{name: _of(function, "x", "y") for name, function in BINARY.items()},
     "batch_norm": _batch_norm,
     "cast": _cast,
     "concat": lambda call: torch.cat(call.several("values"), call.setting("axis")),
@@ -279,15 +273,15 @@ def operations(spec: Any) -> list[Any]:
 
 
 def check(spec: Any) -> None:
-    """ValueError unless Core ML takes the program, and can run it on the Neural Engine, and this module knows it."""
+    """ValueError unless this module knows all operations, and those with weights are in fp16.
+
+    coremltools itself refuses tensors of more than five axes.
+    """
     for step in operations(spec):
         if step.type.startswith("constexpr_"):
             continue
         if step.type not in OPERATIONS:
             raise ValueError(f"it computes '{step.type}', which snapgen cannot check")
         for output in step.outputs:
-            tensor = output.type.tensorType
-            if len(tensor.dimensions) > MAX_RANK:
-                raise ValueError(f"'{output.name}' has {len(tensor.dimensions)} axes; Core ML takes up to {MAX_RANK}")
-            if step.type in HALF_ONLY and tensor.dataType != ct.proto.MIL_pb2.FLOAT16:
+            if step.type in HALF_ONLY and output.type.tensorType.dataType != ct.proto.MIL_pb2.FLOAT16:
                 raise ValueError(f"'{output.name}' needs more than fp16: a weight is beyond its {65504:,}")

@@ -61,7 +61,7 @@ TARGETS = {
     ),
     "coreml": Target(
         "snapgen.export.coreml:CoreMLConverter",
-        {"fp16": Floor(5e-3, 35), "int8": Floor(3e-2, 25), "6bit": Floor(1e-1, 15)},
+        {"fp16": Floor(5e-3, 50, 35), "int8": Floor(3e-2, 35), "6bit": Floor(1e-1, 25)},
         ("coremltools", "scikit-learn"),
         fixed=True,
     ),
