@@ -29,7 +29,7 @@ from transformers import (
 
 from snapgen.export import coreml
 from snapgen.export.coreml import CoreMLConverter
-from snapgen.export.mil import MilProgram
+from snapgen.export.mil import MilProgram, operations
 from snapgen.export.parts import Part, decoder_part, text_part, unet_part
 from snapgen.export.targets import TARGETS
 from snapgen.models.presets import create_autoencoder, create_unet
@@ -79,6 +79,12 @@ def errors(part: Part, folder: Path, precision: str = "fp16") -> dict[str, float
     """The relative error of each output of the package, for the example inputs."""
     converter = CoreMLConverter()
     network = converter.convert(part, folder, precision, lambda line: None)
+    for ports, examples in ((network.inputs, part.inputs), (network.outputs, part(part.inputs))):
+        kinds = {name: "float32" if value.is_floating_point() else "int32" for name, value in examples.items()}
+        assert {port.name: port.dtype for port in ports} == kinds
+        assert {port.name: tuple(port.shape) for port in ports} == {
+            name: value.shape for name, value in examples.items()
+        }
     return parity(part, converter.load(network, folder))
 
 
@@ -109,17 +115,8 @@ def test_decoder_with_its_ports_as_written(tmp_path: Path, capfd: pytest.Capture
     assert len(lines) == 1 and lines[0].startswith("Core ML: converting the decoder")
     assert capfd.readouterr() == ("", "")  # coremltools' bars are not shown
 
-    spec = ct.models.MLModel(str(tmp_path / network.file), skip_model_load=True).get_spec()
-    float32 = ct.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
-    for ports, written in (
-        (network.inputs, spec.description.input),
-        (network.outputs, spec.description.output),
-    ):
-        assert [port.name for port in ports] == [feature.name for feature in written]
-        assert [port.dtype for port in ports] == ["float32"]
-        assert [feature.type.multiArrayType.dataType for feature in written] == [float32]
-    assert list(spec.description.input[0].type.multiArrayType.shape) == network.inputs[0].shape == [1, 16, 4, 6]
-    assert network.outputs[0].shape == [1, 3, 32, 48]
+    assert [(port.name, port.dtype, port.shape) for port in network.inputs] == [("latents", "float32", [1, 16, 4, 6])]
+    assert [(port.name, port.dtype, port.shape) for port in network.outputs] == [("picture", "float32", [1, 3, 32, 48])]
 
 
 def test_sizes_other_than_the_written_ones_are_refused(tmp_path: Path) -> None:
@@ -235,6 +232,14 @@ def test_unet(tmp_path: Path) -> None:
     spec = ct.models.MLModel(str(tmp_path / "unet.mlpackage"), skip_model_load=True).get_spec()
     names = ["sample", "timestep", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections"]
     assert [feature.name for feature in spec.description.input] == names
+    types = {
+        kind: {
+            output.type.tensorType.dataType for step in operations(spec) if step.type == kind for output in step.outputs
+        }
+        for kind in ("sin", "cos", "conv", "linear", "matmul", "softmax")
+    }
+    single, half = {ct.proto.MIL_pb2.FLOAT32}, {ct.proto.MIL_pb2.FLOAT16}
+    assert types == {kind: single if kind in ("sin", "cos") else half for kind in types}
 
 
 @pytest.mark.slow
