@@ -31,7 +31,7 @@ with quiet():  # on import it lists what only a Mac has
     from snapgen.export.mil import MilProgram, check
 
 ARRAYS = ct.proto.FeatureTypes_pb2.ArrayFeatureType
-KMEANS_MOST = 50_000_000  # parameters; for more, k-means takes hours, and the entries of a palette are evenly spaced
+KMEANS_MOST = 50_000_000  # parameters; for more, k-means takes an hour and longer: then palettes are evenly spaced
 UNSEEN = -30_000.0  # added to the scores of tokens that must not be attended to; fp16 ends at -65504
 SMALLEST_PEAK = 1e-2  # see `rms_norm`
 
