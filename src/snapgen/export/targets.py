@@ -57,4 +57,10 @@ TARGETS = {
         ("onnx", "onnxscript", "onnxruntime"),
         fixed=False,
     ),
+    "coreml": Target(
+        "snapgen.export.coreml:CoreMLConverter",
+        {"fp16": Floor(5e-3, 50, 35), "int8": Floor(3e-2, 35), "6bit": Floor(1e-1, 25)},
+        ("coremltools", "scikit-learn"),
+        fixed=True,
+    ),
 }

@@ -120,7 +120,7 @@ class SpatialTransformer(nn.Module):
         """x: B C H W; context: B M D', or its `key_values`; mask: B 1 1 M boolean. Returns B C' H W."""
         x = self.channel_proj(x)
         batch, channels, height, width = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # B HW C
+        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # B HW C
         tokens = self.proj_in(tokens)
         if self.positions:
             tokens = tokens + sinusoidal_embedding_2d(height, width, channels, x.device).to(tokens.dtype)

@@ -96,7 +96,7 @@ def rotary_embedding_2d(
             columns[None, :, :].expand(height, width, -1),
         ],
         dim=-1,
-    ).reshape(height * width, head_dim // 2)
+    ).flatten(0, 1)
     return angles.cos(), angles.sin()
 
 
@@ -116,7 +116,7 @@ def sinusoidal_embedding_2d(height: int, width: int, dim: int, device: torch.dev
 
     rows = phases(height)[:, None, :].expand(height, width, -1)
     columns = phases(width)[None, :, :].expand(height, width, -1)
-    return torch.cat([rows, columns], dim=-1).reshape(height * width, dim)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
 def apply_rotary(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
