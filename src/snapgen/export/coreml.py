@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from snapgen.export.parts import Part, TextPart
 from snapgen.export.quiet import quiet
-from snapgen.export.targets import Runner
 from snapgen.messages import Notify, one_line
 from snapgen.runtime.bundle import Network, Port
+from snapgen.runtime.pipeline import Runner
 
 with quiet():  # on import it lists what only a Mac has
     import coremltools as ct
