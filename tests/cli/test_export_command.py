@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from snapgen.cli.main import run
+from snapgen.cli.options import check_installed
 from snapgen.export.targets import TARGETS
 from snapgen.runtime.bundle import read_bundle
 
@@ -64,3 +65,8 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     assert run(["export", "mini", "out", "--target", "onnx"]) == 1
     expected = "exporting to onnx needs onnx, onnxscript, onnxruntime: pip install 'snapgen[export]'"
     assert capfd.readouterr().err == f"snapgen: error: {expected}\n"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_finds_what_it_imports(name: str) -> None:
+    check_installed(TARGETS[name].packages, "exporting needs", "export")

@@ -42,7 +42,7 @@ class Target:
 
     converter: str  # "module:class"
     precisions: dict[str, Floor]  # of the weights, by name; the first is the default
-    packages: tuple[str, ...]  # of the extra [export] that it needs
+    packages: tuple[str, ...]  # that it imports, of the extra [export]
     fixed: bool  # whether the sizes of a bundle are fixed when it is made
 
     def open(self) -> Converter:
@@ -60,7 +60,7 @@ TARGETS = {
     "coreml": Target(
         "snapgen.export.coreml:CoreMLConverter",
         {"fp16": Floor(5e-3, 50, 35), "int8": Floor(3e-2, 35), "6bit": Floor(1e-1, 25)},
-        ("coremltools", "scikit-learn"),
+        ("coremltools", "sklearn"),
         fixed=True,
     ),
 }
