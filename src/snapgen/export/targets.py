@@ -59,4 +59,10 @@ TARGETS = {
         ("onnx", "onnxscript", "onnxruntime"),
         fixed=False,
     ),
+    "executorch": Target(
+        "snapgen.export.executorch:ExecuTorchConverter",
+        {"fp32": Floor(1e-5, 80, 80), "int8": Floor(5e-2, 25)},
+        ("executorch", "torchao"),
+        fixed=True,
+    ),
 }
