@@ -32,10 +32,11 @@ from snapgen.runtime.bundle import DECODER, UNET, Network, Port
 MOST_DELEGATES = {UNET: 5, DECODER: 1}  # more of them cost memory and time; a text encoder has as many as it needs
 MASK = "encoder_attention_mask"  # of the UNet; its file reads numbers, not integers, which XNNPACK does not know
 
-# What int8 leaves in fp32: the constants of the rewrite; the first and the last layer, whose rounding is seen at once;
-# and keys and values, small layers that all read the same states, which would split the UNet into six delegates.
+# What int8 leaves in fp32: the constants of the rewrite; the first and the last layers, whose rounding is seen at once
+# (and a quantised convolution of the input fails in the runtime); keys and values, small layers that all read the same
+# states, which would split the UNet into six delegates.
 EXACT_CLASSES = ("FixedFeatureNorm", "FixedRotary")
-EXACT_LAYERS = ("conv_in", "conv_out", "to_k", "to_v")
+EXACT_LAYERS = ("post_quant_conv", "conv_in", "conv_out", "to_k", "to_v")
 
 
 class ExecuTorchConverter:
@@ -83,7 +84,8 @@ class _Loaded:
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Inputs by name -> outputs by name."""
         tensors = [torch.from_numpy(inputs[port.name].astype(port.dtype)) for port in self.network.inputs]
-        found = self.method.execute(tensors)
+        with _silence():  # XNNPACK looks at the processor when it is first used
+            found = self.method.execute(tensors)
         return {port.name: tensor.numpy().copy() for port, tensor in zip(self.network.outputs, found, strict=True)}
 
 
