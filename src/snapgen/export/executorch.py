@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +180,10 @@ def _silence() -> Iterator[None]:
     sys.stderr.flush()
     shown = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere, warnings.catch_warnings():
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             os.dup2(nowhere.fileno(), 2)
             yield
     finally:
-        sys.stderr.flush()
         os.dup2(shown, 2)
         os.close(shown)
