@@ -63,4 +63,10 @@ TARGETS = {
         ("coremltools", "sklearn"),
         fixed=True,
     ),
+    "executorch": Target(
+        "snapgen.export.executorch:ExecuTorchConverter",
+        {"fp32": Floor(1e-5, 80, 80), "int8": Floor(5e-2, 25)},
+        ("executorch", "torchao"),
+        fixed=True,
+    ),
 }
