@@ -1,0 +1,102 @@
+// Fetches the large files, checks their size and hash, and keeps them in the browser for the next visit and offline.
+
+import type { FileFacts } from "./bundle";
+import { Problem } from "./problem";
+
+const CACHE = "snapgen-files";
+
+export type OnBytes = (count: number) => void; // called with each part's number of bytes
+
+/** Where files are kept, by hash; null where the browser offers no such place, as on pages without HTTPS. */
+export async function openCache(): Promise<Cache | null> {
+  try {
+    return await caches.open(CACHE);
+  } catch {
+    return null;
+  }
+}
+
+/** The file at `url`, from the cache if it is there. */
+export async function getFile(url: URL, facts: FileFacts, cache: Cache | null, onBytes: OnBytes): Promise<ArrayBuffer> {
+  const kept = await cache?.match(keyOf(facts));
+  if (kept) {
+    const content = await kept.arrayBuffer();
+    if (content.byteLength === facts.bytes) {
+      onBytes(facts.bytes);
+      return content;
+    }
+  }
+  const address = new URL(url);
+  address.searchParams.set("v", facts.sha256.slice(0, 16)); // no cache on the way gives an earlier file
+  const content = await download(address, facts, onBytes);
+  try {
+    await cache?.put(keyOf(facts), new Response(content));
+  } catch {
+    // No space left: it is fetched again next time.
+  }
+  return content;
+}
+
+/** Removes what is kept of other models and of earlier versions. */
+export async function keepOnly(files: FileFacts[], cache: Cache | null): Promise<void> {
+  const wanted = new Set(files.map((facts) => new URL(keyOf(facts), location.href).href));
+  for (const request of (await cache?.keys()) ?? []) {
+    if (!wanted.has(request.url)) await cache?.delete(request);
+  }
+}
+
+/** Whether all of `files` are kept. */
+export async function areKept(files: FileFacts[], cache: Cache | null): Promise<boolean> {
+  const found = await Promise.all(files.map((facts) => cache?.match(keyOf(facts))));
+  return found.every(Boolean);
+}
+
+function keyOf(facts: FileFacts): string {
+  return `kept-${facts.sha256}`;
+}
+
+async function download(url: URL, facts: FileFacts, onBytes: OnBytes): Promise<ArrayBuffer> {
+  const name = url.pathname.split("/").pop()!;
+  const response = await request(url, name);
+  const content = new Uint8Array(facts.bytes);
+  let received = 0;
+  try {
+    for (const reader = response.body!.getReader(); ; ) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      if (received + value.length > facts.bytes) throw changed(name, "longer");
+      content.set(value, received);
+      received += value.length;
+      onBytes(value.length);
+    }
+  } catch (error) {
+    if (error instanceof Problem) throw error;
+    throw new Problem(`The connection was lost while ${name} was loading. Try again.`);
+  }
+  if (received < facts.bytes) throw changed(name, "shorter");
+  // On pages without HTTPS browsers compute no hashes.
+  if (globalThis.crypto?.subtle && (await hashOf(content)) !== facts.sha256) throw changed(name, "of other content");
+  return content.buffer;
+}
+
+/** The response for `url`; a Problem that names the file if there is none. */
+export async function request(url: URL, name: string, settings: RequestInit = {}): Promise<Response> {
+  let response: Response;
+  try {
+    response = await fetch(url, settings);
+  } catch {
+    const offline = navigator.onLine ? "the server does not answer" : "you are offline";
+    throw new Problem(`${name} could not be loaded: ${offline}. Try again later.`);
+  }
+  if (!response.ok) throw new Problem(`${name} could not be loaded: the server answered ${response.status}.`);
+  return response;
+}
+
+function changed(name: string, how: string): Problem {
+  return new Problem(`${name} is not the file that belongs to this model: it is ${how}. Reload, or export the model again.`);
+}
+
+async function hashOf(content: Uint8Array<ArrayBuffer>): Promise<string> {
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
+  return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
