@@ -74,15 +74,17 @@ async function keepApp(): Promise<void> {
   }
 }
 
-/** Draws all of `wished`, unless something else is wished for meanwhile. */
-async function drawAll(wished: Wish[], mine: number): Promise<void> {
+/** Draws all that `wished` gives once the model is loaded, unless something else is wished for meanwhile. */
+async function drawAll(wished: () => Wish[] | null, mine: number): Promise<void> {
   if (mine !== turn) return;
   hideProblem();
   stopButton.hidden = false;
   try {
-    for (const [index, wish] of wished.entries()) {
-      const which = wished.length > 1 ? ` picture ${index + 1} of ${wished.length}` : "";
-      showWork("Waiting for the model");
+    showWork("Waiting for the model");
+    await engine();
+    const all = wished() ?? [];
+    for (const [index, wish] of all.entries()) {
+      const which = all.length > 1 ? ` picture ${index + 1} of ${all.length}` : "";
       const drawer = await engine();
       if (mine !== turn) return;
       showWork(`Drawing${which}`);
@@ -129,12 +131,15 @@ async function stop(): Promise<void> {
   drawer?.stop();
 }
 
+/** Draws what the form says, instead of what is being drawn. */
 function start(): void {
-  const wished = wishes(prompt());
-  if (!wished) return;
+  const text = prompt();
+  const ready = bundle && wishes(text);
+  if (bundle && !ready) return;
   void stop();
   const mine = turn;
-  drawing = drawing.then(() => drawAll(wished, mine));
+  // Before the model is described, its settings are not known.
+  drawing = drawing.then(() => drawAll(() => ready ?? wishes(text), mine));
 }
 
 /** Changes between the graphics processor and WebAssembly. */

@@ -2,7 +2,7 @@
 
 import type * as Ort from "onnxruntime-web";
 
-import { BUNDLE, type Bundle, type FileFacts, type Network, readBundle, readsPooled } from "./bundle";
+import { BUNDLE, type Bundle, type FileFacts, readBundle, readsPooled } from "./bundle";
 import { type OnBytes, areKept, getFile, keepOnly, openCache, request } from "./files";
 import { Problem } from "./problem";
 import type { Runtime } from "./protocol";
@@ -45,29 +45,27 @@ export class ModelFiles {
 
   /** Loads the runtime and the networks. */
   async load(threads: number, onBytes: OnBytes): Promise<Model> {
-    const { bundle } = this;
-    const file = (name: string) =>
-      getFile(new URL(`model/${name}`, this.base), bundle.files[name]!, this.cache, onBytes);
+    const { networks, text, files } = this.bundle;
     const runtime = RUNTIMES[this.runtime];
+    const file = (name: string) =>
+      getFile(new URL(`model/${name}`, this.base), files[name]!, this.cache, onBytes);
+    const [binary, tokenizer, encoder, unet, decoder] = await Promise.all([
+      getFile(new URL(runtime.binary, this.base), runtime.facts, this.cache, onBytes),
+      file(text.tokenizer),
+      file(networks.text_encoder.file),
+      file(networks.unet.file),
+      file(networks.decoder.file),
+    ]);
     const ort: typeof Ort = await import(/* @vite-ignore */ new URL(runtime.module, this.base).href);
     ort.env.wasm.numThreads = threads;
-    ort.env.wasm.wasmBinary = await getFile(new URL(runtime.binary, this.base), runtime.facts, this.cache, onBytes);
-    const open = async ({ file: name }: Network) =>
-      ort.InferenceSession.create(new Uint8Array(await file(name)), {
-        executionProviders: [this.runtime],
-        graphOptimizationLevel: "all",
-      });
-    const { networks } = bundle;
-    const tokenizer: object = JSON.parse(new TextDecoder().decode(await file(bundle.text.tokenizer)));
-    const sessions = {
-      text_encoder: await open(networks.text_encoder),
-      unet: await open(networks.unet),
-      decoder: await open(networks.decoder),
-    };
+    ort.env.wasm.wasmBinary = binary;
+    const settings = { executionProviders: [this.runtime], graphOptimizationLevel: "all" } as const;
+    const open = (content: ArrayBuffer) => ort.InferenceSession.create(new Uint8Array(content), settings);
+    const sessions = { text_encoder: await open(encoder), unet: await open(unet), decoder: await open(decoder) };
     delete ort.env.wasm.wasmBinary;
-    const everything = [...Object.values(bundle.files), ...Object.values(RUNTIMES).map(({ facts }) => facts)];
+    const everything = [...Object.values(files), ...Object.values(RUNTIMES).map(({ facts }) => facts)];
     await keepOnly(everything, this.cache);
-    return new Model(ort, bundle, sessions, tokenizer);
+    return new Model(ort, this.bundle, sessions, JSON.parse(new TextDecoder().decode(tokenizer)));
   }
 
   private get needed(): FileFacts[] {

@@ -37,7 +37,7 @@ export interface Networks {
   decode(x: Grid): Promise<Float32Array>; // 3 H W, in about [-1, 1]
 }
 
-const PREVIEWS = 8; // pictures that are decoded on the way at most: each costs time
+const LARGEST_SHARE = 1 / 3; // of the time that may go into decoding pictures on the way
 const { fround } = Math;
 
 /** The noise that a wish starts from. */
@@ -61,17 +61,22 @@ export async function sample(
   const negative = guided ? await networks.encode("") : null;
   const levels = samplingLevels(wish.steps, networks.sampling.shift);
   const x = startOf(networks, wish);
-  const every = Math.ceil(wish.steps / PREVIEWS);
+  const started = performance.now();
+  let decoding = 0; // ms
   for (let step = 1; step < levels.length; step++) {
     const [sigma, following] = [levels[step - 1]!, levels[step]!];
     const timestep = fround(TIMESTEP_SCALE * sigma);
     let velocity = await networks.velocity(x, timestep, text);
     if (negative) velocity = guide(velocity, await networks.velocity(x, timestep, negative), wish.guidance);
-    const foreseen = step % every === 0 || step === wish.steps ? eulerStep(x, velocity, sigma, 0) : null;
+    if (step === wish.steps) return networks.decode(eulerStep(x, velocity, sigma, following));
+    let foreseen: Float32Array | null = null;
+    const before = performance.now();
+    if (decoding <= LARGEST_SHARE * (before - started)) {
+      foreseen = await networks.decode(eulerStep(x, velocity, sigma, 0));
+      decoding += performance.now() - before;
+    }
     x.values = eulerStep(x, velocity, sigma, following).values;
-    const picture = foreseen && (await networks.decode(foreseen));
-    if (step === wish.steps) return picture;
-    if (!(await onStep(step, picture))) return null;
+    if (!(await onStep(step, foreseen))) return null;
   }
   return null;
 }

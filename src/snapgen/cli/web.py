@@ -43,7 +43,9 @@ def web(
     try:
         server = SiteServer((host, port), files)
     except OSError as error:
-        raise ValueError(f"cannot serve on --host {host} --port {port}: {(error.strerror or str(error)).lower()}") from error
+        raise ValueError(
+            f"cannot serve on --host {host} --port {port}: {(error.strerror or str(error)).lower()}"
+        ) from error
     with server:
         typer.echo(server.url)
         show_message("Ctrl-C stops it")

@@ -70,14 +70,13 @@ class SiteServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], files: dict[str, Path]) -> None:
-        self.files = files
+        self.host, self.files = address[0], files
         super().__init__(address, SiteHandler)
 
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the site."""
-        host, port = self.server_address[:2]
-        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/"
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Browsers that leave in the middle of a file are no error."""
