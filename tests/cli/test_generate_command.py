@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import snapgen
-from snapgen.cli.generate import BATCH, generate_batch
+from snapgen.cli.engines import BATCH, TorchEngine
 from snapgen.cli.main import run
 from snapgen.files import read_prompts
 
@@ -422,15 +422,15 @@ def test_a_run_that_is_stopped_names_what_it_has_written(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The signal comes in the second batch; it leaves no half-written file."""
-    batches = []
+    batches, generate = [], TorchEngine.generate
 
     def in_the_second(*arguments: Any) -> Any:
         batches.append(None)
         if len(batches) == 2:
             signal.raise_signal(kind)
-        return generate_batch(*arguments)
+        return generate(*arguments)
 
-    monkeypatch.setattr("snapgen.cli.generate.generate_batch", in_the_second)
+    monkeypatch.setattr(TorchEngine, "generate", in_the_second)
     command = ["generate", "a cat", "-o", f"{tmp_path}/", "--count", "9", "--model", str(tiny_model), "--steps", "1"]
     assert run([*command, *options]) == status
     out, err = capfd.readouterr()

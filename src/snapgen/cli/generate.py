@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from snapgen.cli.options import LARGEST_SEED, SIZES, check_range, parse_interval
+from snapgen.cli.engines import Engine, Wishes, check_bundle, open_engine
+from snapgen.cli.options import LARGEST_SEED, check_range, parse_interval, parse_size
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 from snapgen.cli.progress import progress_bar
 from snapgen.cli.start import StartPicture, read_start
 from snapgen.files import read_prompts
+from snapgen.flow.guidance import has_guidance
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import MAX_STEPS
-from snapgen.pipeline.load import check_model_name, load_adapters, load_pipeline
-from snapgen.pipeline.words import KEY, checked_words, unknown_words
+from snapgen.pipeline.load import check_model_name
+from snapgen.pipeline.words import unknown_words
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from snapgen.pipeline.text_to_image import SnapGenPipeline
-
-BATCH = 8  # pictures generated at once: bounds memory, however many are requested
 NAMED_WORDS, NAMED_LETTERS = 10, 30  # how many unknown words a warning names, and how much of each
 
 
@@ -82,6 +76,10 @@ def generate(
     optimize: Annotated[
         bool, typer.Option("--optimize", help="Compute in bf16, compiled on a GPU: faster, with other rounding.")
     ] = False,
+    runtime: Annotated[
+        Literal["torch", "onnx"],
+        typer.Option(help="What computes: torch, or ONNX Runtime, for bundles of `snapgen export --target onnx`."),
+    ] = "torch",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of file names.")] = False,
 ) -> None:
     """Generate pictures from prompts; prints their file names."""
@@ -94,46 +92,29 @@ def generate(
     check_range("--count", count, 1, 10_000)
     check_range("--seed", seed, 0, LARGEST_SEED - count + 1)
     width, height = parse_size(size) if size is not None else (None, None)
-    check_model_name(model)
+    if runtime == "torch":
+        check_model_name(model)
+    else:
+        check_bundle(model, {"--image": image, "--lora": lora, "--optimize": optimize or None})
     requests = [PictureRequest(index, text, seed + k) for index, text in enumerate(texts) for k in range(count)]
     destination = choose_destination(out, len(requests))
-    start_picture = read_start(image, strength, mask)
-
-    from snapgen.flow.guidance import has_guidance
+    start = read_start(image, strength, mask)
 
     names = None if encoders is None else [name.strip() for name in encoders.split(",")]
-    pipeline = load_pipeline(model, names)
-    if lora is not None:
-        load_adapters(pipeline, lora)
-    if start_picture is not None:
-        pipeline = start_picture.pipeline_of(pipeline)
-    if optimize:
-        pipeline.optimize()
-    given = {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "guidance_interval": interval,
-        "width": width,
-        "height": height,
-        "text_encoders": names,
-    }
-    settings = {name: value for name, value in given.items() if value is not None}
-    facts = describe_run(pipeline, model, settings, start_picture)
-    steps_taken = facts["steps"]
-    if start_picture is not None:
-        steps_taken = start_picture.steps_of(steps_taken)
-        settings |= start_picture.settings
-    if interval is not None and not has_guidance(facts["guidance"]):
-        guidance_is = f"guidance is {facts['guidance']:g}, there is no guidance"
+    wishes = Wishes(steps, guidance, interval, width, height, names)
+    engine = open_engine(runtime, model, wishes, lora, start, optimize)
+    facts = describe_run(engine, model, wishes, start)
+    if interval is not None and not has_guidance(engine.guidance):
+        guidance_is = f"guidance is {engine.guidance:g}, there is no guidance"
         warnings.warn(f"--guidance-interval has no effect: {guidance_is}", stacklevel=1)
     if lora is None:  # adapters bring words of their own
-        warn_of_unknown_words(pipeline, model, texts)
+        warn_of_unknown_words(engine, model, texts)
     pictures: list[dict[str, Any]] = []
     try:
-        with progress_bar("generating", math.ceil(len(requests) / BATCH) * steps_taken, "steps") as advance:
-            for start in range(0, len(requests), BATCH):
-                batch = requests[start : start + BATCH]
-                for request, made in zip(batch, generate_batch(pipeline, batch, settings, advance), strict=True):
+        with progress_bar("generating", math.ceil(len(requests) / engine.batch) * engine.taken, "steps") as advance:
+            for begin in range(0, len(requests), engine.batch):
+                batch = requests[begin : begin + engine.batch]
+                for request, made in zip(batch, engine.generate(batch, advance), strict=True):
                     path = destination.file_for(request)
                     picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{made.width}x{made.height}"}
                     save_picture(made, path, {name: str(value) for name, value in (picture | facts).items()})
@@ -143,14 +124,13 @@ def generate(
             print_pictures(pictures, facts, as_json)
 
 
-def warn_of_unknown_words(pipeline: SnapGenPipeline, model: str, texts: list[str]) -> None:
-    """Warn if `pipeline` lists the words that it has learned and `texts` contain others."""
-    words = checked_words(pipeline.config.get(KEY), model)
+def warn_of_unknown_words(engine: Engine, model: str, texts: list[str]) -> None:
+    """Warn if the model lists the words that it has learned and `texts` contain others."""
+    words = engine.words
     if words is not None and (unknown := [word[:NAMED_LETTERS] for word in unknown_words(texts, words)]):
         more = f" and {len(unknown) - NAMED_WORDS} more" if len(unknown) > NAMED_WORDS else ""
         warnings.warn(
-            f"{model} has not learned: {', '.join(unknown[:NAMED_WORDS])}{more}; "
-            f"'snapgen data words{'' if model == next(iter(BUNDLED)) else f' {model}'}' lists what it knows",
+            f"{model} has not learned: {', '.join(unknown[:NAMED_WORDS])}{more}; {engine.listing} lists what it knows",
             stacklevel=1,
         )
 
@@ -164,48 +144,13 @@ def print_pictures(pictures: list[dict[str, Any]], facts: dict[str, Any], as_jso
             typer.echo(picture["path"])
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """The width and height in "WxH"; ValueError unless the networks can generate both."""
-    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, flags=re.ASCII)
-    if not match:
-        raise ValueError(f"--size {text} is not of the form WIDTHxHEIGHT, for example 256x256")
-    width, height = int(match[1]), int(match[2])
-    if width not in SIZES or height not in SIZES:
-        allowed = f"multiples of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
-        raise ValueError(f"--size {text} cannot be used: width and height must be {allowed}")
-    return width, height
-
-
-def describe_run(
-    pipeline: SnapGenPipeline, model: str, settings: dict[str, Any], start: StartPicture | None
-) -> dict[str, Any]:
-    """What all pictures of a run share: the given settings, and the pipeline's own for the rest."""
+def describe_run(engine: Engine, model: str, wishes: Wishes, start: StartPicture | None) -> dict[str, Any]:
+    """What all pictures of a run share."""
     from snapgen import __version__
 
-    steps = settings.get("num_inference_steps", pipeline.config.default_num_inference_steps)
-    guidance = settings.get("guidance_scale", pipeline.config.default_guidance_scale)
-    facts = {"steps": steps, "guidance": guidance, "model": model, "snapgen": __version__}
-    if "guidance_interval" in settings:
-        facts["guidance_interval"] = ",".join(map(str, settings["guidance_interval"]))
-    if "text_encoders" in settings:
-        facts["encoders"] = ",".join(settings["text_encoders"])
+    facts = {"steps": engine.steps, "guidance": engine.guidance, "model": model, "snapgen": __version__}
+    if wishes.interval is not None:
+        facts["guidance_interval"] = ",".join(map(str, wishes.interval))
+    if wishes.encoders is not None:
+        facts["encoders"] = ",".join(wishes.encoders)
     return facts if start is None else facts | start.facts
-
-
-def generate_batch(
-    pipeline: SnapGenPipeline, batch: list[PictureRequest], settings: dict[str, Any], advance: Callable[[], None]
-) -> list[Image]:
-    """The pictures of `batch`, each from its own seed; `advance` is called after every step."""
-    import torch
-
-    def on_step(pipeline: SnapGenPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        advance()
-        return tensors
-
-    return pipeline(
-        prompt=[request.prompt for request in batch],
-        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
-        callback_on_step_end=on_step,
-        return_dict=False,
-        **settings,
-    )[0]

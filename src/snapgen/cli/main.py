@@ -31,6 +31,7 @@ VERBS = {  # name on the command line: "module:attribute", a function or a typer
     "generate": "snapgen.cli.generate:generate",
     "train": "snapgen.cli.train:train",
     "reproduce": "snapgen.cli.reproduce:reproduce",
+    "export": "snapgen.cli.export:export",
     "profile": "snapgen.cli.profile:profile",
     "plan": "snapgen.cli.plan:plan",
     "evaluate": "snapgen.cli.evaluate:evaluate",
@@ -196,6 +197,10 @@ def _quiet_libraries() -> Iterator[None]:
     """Show each of this package's warnings in one line, and hide the libraries'."""
     for variable in ("DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
+    os.environ.setdefault("TORCH_LOGS", "-all")  # errors only
+    last_resort = logging.lastResort or logging.NullHandler()  # for libraries whose records nobody handles
+    level = last_resort.level
+    last_resort.setLevel(logging.ERROR)
     logger, handler = logging.getLogger("snapgen"), _WarningLines()
     logger.addHandler(handler)
     try:
@@ -204,6 +209,7 @@ def _quiet_libraries() -> Iterator[None]:
             yield
     finally:
         logger.removeHandler(handler)
+        last_resort.setLevel(level)
 
 
 class _WarningLines(logging.Handler):

@@ -1,7 +1,8 @@
-"""Checks and parsers for options that several verbs share: ranges, intervals, nouns, required packages."""
+"""Checks and parsers for options that several verbs share: ranges, intervals, sizes, nouns, required packages."""
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 from snapgen.pipeline.inputs import MAX_SIZE, SIZE_MULTIPLE, is_interval
@@ -26,6 +27,18 @@ def parse_interval(text: str) -> tuple[float, float]:
     if not is_interval((low, high)):
         raise ValueError(f"--guidance-interval {text} is out of range: 0 <= LOW <= HIGH <= 1 is expected")
     return low, high
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """The width and height in "WxH"; ValueError unless the networks can generate both."""
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, flags=re.ASCII)
+    if not match:
+        raise ValueError(f"--size {text} is not of the form WIDTHxHEIGHT, for example 256x256")
+    width, height = int(match[1]), int(match[2])
+    if width not in SIZES or height not in SIZES:
+        allowed = f"multiples of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
+        raise ValueError(f"--size {text} cannot be used: width and height must be {allowed}")
+    return width, height
 
 
 def parse_nouns(text: str | None) -> tuple[str, ...] | None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-
-from snapgen.export.parts import Part
 from snapgen.messages import Notify
 from snapgen.registry import load_attribute
-from snapgen.runtime.bundle import Network
 
-Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # inputs by name -> outputs by name
+if TYPE_CHECKING:
+    from snapgen.export.parts import Part
+    from snapgen.runtime.bundle import Network
+    from snapgen.runtime.pipeline import Runner
 
 
 class Converter(Protocol):

@@ -53,11 +53,11 @@ class Text(Settings):
     """How prompts become the input of one text encoder, and where its states stand among all (`snapgen.text.join`)."""
 
     network: Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
-    tokenizer: FilePath
+    tokenizer: FilePath | None  # None: the encoder is absent, and reads the empty prompt
     prefix: str = ""  # put before every prompt
     prefix_start: int = Field(default=0, ge=0)  # the prefix's tokens are these, and their states are omitted
     prefix_length: int = Field(default=0, ge=0)
-    pad_token: int = Field(ge=0)
+    pad_token: int = Field(default=0, ge=0)
     tokens: Span  # first, and one past the last; their number is the most that the encoder reads
     columns: Span
     pooled: bool  # a CLIP, which also gives a pooled vector, in the same columns of the joined one
@@ -154,11 +154,11 @@ def read_bundle(folder: Path, target: str) -> Bundle:
 
 def _check_networks(bundle: Bundle, path: Path) -> None:
     """ValueError unless all networks that are needed are listed, with files that are."""
-    needed = [UNET, DECODER, *(text.network for text in bundle.texts)]
+    needed = [UNET, DECODER, *(text.network for text in bundle.texts if text.tokenizer is not None)]
     if missing := [name for name in needed if name not in bundle.networks]:
         raise ValueError(f"{path} lists no network {missing[0]}")
-    named = [network.file for network in bundle.networks.values()] + [text.tokenizer for text in bundle.texts]
-    for name in named:
+    named = [network.file for network in bundle.networks.values()]
+    for name in named + [text.tokenizer for text in bundle.texts if text.tokenizer is not None]:
         if not any(file == name or file.startswith(name + "/") for file in bundle.files):
             raise ValueError(f"{path} names {name}, but does not list its size and hash among the files")
 

@@ -1,0 +1,165 @@
+"""What `snapgen generate` runs a model with: torch, or a bundle of `snapgen export` with ONNX Runtime alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from snapgen.cli.options import check_installed
+from snapgen.cli.pictures import PictureRequest
+from snapgen.cli.start import StartPicture
+from snapgen.pipeline.bundled import BUNDLED
+from snapgen.pipeline.inputs import check_text_encoders
+from snapgen.pipeline.load import load_adapters, load_pipeline
+from snapgen.pipeline.words import KEY, Words, checked_words
+from snapgen.runtime.bundle import BUNDLE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from snapgen.pipeline.text_to_image import SnapGenPipeline
+    from snapgen.runtime.pipeline import BundlePipeline
+
+BATCH = 8  # pictures generated at once with torch: bounds memory, however many are requested
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How to generate; None stands for the model's own value."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    interval: tuple[float, float] | None = None
+    width: int | None = None
+    height: int | None = None
+    encoders: list[str] | None = None
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    batch: int  # pictures generated at once
+    steps: int  # of a picture from noise alone
+    taken: int  # of those, the steps that are taken
+    guidance: float
+    words: Words | None  # the only ones that the model has learned, if it lists them
+    listing: str  # where to find them
+
+    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image]:
+        """The pictures of `batch`, each from its own seed; `advance` is called after every step."""
+        ...
+
+
+class TorchEngine:
+    """A pipeline in torch."""
+
+    def __init__(
+        self, model: str, wishes: Wishes, lora: Path | None, start: StartPicture | None, optimize: bool
+    ) -> None:
+        self.pipeline: SnapGenPipeline = load_pipeline(model, wishes.encoders)
+        if lora is not None:
+            load_adapters(self.pipeline, lora)
+        if start is not None:
+            self.pipeline = start.pipeline_of(self.pipeline)
+        if optimize:
+            self.pipeline.optimize()
+        config = self.pipeline.config
+        self.batch = BATCH
+        self.steps = config.default_num_inference_steps if wishes.steps is None else wishes.steps
+        self.guidance = config.default_guidance_scale if wishes.guidance is None else wishes.guidance
+        self.words: Words | None = checked_words(config.get(KEY), model)
+        self.listing = f"'snapgen data words{'' if model == next(iter(BUNDLED)) else f' {model}'}'"
+        given = {
+            "num_inference_steps": wishes.steps,
+            "guidance_scale": wishes.guidance,
+            "guidance_interval": wishes.interval,
+            "width": wishes.width,
+            "height": wishes.height,
+            "text_encoders": wishes.encoders,
+        }
+        self.settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self.taken = self.steps
+        if start is not None:
+            self.taken = start.steps_of(self.steps)
+            self.settings |= start.settings
+
+    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image]:
+        """All pictures of `batch` at once."""
+        import torch
+
+        def on_step(pipeline: SnapGenPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            advance()
+            return tensors
+
+        pictures: list[Image] = self.pipeline(
+            prompt=[request.prompt for request in batch],
+            generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
+            callback_on_step_end=on_step,
+            return_dict=False,
+            **self.settings,
+        )[0]
+        return pictures
+
+
+class OnnxEngine:
+    """A bundle in ONNX Runtime."""
+
+    def __init__(self, folder: Path, wishes: Wishes) -> None:
+        from snapgen.runtime.onnx import open_bundle
+
+        self.pipeline: BundlePipeline = open_bundle(folder)
+        bundle, self.wishes, self.batch = self.pipeline.bundle, wishes, 1
+        texts: dict[str, str] = {text.network: text.tokenizer for text in bundle.texts if text.tokenizer is not None}
+        check_text_encoders(wishes.encoders, texts)
+        self.pipeline.latent_shape(wishes.height, wishes.width)
+        own = bundle.sampling
+        self.steps = self.taken = own.steps if wishes.steps is None else wishes.steps
+        self.guidance = own.guidance if wishes.guidance is None else wishes.guidance
+        self.words: Words | None = bundle.known_words
+        self.listing = f"known_words in {folder / BUNDLE}"
+
+    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image]:
+        """The pictures of `batch`, one after another."""
+        wishes = self.wishes
+        return [
+            self.pipeline(
+                request.prompt,
+                request.seed,
+                self.steps,
+                self.guidance,
+                wishes.interval or (0.0, 1.0),
+                wishes.height,
+                wishes.width,
+                wishes.encoders,
+                advance,
+            )
+            for request in batch
+        ]
+
+
+def check_bundle(model: str, torch_only: Mapping[str, Any]) -> None:
+    """Raise ValueError unless ONNX Runtime is installed, `model` is a bundle's folder and nothing else needs torch.
+
+    torch_only: the values of options that bundles cannot follow, None if they are not given.
+    """
+    check_installed(("onnxruntime",), "--runtime onnx needs", "onnx")
+    if model in BUNDLED:
+        raise ValueError(
+            f"--runtime onnx runs bundles: `snapgen export {model} FOLDER --target onnx` makes one; then --model FOLDER"
+        )
+    if not (Path(model) / BUNDLE).is_file():
+        raise ValueError(f"'{model}' is not a bundle: it has no {BUNDLE}; `snapgen export` makes one")
+    for option, value in torch_only.items():
+        if value is not None:
+            raise ValueError(f"{option} cannot be used with --runtime onnx: it needs --runtime torch")
+
+
+def open_engine(
+    runtime: str, model: str, wishes: Wishes, lora: Path | None, start: StartPicture | None, optimize: bool
+) -> Engine:
+    """The engine for `runtime`, "torch" or "onnx"; the last three arguments are for torch alone."""
+    if runtime == "onnx":
+        return OnnxEngine(Path(model), wishes)
+    return TorchEngine(model, wishes, lora, start, optimize)

@@ -1,0 +1,134 @@
+"""ONNX, for ONNX Runtime on computers, phones and in browsers: opset 20, any batch, size and number of tokens.
+
+Precisions of the weights: `w16` stores in fp16 what it holds exactly, and computes in fp32 (half the size, the same
+result in any runtime); `fp32`; `int8` also stores the matrices of MatMul and Gemm in 8 bits, and multiplies in them
+(`quantize_dynamic`; convolutions are slower so, and stay).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch.export import Dim
+
+from snapgen.export.parts import Part
+from snapgen.messages import Notify
+from snapgen.runtime.bundle import Network, Port
+from snapgen.runtime.onnx import open_network
+from snapgen.runtime.pipeline import Runner
+
+# ONNX Runtime's attention of opset 23 does not broadcast a mask B 1 1 M over the queries.
+OPSET = 20
+LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf's limit, and some room: larger networks keep their weights beside it
+FEWEST = 256  # numbers of a tensor that is worth a cast
+DTYPES: dict[int, Any] = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64"}  # of inputs and outputs
+
+
+class OnnxConverter:
+    """Converts parts with torch's exporter."""
+
+    def convert(self, part: Part, folder: Path, precision: str, notify: Notify) -> Network:
+        """Writes `part` into `folder`, `precision` "w16", "fp32" or "int8"."""
+        notify(f"{part.name}: exporting to ONNX")
+        model = _export(part)
+        if precision == "int8":
+            notify(f"{part.name}: quantising")
+            model = _quantized(model)
+        if precision != "fp32":
+            _store_in_half(model)
+        file, graph = f"{part.name}.onnx", model.graph
+        large = sum(len(tensor.raw_data) for tensor in graph.initializer) > LARGEST_FILE
+        onnx.save_model(model, str(folder / file), save_as_external_data=large, location=f"{part.name}.data")
+        inputs, outputs = ([_port(value) for value in values] for values in (graph.input, graph.output))
+        return Network(file=file, inputs=inputs, outputs=outputs)
+
+    def load(self, network: Network, folder: Path) -> Runner:
+        """The network in ONNX Runtime."""
+        return open_network(network, folder, threads=torch.get_num_threads())
+
+
+def _export(part: Part) -> onnx.ModelProto:
+    """The graph of `part`, without what only debugging needs."""
+    dims = {label: Dim.DYNAMIC for labels in part.axes.values() for label in labels.values()}
+    shapes = tuple({axis: dims[label] for axis, label in part.axes.get(name, {}).items()} for name in part.inputs)
+    # Two of everything: a size of 1 would be taken for a constant.
+    example = tuple(torch.cat([tensor, tensor]) for tensor in part.inputs.values())
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(part.module, example, dynamic_shapes=shapes)
+        converted = torch.onnx.export(
+            program, input_names=list(part.inputs), output_names=list(part.outputs), opset_version=OPSET, verbose=False
+        )
+    assert converted is not None
+    model: onnx.ModelProto = converted.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, label in part.axes.get(value.name, {}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = label
+    del model.graph.value_info[:]
+    for item in (model, model.graph, *model.graph.node):
+        del item.metadata_props[:]
+    return model
+
+
+def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the constant matrices of its products in 8 bits, a scale for each output channel.
+
+    Those that multiply an input itself stay: text states have outliers, and all of an input shares one 8-bit grid.
+    """
+    given = {value.name for value in model.graph.input}
+    first = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[0] in given]
+    logging.getLogger().addFilter(_is_serious)
+    try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "int8.onnx"
+            quantize_dynamic(
+                model,
+                path,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=first,
+            )
+            return onnx.load_model(path)
+    finally:
+        logging.getLogger().removeFilter(_is_serious)
+
+
+def _is_serious(record: logging.LogRecord) -> bool:
+    """Whether a log record is more than advice: the quantiser gives it to the root logger."""
+    return record.levelno > logging.WARNING
+
+
+def _store_in_half(model: onnx.ModelProto) -> None:
+    """Stores those fp32 tensors of `model` in fp16 that it holds exactly, each with a cast to fp32 before its use."""
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < FEWEST:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name, stored = tensor.name, f"{tensor.name}.fp16"
+        tensor.CopyFrom(numpy_helper.from_array(half, stored))
+        casts.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    """An input or output of a graph, as a bundle describes it."""
+    tensor = value.type.tensor_type
+    shape = [dim.dim_value or dim.dim_param for dim in tensor.shape.dim]
+    return Port(name=value.name, dtype=DTYPES[tensor.elem_type], shape=shape)
