@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds the web app into src/snapgen/web/app, and exports the bundled model for it. PYTHON=/path/to/python exports.
+# Builds the web app into src/snapgen/web/app, and exports the bundled model for it.
+# SNAPGEN=/path/to/snapgen names the program that exports.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 app=src/snapgen/web/app
-python=${PYTHON:-.venv/bin/python}
+snapgen=${SNAPGEN:-.venv/bin/snapgen}
 
 scripts/install_node.sh
 npm ci --prefix web --ignore-scripts --no-audit --no-fund --silent
@@ -14,5 +15,5 @@ npm run build --prefix web --silent -- --logLevel warn
 # The export takes minutes: it is made anew only after a change of the model or of the code that exports it.
 if [ ! -e "$app/model/bundle.json" ] ||
     [ -n "$(find src/snapgen/{bundled,export,models,text} src/snapgen/runtime/bundle.py -newer "$app/model/bundle.json" -type f ! -name '*.pyc')" ]; then
-    "$python" -m snapgen.cli export mini "$app/model" --target onnx
+    "$snapgen" export mini "$app/model" --target onnx >/dev/null
 fi

@@ -7,6 +7,7 @@ export const BUNDLE = "bundle.json";
 const VERSION = 1;
 const FILE_PATH = /^(?=.{1,200}$)[A-Za-z0-9][\w.-]*(\/[A-Za-z0-9][\w.-]*){0,5}$/;
 const LARGEST = 2 ** 31;
+const LONGEST = 2 ** 20; // of text states, along each side
 
 export interface Network {
   file: string;
@@ -15,20 +16,23 @@ export interface Network {
 }
 
 export interface Text {
-  tokenizer: string;
+  network: TextNetwork;
+  tokenizer: string | null; // null: the bundle does not hold this encoder, and it reads the empty prompt
   prefix: string; // put before every prompt
   prefixStart: number; // tokens before the prefix's
   prefixLength: number; // the prefix's tokens, whose states are omitted
-  tokens: number; // that are read at most, without the prefix
-  width: number; // of a state
+  tokens: Span; // of the joined states; their number is the most that is read
+  columns: Span;
+  pooled: boolean; // whether it has a pooled vector, in the same columns of the joined one
 }
+
+export type Span = [first: number, end: number];
 
 export interface Latents {
   channels: number;
   height: number; // by default
   width: number;
   multiple: number; // that sides must be of
-  fixed: boolean;
   pixels: number; // per latent position, along each side
 }
 
@@ -47,24 +51,36 @@ export interface Bundle {
   model: string;
   snapgen: string;
   license: string | null;
-  networks: { text_encoder: Network; unet: Network; decoder: Network };
-  text: Text;
+  networks: Partial<Record<NetworkName, Network>>;
+  texts: Text[];
   latents: Latents;
   sampling: Sampling;
   knownWords: KnownWords | null;
   files: Record<string, FileFacts>;
 }
 
-// The ports that the app calls.
-const PORTS = {
-  text_encoder: { inputs: ["input_ids", "attention_mask"], outputs: ["states"] },
+export const TEXT_NETWORKS = ["text_encoder", "text_encoder_2", "text_encoder_3"] as const;
+export type TextNetwork = (typeof TEXT_NETWORKS)[number];
+export type NetworkName = TextNetwork | "unet" | "decoder";
+
+interface Ports {
+  inputs: string[];
+  outputs: string[];
+}
+
+// What the app gives to the networks and takes from them.
+const TEXT_PORTS: Ports = { inputs: ["input_ids", "attention_mask"], outputs: ["states"] };
+const PORTS: Record<NetworkName, Ports> = {
+  text_encoder: TEXT_PORTS,
+  text_encoder_2: TEXT_PORTS,
+  text_encoder_3: TEXT_PORTS,
   unet: {
     inputs: ["sample", "timestep", "encoder_hidden_states", "encoder_attention_mask"],
     outputs: ["velocity"],
   },
   decoder: { inputs: ["latents"], outputs: ["picture"] },
 };
-const POOLED = { unet: "pooled_projections", text_encoder: "pooled" }; // of networks that read a pooled vector, too
+const POOLED_INPUT = "pooled_projections"; // of a UNet that also reads a pooled vector
 
 /** The bundle that `content`, the parsed bundle.json, describes; a Problem if this app cannot run it. */
 export function readBundle(content: unknown): Bundle {
@@ -76,51 +92,54 @@ export function readBundle(content: unknown): Bundle {
     );
   }
   if (root.target !== "onnx") throw new Problem(`The model was exported for ${show(root.target)}, not for onnx.`);
-  const texts = list(root.texts, "texts");
-  if (texts.length !== 1) {
-    throw new Problem(`The model has ${texts.length} text encoders; this app runs models with one.`);
-  }
   const files = readFiles(root.files);
-  const text = readText(texts[0]);
+  const texts = list(root.texts, "texts").map(readText);
+  const present = texts.filter((text) => text.tokenizer !== null).map((text) => text.network);
+  if (!present.length) throw new Problem("The model has no text encoder: it cannot draw from words.");
   const networks = record(root.networks, "networks");
-  const bundle = {
+  const names: NetworkName[] = [...present, "unet", "decoder"];
+  const bundle: Bundle = {
     model: string(root.model, "model"),
     snapgen: string(root.snapgen, "snapgen"),
     license: root.license == null ? null : string(root.license, "license"),
-    networks: {
-      text_encoder: readNetwork(networks, "text_encoder"),
-      unet: readNetwork(networks, "unet"),
-      decoder: readNetwork(networks, "decoder"),
-    },
-    text,
+    networks: Object.fromEntries(names.map((name) => [name, readNetwork(networks[name], name)])),
+    texts,
     latents: readLatents(root.latents),
     sampling: readSampling(root.sampling),
     knownWords: root.known_words == null ? null : readWords(root.known_words),
     files,
   };
-  const named = [text.tokenizer, ...Object.values(bundle.networks).map((network) => network.file)];
-  const unlisted = named.find((name) => !Object.hasOwn(files, name));
+  const unlisted = filesOf(bundle).find((name) => !Object.hasOwn(files, name));
   if (unlisted) damaged(`files does not list ${unlisted}`);
   return bundle;
 }
 
-/** Whether the UNet also reads the text encoder's pooled vector. */
-export function readsPooled(bundle: Bundle): boolean {
-  return bundle.networks.unet.inputs.includes(POOLED.unet);
+/** The names of the files that drawing needs. */
+export function filesOf({ networks, texts }: Bundle): string[] {
+  const tokenizers = texts.flatMap(({ tokenizer }) => tokenizer ?? []);
+  return [...new Set([...tokenizers, ...Object.values(networks).map((network) => network.file)])];
 }
 
-function readNetwork(networks: Record<string, unknown>, name: keyof typeof PORTS): Network {
-  const network = record(networks[name], `networks.${name}`);
-  const ports = (kind: "inputs" | "outputs") =>
-    list(network[kind], `networks.${name}.${kind}`).map((port) => string(record(port, name).name, `${name}.${kind}`));
-  const found = { file: filePath(network.file, `networks.${name}.file`), inputs: ports("inputs"), outputs: ports("outputs") };
-  const missing = [
-    ...PORTS[name].inputs.filter((port) => !found.inputs.includes(port)),
-    ...PORTS[name].outputs.filter((port) => !found.outputs.includes(port)),
-  ];
-  if (missing.length) damaged(`networks.${name} has no ${missing[0]}`);
-  const extra = found.inputs.find((port) => !PORTS[name].inputs.includes(port));
-  if (extra !== undefined && !(name === "unet" && extra === POOLED.unet)) {
+/** Whether the UNet also reads the text encoder's pooled vector. */
+export function readsPooled(bundle: Bundle): boolean {
+  return bundle.networks.unet!.inputs.includes(POOLED_INPUT);
+}
+
+function readNetwork(value: unknown, name: NetworkName): Network {
+  const network = record(value, `networks.${name}`);
+  const ports = (kind: keyof Ports) =>
+    list(network[kind], `networks.${name}.${kind}`).map((port) => string(record(port, kind).name, `${name}.${kind}`));
+  const found = {
+    file: filePath(network.file, `networks.${name}.file`),
+    inputs: ports("inputs"),
+    outputs: ports("outputs"),
+  };
+  const { inputs, outputs } = PORTS[name];
+  const missing =
+    inputs.find((port) => !found.inputs.includes(port)) ?? outputs.find((port) => !found.outputs.includes(port));
+  if (missing) damaged(`networks.${name} has no ${missing}`);
+  const extra = found.inputs.find((port) => !inputs.includes(port));
+  if (extra !== undefined && !(name === "unet" && extra === POOLED_INPUT)) {
     throw new Problem(`The model's ${name} needs ${extra}, which this app does not know.`);
   }
   return found;
@@ -128,29 +147,29 @@ function readNetwork(networks: Record<string, unknown>, name: keyof typeof PORTS
 
 function readText(value: unknown): Text {
   const text = record(value, "texts");
-  const [tokens, columns] = [span(text.tokens, "tokens"), span(text.columns, "columns")];
-  if (text.network !== "text_encoder" || tokens[0] !== 0 || columns[0] !== 0) {
-    throw new Problem("The model leaves room for other text encoders; this app runs models with exactly one.");
-  }
+  const network = TEXT_NETWORKS.find((name) => name === text.network);
+  if (!network) damaged(`texts.network is ${show(text.network)}`);
   return {
-    tokenizer: filePath(text.tokenizer, "texts.tokenizer"),
+    network: network as TextNetwork,
+    tokenizer: text.tokenizer == null ? null : filePath(text.tokenizer, "texts.tokenizer"),
     prefix: string(text.prefix ?? "", "texts.prefix"),
     prefixStart: number(text.prefix_start ?? 0, "texts.prefix_start", 0),
     prefixLength: number(text.prefix_length ?? 0, "texts.prefix_length", 0),
-    tokens: tokens[1],
-    width: columns[1],
+    tokens: span(text.tokens, "tokens"),
+    columns: span(text.columns, "columns"),
+    pooled: text.pooled === true,
   };
 }
 
 function readLatents(value: unknown): Latents {
   const latents = record(value, "latents");
+  if (latents.fixed !== false) throw new Problem("The model was exported for one size; this app needs one for any.");
   const count = (key: string) => number(latents[key], `latents.${key}`, 1);
   return {
     channels: count("channels"),
     height: count("height"),
     width: count("width"),
     multiple: count("multiple"),
-    fixed: latents.fixed === true,
     pixels: count("pixels"),
   };
 }
@@ -203,9 +222,9 @@ function number(value: unknown, name: string, lowest: number, highest = LARGEST)
   return value as number;
 }
 
-function span(value: unknown, name: string): [number, number] {
+function span(value: unknown, name: string): Span {
   const ends = list(value, `texts.${name}`);
-  const [first, last] = [number(ends[0], `texts.${name}`, 0), number(ends[1], `texts.${name}`, 1)];
+  const [first, last] = [number(ends[0], `texts.${name}`, 0), number(ends[1], `texts.${name}`, 1, LONGEST)];
   if (ends.length !== 2 || first >= last) damaged(`texts.${name} is no span`);
   return [first, last];
 }

@@ -2,15 +2,16 @@
 
 import type * as Ort from "onnxruntime-web";
 
-import { BUNDLE, type Bundle, type FileFacts, readBundle, readsPooled } from "./bundle";
+import { BUNDLE, type Bundle, type FileFacts, type NetworkName, type Text, filesOf, readBundle, readsPooled } from "./bundle";
 import { type OnBytes, areKept, getFile, keepOnly, openCache, request } from "./files";
 import { Problem } from "./problem";
 import type { Runtime } from "./protocol";
 import type { Grid, Networks, TextStates } from "./sampler";
 import { type Tokens, tokenizerFrom } from "./tokens";
 
-type Session = Ort.InferenceSession;
+type Sessions = Partial<Record<NetworkName, Ort.InferenceSession>>;
 type Feeds = Record<string, Ort.Tensor>;
+type Tokenize = (text: string) => Tokens;
 
 /** A model that is described, but not loaded. */
 export class ModelFiles {
@@ -45,33 +46,34 @@ export class ModelFiles {
 
   /** Loads the runtime and the networks. */
   async load(threads: number, onBytes: OnBytes): Promise<Model> {
-    const { networks, text, files } = this.bundle;
+    const { networks, texts, files } = this.bundle;
     const runtime = RUNTIMES[this.runtime];
-    const file = (name: string) =>
-      getFile(new URL(`model/${name}`, this.base), files[name]!, this.cache, onBytes);
-    const [binary, tokenizer, encoder, unet, decoder] = await Promise.all([
-      getFile(new URL(runtime.binary, this.base), runtime.facts, this.cache, onBytes),
-      file(text.tokenizer),
-      file(networks.text_encoder.file),
-      file(networks.unet.file),
-      file(networks.decoder.file),
-    ]);
+    const load = (name: string) => getFile(new URL(`model/${name}`, this.base), files[name]!, this.cache, onBytes);
+    const binary = getFile(new URL(runtime.binary, this.base), runtime.facts, this.cache, onBytes);
+    const [program, ...contents] = await Promise.all([binary, ...filesOf(this.bundle).map(load)]);
+    const loaded = new Map(filesOf(this.bundle).map((name, index) => [name, contents[index]!]));
     const ort: typeof Ort = await import(/* @vite-ignore */ new URL(runtime.module, this.base).href);
     ort.env.wasm.numThreads = threads;
-    ort.env.wasm.wasmBinary = binary;
-    const settings = { executionProviders: [this.runtime], graphOptimizationLevel: "all" } as const;
-    const open = (content: ArrayBuffer) => ort.InferenceSession.create(new Uint8Array(content), settings);
-    const sessions = { text_encoder: await open(encoder), unet: await open(unet), decoder: await open(decoder) };
+    ort.env.wasm.wasmBinary = program;
+    const sessions: Sessions = {};
+    for (const [name, { file }] of Object.entries(networks)) {
+      sessions[name as NetworkName] = await ort.InferenceSession.create(new Uint8Array(loaded.get(file)!), {
+        executionProviders: [this.runtime],
+        graphOptimizationLevel: "all",
+      });
+    }
     delete ort.env.wasm.wasmBinary;
     const everything = [...Object.values(files), ...Object.values(RUNTIMES).map(({ facts }) => facts)];
     await keepOnly(everything, this.cache);
-    return new Model(ort, this.bundle, sessions, JSON.parse(new TextDecoder().decode(tokenizer)));
+    const read = ({ tokenizer, prefixLength, tokens: [first, end] }: Text): Tokenize | null => {
+      if (tokenizer === null) return null;
+      return tokenizerFrom(JSON.parse(new TextDecoder().decode(loaded.get(tokenizer))), prefixLength + end - first);
+    };
+    return new Model(ort, this.bundle, sessions, texts.map(read));
   }
 
   private get needed(): FileFacts[] {
-    const { networks, text, files } = this.bundle;
-    const names = [...Object.values(networks).map((network) => network.file), text.tokenizer];
-    return [...names.map((name) => files[name]!), RUNTIMES[this.runtime].facts];
+    return [...filesOf(this.bundle).map((name) => this.bundle.files[name]!), RUNTIMES[this.runtime].facts];
   }
 }
 
@@ -79,42 +81,58 @@ export class ModelFiles {
 export class Model implements Networks {
   readonly latents;
   readonly sampling;
-  private readonly tokenize: (text: string) => Tokens;
 
+  /** `tokenize`: for each of the bundle's texts; null for those that it does not hold. */
   constructor(
     private readonly ort: typeof Ort,
     private readonly bundle: Bundle,
-    private readonly sessions: Record<keyof Bundle["networks"], Session>,
-    tokenizer: object,
+    private readonly sessions: Sessions,
+    private readonly tokenize: (Tokenize | null)[],
   ) {
     this.latents = bundle.latents;
     this.sampling = bundle.sampling;
-    this.tokenize = tokenizerFrom(tokenizer, bundle.text.prefixLength + bundle.text.tokens);
   }
 
-  /** Whether the model does not read all of `prompt`. */
+  /** Whether a text encoder does not read all of `prompt`. */
   isCut(prompt: string): boolean {
-    return this.tokenize(this.bundle.text.prefix + prompt).cut;
+    return this.bundle.texts.some(({ prefix }, index) => this.tokenize[index]?.(prefix + prompt).cut);
   }
 
-  /** The text states of `prompt`; for the empty one zeros, of which one is visible. */
+  /** The states of `prompt` as all text encoders read it, joined, without tokens that nobody sees. */
   async encode(prompt: string): Promise<TextStates> {
-    const { prefix, prefixStart, prefixLength, width } = this.bundle.text;
-    const pooled = readsPooled(this.bundle);
-    if (!prompt.trim()) {
-      return { states: new Float32Array(width), tokens: 1, pooled: pooled ? new Float32Array(width) : null };
+    const { texts } = this.bundle;
+    const width = Math.max(...texts.map(({ columns }) => columns[1]));
+    const summaries = texts.filter((text) => text.pooled).map(({ columns }) => columns[1]);
+    const pooled = readsPooled(this.bundle) ? new Float32Array(Math.max(0, ...summaries)) : null;
+    const rows = new Map<number, Float32Array>(); // of the tokens that are seen
+    const row = (token: number) => {
+      if (!rows.has(token)) rows.set(token, new Float32Array(width));
+      return rows.get(token)!;
+    };
+    for (const [index, text] of texts.entries()) {
+      const [first, column] = [text.tokens[0], text.columns[0]];
+      const tokenize = this.tokenize[index];
+      if (!tokenize || !prompt.trim()) {
+        row(first); // no text: zeros, and only the first token is seen
+        continue;
+      }
+      const { ids } = tokenize(text.prefix + prompt);
+      const found = await this.run(text.network, {
+        input_ids: this.integers(ids),
+        attention_mask: this.integers(ids.map(() => 1)),
+      });
+      const own = found.states!.length / ids.length;
+      // The token that starts every text stays; the prefix's own are omitted.
+      const kept = ids.map((_, token) => token).filter((token) => !isPrefix(token, text));
+      for (const [place, token] of kept.entries()) {
+        row(first + place).set(found.states!.subarray(token * own, (token + 1) * own), column);
+      }
+      if (pooled && text.pooled) pooled.set(found.pooled!, column);
     }
-    const { ids } = this.tokenize(prefix + prompt);
-    const found = await this.run("text_encoder", {
-      input_ids: this.integers(ids),
-      attention_mask: this.integers(ids.map(() => 1)),
-    });
-    const states = found.states!;
-    // The token that starts every text stays; the prefix's own are omitted.
-    const kept = new Float32Array(states.length - prefixLength * width);
-    kept.set(states.subarray(0, prefixStart * width));
-    kept.set(states.subarray((prefixStart + prefixLength) * width), prefixStart * width);
-    return { states: kept, tokens: ids.length - prefixLength, pooled: pooled ? found.pooled! : null };
+    const seen = [...rows.keys()].sort((one, other) => one - other);
+    const states = new Float32Array(seen.length * width);
+    for (const [place, token] of seen.entries()) states.set(rows.get(token)!, place * width);
+    return { states, tokens: seen.length, pooled };
   }
 
   async velocity(x: Grid, timestep: number, text: TextStates): Promise<Float32Array> {
@@ -134,8 +152,8 @@ export class Model implements Networks {
   }
 
   /** The outputs of a network by name, copied out of the runtime's memory. */
-  private async run(name: keyof Bundle["networks"], feeds: Feeds): Promise<Record<string, Float32Array>> {
-    const outputs = await this.sessions[name].run(feeds);
+  private async run(name: NetworkName, feeds: Feeds): Promise<Record<string, Float32Array>> {
+    const outputs = await this.sessions[name]!.run(feeds);
     const found: Record<string, Float32Array> = {};
     for (const [port, tensor] of Object.entries(outputs)) {
       found[port] = (await tensor.getData()) as Float32Array;
@@ -155,4 +173,8 @@ export class Model implements Networks {
   private integers(values: number[]): Ort.Tensor {
     return new this.ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
   }
+}
+
+function isPrefix(token: number, { prefixStart, prefixLength }: Text): boolean {
+  return token >= prefixStart && token < prefixStart + prefixLength;
 }

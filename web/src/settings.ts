@@ -2,10 +2,8 @@
 
 import type { Bundle } from "./bundle";
 import { get, make } from "./dom";
+import { readSeed, sides } from "./limits";
 import type { Wish } from "./sampler";
-
-export const LARGEST_SIDE = 256; // px; a model that makes larger pictures by itself keeps its own size
-const LARGEST_SEED = 2n ** 63n - 1n;
 
 const seed = get<HTMLInputElement>("seed");
 const count = get<HTMLInputElement>("count");
@@ -20,27 +18,15 @@ export function offer({ latents, sampling }: Bundle): void {
     const options = sides(side, latents).map((value) => make("option", { value: String(value), textContent: `${value} px` }));
     select.replaceChildren(...options);
     select.value = String(side * latents.pixels);
-    select.disabled = latents.fixed;
   }
   steps.value = String(sampling.steps);
   guidance.value = String(sampling.guidance);
   get("guidance-field").hidden = sampling.guidance <= 1;
 }
 
-/** The sides in px that are offered, from half the model's own, which is `side` latents. */
-export function sides(side: number, { multiple, pixels, fixed }: Pick<Bundle["latents"], "multiple" | "pixels" | "fixed">): number[] {
-  if (fixed) return [side * pixels];
-  const unit = multiple * pixels;
-  const first = Math.ceil((side * pixels) / 2 / unit) * unit;
-  const last = Math.max(LARGEST_SIDE, side * pixels);
-  const found = [];
-  for (let value = first; value <= last; value += unit) found.push(value);
-  return found;
-}
-
 /** The wishes for `prompt`, one for each picture; null if a field is filled in wrongly, which then has the focus. */
 export function wishes(prompt: string): Wish[] | null {
-  const first = readSeed(seed.value, Number(count.value));
+  const first = readSeed(seed.value, Number(count.value) - 1);
   seed.setCustomValidity(first === null ? "A whole number is expected." : "");
   const wrong = [seed, count, steps, guidance].find((field) => !field.checkValidity());
   if (first === null || wrong) {
@@ -66,13 +52,4 @@ export function restore(wish: Wish): void {
   guidance.value = String(wish.guidance);
   width.value = String(wish.width);
   height.value = String(wish.height);
-}
-
-/** The seed that `text` says, or a new one; null if it is none, or leaves no room for as many more. */
-export function readSeed(text: string, more: number): bigint | null {
-  const trimmed = text.trim();
-  if (!trimmed) return BigInt(crypto.getRandomValues(new Uint32Array(1))[0]!);
-  if (!/^\d{1,19}$/.test(trimmed)) return null;
-  const found = BigInt(trimmed);
-  return found + BigInt(more) - 1n <= LARGEST_SEED ? found : null;
 }

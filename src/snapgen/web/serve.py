@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from snapgen.files import atomic_folder
-from snapgen.runtime.bundle import BUNDLE, Bundle, read_bundle
+from snapgen.runtime.bundle import BUNDLE, read_bundle
 
 APP = Path(__file__).with_name("app")
 INDEX, MODEL = "index.html", "model"
@@ -36,7 +36,7 @@ POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'sel
 def site_files(model: Path | None = None, app: Path = APP) -> dict[str, Path]:
     """The files of the site by their path below its address: the app, and the bundle `model` (by default its own).
 
-    ValueError if the app is not built, or if it cannot run the bundle.
+    ValueError if the app is not built, or if the bundle is damaged or cannot draw from words.
     """
     if not (app / INDEX).is_file():
         raise ValueError("the web app is not built: run 'make web' in a checkout of snapgen (it needs npm)")
@@ -44,16 +44,11 @@ def site_files(model: Path | None = None, app: Path = APP) -> dict[str, Path]:
         raise ValueError("the web app was built without a model: run 'make web', or name a bundle with --model")
     folder = app / MODEL if model is None else model
     bundle = read_bundle(folder, TARGET)
-    check_texts(bundle, folder)
+    if all(text.tokenizer is None for text in bundle.texts):
+        raise ValueError(f"'{folder}' has no text encoder, so that it cannot draw from words")
     parts = {path.relative_to(app).as_posix(): path for path in sorted(app.rglob("*")) if path.is_file()}
     own = {name: path for name, path in parts.items() if not name.startswith(f"{MODEL}/")}
     return own | {f"{MODEL}/{name}": folder / name for name in (BUNDLE, *bundle.files)}
-
-
-def check_texts(bundle: Bundle, folder: Path) -> None:
-    """ValueError unless the bundle has one text encoder."""
-    if len(bundle.texts) != 1:
-        raise ValueError(f"'{folder}' has {len(bundle.texts)} text encoders; the web app runs models with one")
 
 
 def write_site(files: dict[str, Path], out: Path) -> None:
