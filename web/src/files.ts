@@ -28,7 +28,13 @@ export async function getFile(url: URL, facts: FileFacts, cache: Cache | null, o
   }
   const address = new URL(url);
   address.searchParams.set("v", facts.sha256.slice(0, 16)); // no cache on the way gives an earlier file
-  const content = await download(address, facts, onBytes);
+  let content: ArrayBuffer;
+  try {
+    content = await download(address, facts, onBytes);
+  } catch (error) {
+    if (!(error instanceof Changed)) throw error;
+    content = await download(address, facts, onBytes, { cache: "reload" }); // a cache on the way may be wrong
+  }
   try {
     await cache?.put(keyOf(facts), new Response(content));
   } catch {
@@ -55,28 +61,50 @@ function keyOf(facts: FileFacts): string {
   return `kept-${facts.sha256}`;
 }
 
-async function download(url: URL, facts: FileFacts, onBytes: OnBytes): Promise<ArrayBuffer> {
+/** A file that is not the one that the model's description lists. */
+class Changed extends Problem {
+  constructor(name: string, how: string) {
+    super(`${name} is not the file that belongs to this model: it is ${how}. Reload, or export the model again.`);
+  }
+}
+
+async function download(
+  url: URL,
+  facts: FileFacts,
+  onBytes: OnBytes,
+  settings: RequestInit = {},
+): Promise<ArrayBuffer> {
   const name = url.pathname.split("/").pop()!;
-  const response = await request(url, name);
+  const response = await request(url, name, settings);
   const content = new Uint8Array(facts.bytes);
   let received = 0;
   try {
-    for (const reader = response.body!.getReader(); ; ) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      if (received + value.length > facts.bytes) throw changed(name, "longer");
-      content.set(value, received);
-      received += value.length;
-      onBytes(value.length);
+    for await (const part of partsOf(response, name)) {
+      if (received + part.length > facts.bytes) throw new Changed(name, "longer");
+      content.set(part, received);
+      received += part.length;
+      onBytes(part.length);
     }
+    if (received < facts.bytes) throw new Changed(name, "shorter");
+    // On pages without HTTPS browsers compute no hashes.
+    if (globalThis.crypto?.subtle && (await hashOf(content)) !== facts.sha256) throw new Changed(name, "of other content");
   } catch (error) {
-    if (error instanceof Problem) throw error;
-    throw new Problem(`The connection was lost while ${name} was loading. Try again.`);
+    onBytes(-received);
+    throw error;
   }
-  if (received < facts.bytes) throw changed(name, "shorter");
-  // On pages without HTTPS browsers compute no hashes.
-  if (globalThis.crypto?.subtle && (await hashOf(content)) !== facts.sha256) throw changed(name, "of other content");
   return content.buffer;
+}
+
+/** The parts of a response's body as they come; a Problem if the connection ends. */
+async function* partsOf(response: Response, name: string): AsyncGenerator<Uint8Array> {
+  const reader = response.body!.getReader();
+  for (;;) {
+    const { done, value } = await reader.read().catch(() => {
+      throw new Problem(`The connection was lost while ${name} was loading. Try again.`);
+    });
+    if (done) return;
+    yield value;
+  }
 }
 
 /** The response for `url`; a Problem that names the file if there is none. */
@@ -90,10 +118,6 @@ export async function request(url: URL, name: string, settings: RequestInit = {}
   }
   if (!response.ok) throw new Problem(`${name} could not be loaded: the server answered ${response.status}.`);
   return response;
-}
-
-function changed(name: string, how: string): Problem {
-  return new Problem(`${name} is not the file that belongs to this model: it is ${how}. Reload, or export the model again.`);
 }
 
 async function hashOf(content: Uint8Array<ArrayBuffer>): Promise<string> {

@@ -24,7 +24,7 @@ export class ModelFiles {
 
   /** Reads the description of the model in the folder `model/` of `base`. */
   static async find(base: URL, runtime: Runtime): Promise<ModelFiles> {
-    const response = await request(new URL(`model/${BUNDLE}`, base), BUNDLE, { cache: "no-cache" });
+    const response = await request(new URL(`model/${BUNDLE}`, base), BUNDLE, { cache: "no-store" });
     let content: unknown;
     try {
       content = await response.json();
