@@ -118,10 +118,11 @@ function show(picture: Picture): void {
   mark(picture);
 }
 
-/** A worker that failed is closed: the next drawing starts another one. */
+/** The next drawing starts with another worker: this one may be out of memory. */
 function fail(error: unknown): void {
+  opening?.then((failed) => failed.close()).catch(() => undefined);
   opening = null;
-  if (graphics.checked) graphics.checked = false;
+  graphics.checked = false;
   showProblem(explain(error, "draw"), true);
 }
 
@@ -146,8 +147,6 @@ function start(): void {
 async function changeRuntime(): Promise<void> {
   const note = get("graphics-note");
   note.textContent = "";
-  await stop();
-  await drawing;
   try {
     const before = await engine();
     if (!graphics.checked) {
@@ -192,7 +191,8 @@ get("remove").addEventListener("click", () => {
 });
 graphics.addEventListener("change", () => {
   graphics.disabled = true;
-  void changeRuntime().finally(() => (graphics.disabled = false));
+  void stop();
+  drawing = drawing.then(changeRuntime).finally(() => (graphics.disabled = false));
 });
 
 clear();

@@ -9,6 +9,8 @@ import type { Runtime } from "./protocol";
 import type { Grid, Networks, TextStates } from "./sampler";
 import { type Tokens, tokenizerFrom } from "./tokens";
 
+const ERRORS_ONLY = 3; // of the log of the runtime
+
 type Sessions = Partial<Record<NetworkName, Ort.InferenceSession>>;
 type Feeds = Record<string, Ort.Tensor>;
 type Tokenize = (text: string) => Tokens;
@@ -60,6 +62,7 @@ export class ModelFiles {
       sessions[name as NetworkName] = await ort.InferenceSession.create(new Uint8Array(loaded.get(file)!), {
         executionProviders: [this.runtime],
         graphOptimizationLevel: "all",
+        logSeverityLevel: ERRORS_ONLY,
       });
     }
     delete ort.env.wasm.wasmBinary;

@@ -29,7 +29,6 @@ export type Answer =
 
 export interface Drawn {
   pixels: Uint8ClampedArray<ArrayBuffer>; // RGBA
-  picture: Float32Array; // 3 H W, in about [-1, 1]
   cut: boolean; // whether the prompt was too long
   seconds: number;
 }

@@ -42,8 +42,8 @@ async function draw(wish: Wish): Promise<void> {
   if (!picture) return answer({ kind: "drawn", picture: null });
   const pixels = toPixels(picture);
   const seconds = (performance.now() - started) / 1000;
-  const drawn = { pixels, picture, cut: model!.isCut(wish.prompt), seconds };
-  answer({ kind: "drawn", picture: drawn }, [pixels.buffer]);
+  const cut = model!.isCut(wish.prompt);
+  answer({ kind: "drawn", picture: { pixels, cut, seconds } }, [pixels.buffer]);
 }
 
 async function probe(): Promise<Probe> {

@@ -12,7 +12,7 @@ from snapgen.cli.options import check_range
 from snapgen.cli.outputs import check_folder
 from snapgen.cli.progress import show_message
 
-PORT = 8000
+PORT = 8642  # rarely used by others: browsers keep the page for this address
 
 
 def web(
