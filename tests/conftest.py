@@ -75,6 +75,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_model` as an ONNX bundle with fp32 weights, made once for all processes of the tests."""
+    from filelock import FileLock
+
+    from snapgen.export.model import ExportSettings, export_model
+
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.mktemp("tiny")) / "bundle"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            export_model(str(tiny_model), folder, ExportSettings("onnx", "fp32"), lambda message: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def text_models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Folders as on the hub of a whole CLIP, a CLIP text model with projection and a Gemma: 8 and 12, and 32 wide."""
     import torch

@@ -73,6 +73,15 @@ def test_a_wrong_value_is_named_with_its_file(override: str, fragment: str, reci
     assert "\n" not in message
 
 
+def test_a_value_that_may_have_settings_is_replaced_whole() -> None:
+    with pytest.raises(
+        RecipeError, match="model is a value, not a section; to give it settings, .*: model={KEY: VALUE"
+    ):
+        recipe_of(RECIPES / "debug" / "flow.yaml", "model.ffn_ratio=2")
+    recipe = recipe_of(RECIPES / "debug" / "flow.yaml", "model={preset: debug}", "model.ffn_ratio=2")
+    assert recipe.model.changes() == {"ffn_ratio": 2}
+
+
 @pytest.mark.parametrize("override", ["train.steps", "=5", "train.steps.more=5", "train.steps=[5"])
 def test_a_malformed_override_is_named(override: str, recipe: Path) -> None:
     with pytest.raises(RecipeError, match="override '") as caught:

@@ -63,6 +63,11 @@ def test_dependencies_and_extras_are_what_the_source_imports() -> None:
     assert imported_packages() - {"torch-fidelity", "huggingface-hub"} == requirements("", "train", "eval")
 
 
+def test_training_the_decoder_needs_no_other_extra() -> None:
+    """LPIPS finds its linear layers in torchmetrics, without importing it."""
+    assert "torchmetrics" in requirements("train")
+
+
 def test_the_lock_installs_with_any_build_of_torch() -> None:
     assert not [version for version in pins().values() if "+" in version]
 

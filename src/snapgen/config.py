@@ -295,7 +295,10 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise RecipeError(f"override '{override}': {parent} is a value, not a section")
+            raise RecipeError(
+                f"override '{override}': {parent} is a value, not a section; to give it settings, replace all of it: "
+                f"{parent}={{KEY: VALUE, ...}}"
+            )
     node[leaf] = value
 
 
@@ -314,11 +317,15 @@ def parse_recipe(
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise RecipeError(f"{origin}: {key}: {first['msg'].lower()}") from None
+        # A validator's message names what is wrong; without a key, that is how settings go together.
+        own = first["msg"].removeprefix("Value error, ") if first["type"] == "value_error" else None
+        if own and not key:
+            raise RecipeError(f"{origin}: {own}") from None
         where = in_base(files, first["loc"], first["input"])
         if first["type"] == "extra_forbidden":
             raise RecipeError(f"{origin}: unknown key {key}{where}") from None
         raise RecipeError(
-            f"{origin}: {key}: {first['msg'].lower()} (given: {one_line(repr(first['input']), 100)}){where}"
+            f"{origin}: {key}: {own or first['msg'].lower()} (given: {one_line(repr(first['input']), 100)}){where}"
         ) from None
 
 

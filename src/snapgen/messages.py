@@ -60,9 +60,8 @@ def first_mistake(error: ValidationError) -> str:
     """The first mistake that pydantic found, in one line: its place, what is expected and what was given."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])[:100]
-    return (
-        f"{place}{': ' if place else ''}{one_line(first['msg'], 200).lower()} (given: {reprlib.repr(first['input'])})"
-    )
+    given = one_line(reprlib.repr(first["input"]), 200)
+    return f"{place}{': ' if place else ''}{one_line(first['msg'], 200).lower()} (given: {given})"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

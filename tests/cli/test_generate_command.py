@@ -369,6 +369,24 @@ def test_a_damaged_model_is_one_line_naming_the_place(
     assert not (tmp_path / "a.png").exists()
 
 
+def test_a_picture_that_is_not_finite_is_no_result(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that are finite and below the limit of loading can still overflow in the second step."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    path = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.startswith(("conv_in", "conv_out")) and name.endswith("weight")]:
+        tensors[name] = torch.full_like(tensors[name], 1e15)
+    save_file(tensors, path)
+    options = ["--model", str(model), "--steps", "2", "--seed", "7"]
+    assert run(["generate", "a cat", "-o", str(tmp_path / "a.png"), *options]) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("snapgen: error: the picture of 'a cat' with seed 7 is not finite")
+    assert not (tmp_path / "a.png").exists()
+
+
 def test_an_unknown_hub_name_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "a cat", "--out", str(tmp_path / "a.png"), "--model", "nobody/nothing"]) == 1
     err = capfd.readouterr().err

@@ -98,8 +98,8 @@ def test_usage_error_is_one_line_and_status_2(
             "snapgen: error: accelerate is not installed; run: pip install 'snapgen[train]'\n",
         ),
         (
-            ModuleNotFoundError("No module named 'torchmetrics.image'", name="torchmetrics.image"),
-            "snapgen: error: torchmetrics.image is not installed; run: pip install 'snapgen[eval]'\n",
+            ModuleNotFoundError("No module named 'scipy.linalg'", name="scipy.linalg"),
+            "snapgen: error: scipy.linalg is not installed; run: pip install 'snapgen[eval]'\n",
         ),
         (
             OSError(28, "No space left on device"),

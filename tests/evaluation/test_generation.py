@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import AutoencoderTiny
 from PIL import Image
 
 from snapgen.evaluation import EvaluationSettings
@@ -28,6 +29,17 @@ def sampled(pipeline: SnapGenPipeline, folder: Path, **settings: Any) -> tuple[d
     manifest = make_manifest("fid", pipeline, EvaluationSettings(steps=4, **settings), [0], ["a cat"])
     (file,) = generate_pictures(pipeline, [Request("cat", "a cat", 0)], folder, manifest, lambda text: None)
     return manifest, np.asarray(Image.open(file))
+
+
+def test_a_model_with_an_autoencoder_of_diffusers_is_scored(tiny_model: Path, tmp_path: Path) -> None:
+    pipeline = SnapGenPipeline.from_pretrained(tiny_model)
+    pipeline.set_progress_bar_config(disable=True)
+    channels = (8,) * 4
+    pipeline.vae = AutoencoderTiny(
+        latent_channels=16, encoder_block_out_channels=channels, decoder_block_out_channels=channels
+    )
+    manifest, picture = sampled(pipeline, tmp_path)
+    assert manifest["side"] == 32 and picture.shape == (32, 32, 3)
 
 
 def test_guidance_acts_within_its_interval_and_the_report_says_so(pipeline: SnapGenPipeline, tmp_path: Path) -> None:

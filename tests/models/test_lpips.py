@@ -177,5 +177,5 @@ def test_linear_layers_are_those_published_or_none(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match="alex.pth is not the published file of LPIPS 0.1: install torchmetrics anew"):
         linear_layers("alex")
     monkeypatch.setattr(lpips, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"LPIPS needs torchmetrics, .*: pip install 'snapgen\[eval\]'"):
+    with pytest.raises(ValueError, match=r"LPIPS needs torchmetrics, .*: pip install 'snapgen\[train\]'"):
         linear_layers("alex")

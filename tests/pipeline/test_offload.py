@@ -82,6 +82,22 @@ def test_several_text_encoders_and_a_teacher(
     assert torch.equal(draw(several, negative_prompt="a dog", text_encoders=few), expected[1])
 
 
+def test_each_text_encoder_is_visited_once(pipeline: SnapGenPipeline, text_models: list[str]) -> None:
+    """By all prompts and negative prompts, however many: moving an encoder takes longer than reading a prompt."""
+    several = SnapGenPipeline(
+        create_denoiser("debug-teacher").eval(), pipeline.vae, **load_text_encoders(text_models, torch.float32)
+    )
+    whole_models(several)
+    read: list[tuple[str, int]] = []
+    for name in several.text_encoders:
+        getattr(several, name).register_forward_hook(
+            lambda model, inputs, output, name=name: read.append((name, len(output.last_hidden_state)))
+        )
+    texts = several.encode_prompt(["a cat", "a dog"], negative_prompt=["two cats", "a dog"])
+    assert read == [(name, 1) for name in several.text_encoders for _ in range(3)]
+    assert torch.equal(texts[0][1], texts[2][1]) and not torch.equal(texts[0][0], texts[2][0])
+
+
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_an_offloaded_pipeline_is_not_optimized(pipeline: SnapGenPipeline, offload: Offload) -> None:
     offload(pipeline)

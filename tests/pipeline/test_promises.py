@@ -248,9 +248,21 @@ def test_up_to_1_there_is_no_guidance_and_no_negative_prompt(
         assert not pipeline.do_classifier_free_guidance
     with pytest.warns(UserWarning, match="negative_prompt has no effect: guidance_scale is 0.5, there is no guidance"):
         draw(pipeline, "a cat", guidance_scale=0.5, negative_prompt="a dog")
-    assert encoded == ["a cat"] * 6
+    assert encoded == [["a cat"]] * 6
     draw(pipeline, "a cat", guidance_scale=1.5)
-    assert encoded[6:] == ["a cat", [""]]
+    assert encoded[6:] == [["a cat", ""]]
+
+
+@pytest.mark.parametrize("interval", [0.5, None, "ab", (True, 1), (0.2,), (float("nan"), 1)])
+def test_an_interval_is_two_numbers(pipeline: SnapGenPipeline, interval: Any) -> None:
+    with pytest.raises(ValueError, match="^guidance_interval is .*, expected \\(low, high\\), 0 <= low <= high <= 1"):
+        pipeline("a cat", guidance_interval=interval)
+
+
+@pytest.mark.parametrize(("prompt", "negative"), [(None, None), ([], None), ("a", ["b", "c"]), ("a", 3)])
+def test_only_texts_are_encoded(pipeline: SnapGenPipeline, prompt: Any, negative: Any) -> None:
+    with pytest.raises(ValueError, match="prompt is "):
+        pipeline.encode_prompt(prompt, negative_prompt=negative)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,16 @@ def test_a_model_folder_is_counted_from_its_configurations(
     assert json.loads(capsys.readouterr().out) == of_folder | {"model": "debug"}
 
 
+def test_other_networks_are_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, name in (("unet", "SnapGenUNet"), ("vae", "AutoencoderTiny")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps({"_class_name": name}))
+    (tmp_path / "model_index.json").write_text("{}")
+    assert run(["profile", str(tmp_path)]) == 1
+    expected = f"{tmp_path}/vae/config.json describes a AutoencoderTiny: only a SnapGenAutoencoder is counted"
+    assert capsys.readouterr().err == f"snapgen: error: {expected}\n"
+
+
 @pytest.mark.slow
 def test_the_ladder_lists_every_rung(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["profile", "ladder", "--no-latency", "--json"]) == 0

@@ -51,8 +51,25 @@ def test_a_layout_survives_json() -> None:
     for wrong in ({}, {"unet": place}, {"text_encoder": 3}, {"text_encoder": place | {"tokens": [5, 5]}}, []):
         with pytest.raises(ValueError, match="text_layout is .*, expected the tokens, columns and pooled of some of"):
             TextLayout.from_config(wrong)
-    with pytest.raises(ValueError, match="text_layout is"):
-        TextLayout.from_config({"text_encoder": place | {"columns": [0, 10**12]}})
+    for wrong in ({"columns": [0, 10**12]}, {"tokens": [0, 2**20]}):  # they would fill memory
+        with pytest.raises(ValueError, match="text_layout is"):
+            TextLayout.from_config({"text_encoder": place | wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("text_encoder_2", {"columns": [700, 1980]}),  # in CLIP-L's columns
+        ("text_encoder_2", {"columns": [800, 2080]}),  # a gap
+        ("text_encoder_2", {"pooled": False}),  # two language models
+        ("text_encoder_3", {"tokens": [70, 370]}),  # over the CLIPs' tokens
+        ("text_encoder_3", {"columns": [4, 2308]}),
+    ],
+)
+def test_a_layout_is_one_that_encoders_can_have(name: str, change: dict[str, Any]) -> None:
+    config = PAPER.to_config()
+    with pytest.raises(ValueError, match="CLIPs side by side, then a language model's tokens"):
+        TextLayout.from_config(config | {name: config[name] | change})
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +128,11 @@ def test_columns_of_another_model_must_be_the_same(joint: JointTextEncoder) -> N
     longer = config | {"text_encoder_3": config["text_encoder_3"] | {"tokens": [8, 308]}}
     for same in (None, config, longer):
         joint.layout.check_columns(same)
-    shifted = config | {"text_encoder_2": config["text_encoder_2"] | {"columns": [0, 12]}}
-    with pytest.raises(ValueError, match="it reads .*text_encoder_2 in columns 0 to 12, .*, not .* in columns 8 to 20"):
+    shifted = config | {
+        "text_encoder": config["text_encoder"] | {"columns": [0, 12]},
+        "text_encoder_2": config["text_encoder_2"] | {"columns": [12, 20]},
+    }
+    with pytest.raises(ValueError, match="it reads .*text_encoder_2 in columns 12 to 20, .*, not .* columns 8 to 20"):
         joint.layout.check_columns(shifted)
 
 

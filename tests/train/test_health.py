@@ -30,14 +30,27 @@ def test_moments_may_be_larger_than_weights_but_not_infinite() -> None:
     assert ailment(accelerator, {"model": {}, "ema": {}, "optimizer": large}) is None
     assert ailment(accelerator, {"model": {}, "ema": large, "optimizer": {}}) == "step holds a value of 1e+06"
     infinite = {"exp_avg_sq": torch.tensor(math.inf)}
-    assert ailment(accelerator, {"model": {}, "optimizer": infinite}) == "exp_avg_sq holds a value of inf"
+    found = ailment(accelerator, {"model": {}, "ema": {}, "optimizer": infinite})
+    assert found == "exp_avg_sq holds a value of inf"
+
+
+@pytest.mark.parametrize(("value", "healthy"), [(1e6, True), (math.nan, False)])
+def test_running_statistics_are_no_weights(value: float, healthy: bool) -> None:
+    """A loss of features may be large, and a count of batches passes 65,504 in any long run."""
+    model = {"unet.weight": torch.ones(2), "scaling.running.visits": torch.tensor([value])}
+    files = {"model": model, "ema": {"unet.weight": torch.ones(2)}, "optimizer": {}}
+    assert (ailment(Accelerator(cpu=True), files) is None) == healthy
+    files["model"]["unet.weight"] = torch.full((2,), 1e6)
+    assert ailment(Accelerator(cpu=True), files) == "unet.weight holds a value of 1e+06"
 
 
 def look(folder: Path) -> None:
     """What each of two processes does; only the second has a tensor that is ruined."""
     rank = os.environ["RANK"]
     value = math.nan if rank == "1" else 1.0
-    (folder / rank).write_text(f"{ailment(Accelerator(cpu=True), {'model': {'part': torch.tensor([value])}})}")
+    (folder / rank).write_text(
+        f"{ailment(Accelerator(cpu=True), {'model': {'part': torch.tensor([value])}, 'ema': {}})}"
+    )
 
 
 @pytest.mark.slow

@@ -224,6 +224,13 @@ def test_steps_that_would_spoil_the_weights_are_skipped(tmp_path: Path, capfd: p
         assert not all(torch.equal(after[file][name], tensor) for name, tensor in tensors.items()), file
 
 
+def test_a_skipped_step_leaves_no_trace_in_running_statistics(tmp_path: Path) -> None:
+    """Those of batch normalisation here; the magnitudes of losses (Eq. 7) in distillation."""
+    train(RegressionStage, make_recipe({"steps": 10}, explode_at=6, explode_for=3, dropout=0.1), tmp_path, resume=False)
+    saved = load_file(tmp_path / "checkpoints" / "step_00000010" / "model.safetensors")
+    assert int(saved["1.num_batches_tracked"]) == 7
+
+
 def test_a_due_checkpoint_waits_for_a_step_that_counts(tmp_path: Path) -> None:
     """Step 5, at which one is due, is skipped, and so is step 6."""
     train(RegressionStage, make_recipe(explode_at=4, explode_for=2), tmp_path, resume=False)

@@ -75,7 +75,7 @@ def test_changes_that_cannot_be_are_one_line() -> None:
     for model, message in (
         (
             "{preset: t2i, cross_attention_dim: wide}",
-            "model: value error, cross_attention_dim: input should be a valid int",
+            "model: cross_attention_dim: input should be a valid int",
         ),
         ("{preset: t2i, block_out_channels: 4}", "block_out_channels: input should be a valid array"),
         ("{preset: t2i, width: 4}", "unknown key width, expected some of sample_size, in_channels"),

@@ -109,8 +109,9 @@ class Loose(Stage[Any, Any]):
 
 
 def test_distillation_shows_the_student_what_the_teacher_reads() -> None:
-    recipe = recipe_of(RECIPES / "paper" / "t2i_5_distill_1024.yaml")
+    recipe, last = (recipe_of(RECIPES / "paper" / f"{name}.yaml") for name in ("t2i_5_distill_1024", "t2i_6_step_1024"))
     assert len(recipe.text) == 3 and recipe.encoder_dropout == recipe.caption_dropout == 0
+    assert last.text == recipe.text and last.encoder_dropout == 0  # nor while Turbo teaches
     before = recipe_of(RECIPES / "paper" / "t2i_4_1024.yaml")
     assert before.encoder_dropout == 0.464 and before.text == recipe.text
 

@@ -47,8 +47,8 @@ class Engine(Protocol):
     words: Words | None  # the only ones that the model has learned, if it lists them
     listing: str  # where to find them
 
-    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image]:
-        """The pictures of `batch`, each from its own seed; `advance` is called after every step."""
+    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image | None]:
+        """The pictures of `batch`, each from its own seed, None for one that is not finite; `advance` counts steps."""
         ...
 
 
@@ -85,22 +85,25 @@ class TorchEngine:
             self.taken = start.steps_of(self.steps)
             self.settings |= start.settings
 
-    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image]:
+    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image | None]:
         """All pictures of `batch` at once."""
+        import numpy as np
         import torch
 
         def on_step(pipeline: SnapGenPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             advance()
             return tensors
 
-        pictures: list[Image] = self.pipeline(
+        made: Any = self.pipeline(
             prompt=[request.prompt for request in batch],
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in batch],
             callback_on_step_end=on_step,
+            output_type="np",
             return_dict=False,
             **self.settings,
         )[0]
-        return pictures
+        convert = self.pipeline.image_processor.numpy_to_pil
+        return [convert(picture)[0] if np.isfinite(picture).all() else None for picture in made]
 
 
 class OnnxEngine:
@@ -120,7 +123,7 @@ class OnnxEngine:
         self.words: Words | None = bundle.known_words
         self.listing = f"known_words in {folder / BUNDLE}"
 
-    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image]:
+    def generate(self, batch: Sequence[PictureRequest], advance: Callable[[], object]) -> list[Image | None]:
         """The pictures of `batch`, one after another."""
         wishes = self.wishes
         return [

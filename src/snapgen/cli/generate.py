@@ -17,6 +17,7 @@ from snapgen.cli.progress import progress_bar
 from snapgen.cli.start import StartPicture, read_start
 from snapgen.files import read_prompts
 from snapgen.flow.guidance import has_guidance
+from snapgen.messages import one_line
 from snapgen.pipeline.bundled import BUNDLED
 from snapgen.pipeline.inputs import MAX_STEPS
 from snapgen.pipeline.load import check_model_name
@@ -115,6 +116,11 @@ def generate(
             for begin in range(0, len(requests), engine.batch):
                 batch = requests[begin : begin + engine.batch]
                 for request, made in zip(batch, engine.generate(batch, advance), strict=True):
+                    if made is None:
+                        raise ValueError(
+                            f"the picture of '{one_line(request.prompt, 40)}' with seed {request.seed} is not finite: "
+                            f"{model} does not work with these settings, and no further picture is written"
+                        )
                     path = destination.file_for(request)
                     picture = {"prompt": request.prompt, "seed": request.seed, "size": f"{made.width}x{made.height}"}
                     save_picture(made, path, {name: str(value) for name, value in (picture | facts).items()})

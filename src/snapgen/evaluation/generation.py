@@ -71,7 +71,7 @@ def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def picture_side(pipeline: SnapGenPipeline, settings: EvaluationSettings) -> int:
     """Side of the generated pictures, px."""
-    return settings.size or pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
+    return settings.size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
 
 def generate_pictures(

@@ -70,6 +70,7 @@ def measure_parity(
     """Calls all networks with the texts of `PROMPTS`, in torch and converted, and makes pictures of the same noise.
 
     `bundle` describes what was converted; its own parity is not read. Without text encoders, random texts are used.
+    ValueError if a converted network gives numbers that are not finite.
     """
     networks = {name: Recorder(part) for name, part in parts.items()}
     ours, theirs = (BundlePipeline(bundle, found, tokenizers) for found in (networks, converted))
@@ -82,16 +83,19 @@ def measure_parity(
     for seed, text in enumerate(counted(texts, notify, "parity", len(texts))):
         noise = seeded_noise(seed, shape)
         if isinstance(text, str):
-            pictures = [one.decode(one.denoise(text, noise, steps, guidance=1.0)) for one in (ours, theirs)]
-            decibels.append(picture_psnr(*pictures))
+            picture = ours.decode(ours.denoise(text, noise, steps, guidance=1.0))
         else:
             ours.velocity(noise, 1 - seed / len(texts), text)
             ours.decode(noise)
         for name, network in networks.items():
             for inputs, outputs in network.calls:
                 found = converted[name](inputs)
+                if not all(np.isfinite(found[key]).all() for key in outputs):
+                    raise ValueError(f"{name} gives numbers that are not finite: nothing was written")
                 errors[name] = max(errors[name], *(relative_error(found[key], outputs[key]) for key in outputs))
             network.calls.clear()
+        if isinstance(text, str):
+            decibels.append(picture_psnr(theirs.decode(theirs.denoise(text, noise, steps, guidance=1.0)), picture))
     return Parity(inputs=len(texts), relative_error=errors, psnr=decibels)
 
 
@@ -106,9 +110,9 @@ def random_text(unet: Part, seed: int) -> Encoded:
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """`|found - expected| / |expected|`; infinite if anything is not finite."""
-    error = float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
-    return error if np.isfinite(error) else float("inf")
+    """`|found - expected| / |expected|`."""
+    difference = found.astype(np.float64) - expected
+    return float(np.linalg.norm(difference) / max(np.linalg.norm(expected), np.finfo(np.float32).tiny))
 
 
 def picture_psnr(one: np.ndarray, other: np.ndarray) -> float:

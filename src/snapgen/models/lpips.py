@@ -159,7 +159,7 @@ def linear_layers(name: str) -> dict[str, Tensor]:
     """The linear layers of "alex" or "vgg"; ValueError unless torchmetrics is installed with the published file."""
     package = find_spec("torchmetrics")
     if package is None or package.origin is None:
-        raise ValueError("LPIPS needs torchmetrics, which brings its linear layers: pip install 'snapgen[eval]'")
+        raise ValueError("LPIPS needs torchmetrics, which brings its linear layers: pip install 'snapgen[train]'")
     file = Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{name}.pth"
     if not file.is_file() or sha256(file) != LINEAR[name]:
         raise ValueError(f"{file} is not the published file of LPIPS 0.1: install torchmetrics anew")

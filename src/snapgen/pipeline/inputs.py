@@ -125,9 +125,10 @@ def check_text_encoders(names: Any, own: Mapping[str, Any]) -> None:
         raise ValueError(f"text_encoders is {names!r}, expected some of {listed}{only}")
 
 
-def is_interval(value: Sequence[float]) -> bool:
+def is_interval(value: Any) -> bool:
     """Whether `value` is a pair of noise levels (lowest, highest) in [0, 1]."""
-    return len(value) == 2 and 0 <= value[0] <= value[1] <= 1
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+    return pair and 0 <= value[0] <= value[1] <= 1
 
 
 def _is_text(value: Any) -> bool:

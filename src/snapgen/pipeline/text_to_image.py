@@ -81,8 +81,9 @@ class SnapGenPipeline(SnapGenComponents, AdapterLoader):
         encoder = self.joint_text_encoder(max_sequence_length)
         chosen = self.text_encoders if text_encoders is None else text_encoders
         dropped = torch.tensor([[name not in chosen for name in self.text_encoders]])
-        encoded = {text: encoder([text], dropped) for text in dict.fromkeys(prompts)}  # one by one, as `__call__` says
-        text = TextStates.cat([encoded[text] for text in prompts])
+        different = list(dict.fromkeys(prompts))
+        parts = encoder(different, dropped, together=1).split(1)  # one by one, as `__call__` says
+        text = TextStates.cat([parts[different.index(prompt)] for prompt in prompts])
         device = self._execution_device
         dtype = text.states.dtype if self.unet is None else self.unet.dtype
         return text.to(device, dtype)
@@ -107,6 +108,8 @@ class SnapGenPipeline(SnapGenComponents, AdapterLoader):
         The arguments are those of `__call__`. States that are given are returned, repeated `num_images_per_prompt`
         times. Needs neither UNet nor autoencoder.
         """
+        if prompt_embeds is None:
+            inputs.check_prompts(prompt, negative_prompt)
         device = torch.device(device) if device is not None else self._execution_device
         positive = (prompt, prompt_embeds, prompt_attention_mask)
         negative = (negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
@@ -127,18 +130,28 @@ class SnapGenPipeline(SnapGenComponents, AdapterLoader):
         reading: which text encoders read them, and how many tokens of a language model.
         """
 
-        def states(texts: Any, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> TextStates:
+        def given(embeds: torch.Tensor | None, mask: torch.Tensor | None) -> TextStates | None:
             if embeds is None or mask is None:
-                return self.encode_text(texts, *reading)
+                return None
             if self.unet is not None and pooled_width(self.unet) is not None:
                 raise ValueError("this UNet reads a pooled text vector, too: give prompts instead of prompt_embeds")
             return TextStates(embeds if self.unet is None else embeds.to(self.unet.dtype), mask.bool())
 
-        text = states(*positive)
-        if negative is None:
+        text, against = given(*positive[1:]), given(*negative[1:]) if negative is not None else None
+        prompts: list[str] = []
+        negatives: list[str] = []
+        if text is None:
+            prompts = [positive[0]] if isinstance(positive[0], str) else list(positive[0])
+        if negative is not None and against is None:
+            count = len(prompts) if text is None else len(text.mask)
+            negatives = negative[0] if isinstance(negative[0], list) else [negative[0] or ""] * count
+        if prompts or negatives:  # both at once, so that each encoder is visited once
+            parts = self.encode_text(prompts + negatives, *reading).split([len(prompts), len(negatives)])
+            text = parts[0] if text is None else text
+            against = parts[1] if negatives else against
+        assert text is not None
+        if negative is None or against is None:
             return Texts(text, None)
-        prompt, *given = negative
-        against = states(prompt if isinstance(prompt, list) else [prompt or ""] * len(text.mask), *given)
         if against.mask.shape != text.mask.shape:
             shapes = f"{tuple(against.mask.shape)}, those of prompt_embeds {tuple(text.mask.shape)}"
             raise ValueError(f"negative_prompt_embeds are of (texts, tokens) {shapes}: equal shapes expected")

@@ -13,6 +13,7 @@ import torch
 
 from snapgen.files import read_json
 from snapgen.machine.counting import Counts, count
+from snapgen.messages import one_line
 from snapgen.models.autoencoder import SnapGenAutoencoder
 from snapgen.models.presets import AUTOENCODERS, RUNG_CHANGES, UNETS
 from snapgen.models.unet import SnapGenUNet
@@ -82,8 +83,14 @@ def configurations(name: str) -> tuple[dict[str, Any] | None, dict[str, Any] | N
     if not (folder / "model_index.json").is_file():
         known = ", ".join(["ladder", *UNETS, *(preset for preset in AUTOENCODERS if preset not in UNETS)])
         raise ValueError(f"'{name}' is neither a preset nor a model folder: expected one of {known}, or a folder")
-    return _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
+    return _read(folder / "unet" / "config.json", SnapGenUNet), _read(
+        folder / "vae" / "config.json", SnapGenAutoencoder
+    )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return {key: value for key, value in read_json(path).items() if not key.startswith("_")}
+def _read(path: Path, kind: type[Any]) -> dict[str, Any]:
+    """The configuration of a network of class `kind`; ValueError if it is of another."""
+    configuration = read_json(path)
+    if (name := configuration.get("_class_name")) != kind.__name__:
+        raise ValueError(f"{path} describes a {one_line(name, 100)}: only a {kind.__name__} is counted")
+    return {key: value for key, value in configuration.items() if not key.startswith("_")}

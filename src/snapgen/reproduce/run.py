@@ -143,7 +143,7 @@ class Reproduction:
         count, nouns = self._settle_count(pipelines.values()), scenes_of(self._recipe("flow")).nouns
         models = []
         for stage, pipeline in pipelines.items():
-            side = pipeline.unet.config.sample_size * pipeline.vae.spatial_factor
+            side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
             few = EvaluationSettings(count, nouns=nouns, size=max(side, READABLE))
             many = EvaluationSettings(5 * count, nouns=nouns, size=max(side, READABLE))
             scenes, fid = self._suite("scenes", pipeline, stage, few), self._suite("fid", pipeline, stage, many)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from snapgen.config import Settings
 from snapgen.files import read_json, sha256, write_text
@@ -25,12 +25,20 @@ from snapgen.messages import first_mistake
 
 BUNDLE = "bundle.json"
 VERSION = 1  # of the format; it rises when a reader of the former one would go wrong
-TEXT_NETWORKS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+LARGEST_SIDE = 2**20  # of text states: a hostile file must not fill the memory
 UNET, DECODER = "unet", "decoder"
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 FilePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,5}$", max_length=200)]
-Span = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+
+
+def _check_span(span: list[int]) -> list[int]:
+    if not (len(span) == 2 and 0 <= span[0] < span[1] <= LARGEST_SIDE):
+        raise ValueError(f"{span} is not first and end of up to {LARGEST_SIDE} numbers")
+    return span
+
+
+Span = Annotated[list[int], AfterValidator(_check_span)]  # first, and one past the last
 
 
 class Port(Settings):
@@ -58,7 +66,7 @@ class Text(Settings):
     prefix_start: int = Field(default=0, ge=0)  # the prefix's tokens are these, and their states are omitted
     prefix_length: int = Field(default=0, ge=0)
     pad_token: int = Field(default=0, ge=0)
-    tokens: Span  # first, and one past the last; their number is the most that the encoder reads
+    tokens: Span  # their number is the most that the encoder reads
     columns: Span
     pooled: bool  # a CLIP, which also gives a pooled vector, in the same columns of the joined one
 
@@ -137,7 +145,7 @@ def read_bundle(folder: Path, target: str) -> Bundle:
     content = read_json(path)
     if content.get("format") != "snapgen-bundle":
         raise ValueError(f"{path} does not describe a bundle: its format is {content.get('format')!r:.100}")
-    if content.get("version") != VERSION:
+    if (content.get("version"), type(content.get("version"))) != (VERSION, int):
         raise ValueError(
             f"{path} is of version {content.get('version')!r:.100}, expected {VERSION}: export the model again"
         )

@@ -57,15 +57,16 @@ class BundlePipeline:
         width: int | None = None,
         encoders: Sequence[str] | None = None,
         after_step: Callable[[], object] = lambda: None,
-    ) -> Image.Image:
-        """The picture of `prompt` from the noise of `seed`, as `SnapGenPipeline` makes it.
+    ) -> Image.Image | None:
+        """The picture of `prompt` from the noise of `seed`, as `SnapGenPipeline` makes it; None if it is not finite.
 
         height, width: in pixels; encoders: the text encoders that read the prompt, by default all. What is not given
         is the model's own. ValueError for a size that the networks cannot take.
         """
         noise = seeded_noise(seed, self.latent_shape(height, width))
         latents = self.denoise(prompt, noise, steps, guidance, interval, encoders, after_step)
-        return to_picture(self.decode(latents))
+        decoded = self.decode(latents)
+        return to_picture(decoded) if np.isfinite(decoded).all() else None
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int, int]:
         """The shape of the latents of a picture of `height` and `width` pixels, 1 C h w."""
@@ -79,8 +80,10 @@ class BundlePipeline:
         return 1, latents.channels, height // unit, width // unit
 
     def encode(self, prompt: str, encoders: Sequence[str] | None = None) -> Encoded:
-        """`prompt` as all text encoders of `encoders` read it, their states joined."""
+        """`prompt` as the text encoders named `encoders`, by default all, read it; ValueError if there are none."""
         texts = self.bundle.texts
+        if not texts:
+            raise ValueError("this bundle has no text encoder: it was made of a network alone")
         length = max(text.tokens[1] for text in texts)
         states = np.zeros((1, length, max(text.columns[1] for text in texts)), np.float32)
         mask = np.zeros((1, length), np.int64)

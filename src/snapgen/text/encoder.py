@@ -38,8 +38,8 @@ class TextStates:
             torch.cat(pooled) if pooled else None,
         )
 
-    def split(self, size: int) -> list[TextStates]:
-        """The batch in pieces of `size` elements; the last may be smaller."""
+    def split(self, size: int | list[int]) -> list[TextStates]:
+        """The batch in pieces of `size` elements, the last may be smaller, or of these sizes."""
         states, mask = self.states.split(size), self.mask.split(size)
         pooled = [None] * len(mask) if self.pooled is None else self.pooled.split(size)
         return [TextStates(*part) for part in zip(states, mask, pooled, strict=True)]

@@ -13,6 +13,7 @@ What differs from Stable Diffusion 3, so that any subset of encoders serves:
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from snapgen.text.encoder import LANGUAGE_MAX_LENGTH, TextEncoder, TextStates, TransformersTextEncoder, is_clip
 
+LONGEST = 2**14  # tokens or columns; whoever joins states makes room for all
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # a pipeline's components, in their order
 
 
@@ -70,29 +72,41 @@ class TextLayout:
         lengths = [encoder.max_length for encoder in encoders.values() if encoder.is_clip]
         if len(set(lengths)) > 1:
             raise ValueError(f"CLIP text encoders of {lengths} tokens: equal lengths expected, they stand side by side")
+        return cls.of_sizes(
+            {name: (encoder.max_length, encoder.width, encoder.is_clip) for name, encoder in encoders.items()}
+        )
+
+    @classmethod
+    def of_sizes(cls, sizes: Mapping[str, tuple[int, int, bool]]) -> TextLayout:
+        """That of encoders of so many tokens and columns, CLIPs or not."""
         places, column = {}, 0
-        for name, encoder in encoders.items():
-            token, start = (0, column) if encoder.is_clip else (lengths[0] if lengths else 0, 0)
-            columns = (start, start + encoder.width)
-            places[name] = TextPlace((token, token + encoder.max_length), columns, encoder.is_clip)
-            column = columns[1]
+        clip_length = max((length for length, _, clip in sizes.values() if clip), default=0)
+        for name, (length, width, clip) in sizes.items():
+            token, start = (0, column) if clip else (clip_length, 0)
+            places[name] = TextPlace((token, token + length), (start, start + width), clip)
+            column = start + width
         return cls(places)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TextLayout:
         """The layout that `to_config` gave; ValueError if it is none."""
         try:
-            places = {
-                name: TextPlace(_span(place["tokens"]), _span(place["columns"]), place["pooled"] is True)
-                for name, place in config.items()
-            }
-        except (KeyError, TypeError, ValueError, AttributeError):
-            places = {}
-        if not places or not places.keys() <= set(TEXT_ENCODERS):
-            raise ValueError(
-                f"text_layout is {config!r}, expected the tokens, columns and pooled of some of {list(TEXT_ENCODERS)}"
+            layout = cls(
+                {
+                    name: TextPlace(_span(place["tokens"]), _span(place["columns"]), place["pooled"] is True)
+                    for name, place in sorted(config.items())
+                }
             )
-        return cls(places)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            layout = cls({})
+        places = layout.places
+        expected = cls.of_sizes({name: (place.length, place.width, place.pooled) for name, place in places.items()})
+        if not places or not places.keys() <= set(TEXT_ENCODERS) or layout != expected:
+            raise ValueError(
+                f"text_layout is {reprlib.repr(config)}, expected the tokens, columns and pooled of some of "
+                f"{list(TEXT_ENCODERS)}: CLIPs side by side, then a language model's tokens, at most {LONGEST} of each"
+            )
+        return layout
 
     def check_columns(self, config: Mapping[str, Any] | None) -> None:
         """ValueError unless `config`, another model's layout if it has one, has the same columns.
@@ -163,7 +177,7 @@ class TextLayout:
 
 def _span(values: Any) -> tuple[int, int]:
     start, end = values
-    if not (type(start) is type(end) is int and 0 <= start < end <= 2**20):
+    if not (type(start) is type(end) is int and 0 <= start < end <= LONGEST):
         raise ValueError(f"{values} is no span")
     return start, end
 
@@ -221,16 +235,20 @@ class JointTextEncoder:
             encoders[name] = TransformersTextEncoder(model, tokenizer, length, prefix, warn, device)
         return cls(encoders, layout)
 
-    def __call__(self, prompts: list[str], dropped: Tensor | None = None) -> TextStates:
+    def __call__(self, prompts: list[str], dropped: Tensor | None = None, together: int | None = None) -> TextStates:
         """States B N D of `prompts`.
 
         dropped: B E, or 1 E; True where one of the E encoders is omitted for a prompt, as if it were absent.
+        together: how many prompts an encoder reads at once, by default all. It reads all before the next one starts, so
+        that one that is offloaded is moved only once.
         """
         if dropped is None:
             dropped = torch.zeros(1, len(self.encoders), dtype=torch.bool)
         omitted = dropped.expand(len(prompts), -1).T.tolist()
-        encoded = {
-            name: encoder(["" if without else prompt for prompt, without in zip(prompts, column, strict=True)])
-            for (name, encoder), column in zip(self.encoders.items(), omitted, strict=True)
-        }
+        size, encoded = together or len(prompts), {}
+        for (name, encoder), column in zip(self.encoders.items(), omitted, strict=True):
+            texts = ["" if without else prompt for prompt, without in zip(prompts, column, strict=True)]
+            encoded[name] = TextStates.cat(
+                [encoder(texts[start : start + size]) for start in range(0, len(texts), size)]
+            )
         return self.layout.join(encoded, len(prompts))

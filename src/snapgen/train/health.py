@@ -14,15 +14,19 @@ from snapgen.weights import extremes
 # The largest number of float16, in which finished models ship. Healthy weights stay far below: the bundled networks'
 # reach 4.7, the gains and embeddings of published text encoders some hundreds.
 LARGEST_WEIGHT = torch.finfo(torch.float16).max
-LARGEST = {"model": LARGEST_WEIGHT, "ema": LARGEST_WEIGHT, "optimizer": torch.finfo(torch.float32).max}
+LARGEST_NUMBER = torch.finfo(torch.float32).max  # of what does not ship: moments, running statistics
 
 
 def ailment(accelerator: Accelerator, files: Mapping[str, Mapping[str, Tensor]]) -> str | None:
     """What is wrong with the tensors of a checkpoint (`TrainState.tensors`); None if they are healthy.
 
-    All processes must call it together: each looks at its own parts, and if one finds something, all return a text.
+    Weights are what the moving average covers. All processes must call it together: each looks at its own parts, and if
+    one finds something, all return a text.
     """
-    found = next((text for file, tensors in files.items() if (text := unhealthy(tensors, LARGEST[file]))), None)
+    weights = files["ema"].keys()
+    found = None
+    for name, tensor in (pair for tensors in files.values() for pair in tensors.items()):
+        found = found or unhealthy({name: tensor}, LARGEST_WEIGHT if name in weights else LARGEST_NUMBER)
     ill = accelerator.reduce(torch.tensor(float(found is not None), device=accelerator.device), "sum").item()
     return found or ("another process found a value that is not finite or too large" if ill else None)
 

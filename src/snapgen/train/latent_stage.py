@@ -35,7 +35,7 @@ from snapgen.train.binding import ALIKE, BindingTest, make_binding_test, measure
 from snapgen.train.latent_recipe import LatentRecipeType
 from snapgen.train.places import folder_or_hub_name, locate, text_sources
 from snapgen.train.stage import Context, ModelType, Stage, derive_seed
-from snapgen.train.teachers.teacher import NetworkTeacher, load_teacher
+from snapgen.train.teachers.teacher import NetworkTeacher, Teacher, load_teacher
 from snapgen.weights import load_network
 
 Batch = dict[str, Tensor]
@@ -60,6 +60,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
     timestep_bins: ClassVar[int] = 16  # of the loss curve by noise level; divides `validation_count`
 
     network: Denoiser  # as it was before training
+    teacher: Teacher | None = None  # what the network learns from, besides the data
 
     def __init__(self, recipe: LatentRecipeType, context: Context) -> None:
         super().__init__(recipe, context)
@@ -247,7 +248,8 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
     def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
         """The encoded captions for a batch: `states` B N D, `mask` B N and, for a network that reads it, `pooled` B P.
 
-        dropped: B E, True where one of the E text encoders does not see the caption.
+        With a teacher, also what it needs in addition. dropped: B E, True where one of the E text encoders does not see
+        the caption.
         """
         with self.autocast():
             text = self.text(captions, dropped)
@@ -257,7 +259,7 @@ class LatentStage(Stage[LatentRecipeType, ModelType]):
         if self.reads_pooled:
             assert text.pooled is not None  # checked at the start
             conditions["pooled"] = text.pooled.float()
-        return conditions
+        return conditions | ({} if self.teacher is None else self.teacher.conditions(captions))
 
     # Losses
 

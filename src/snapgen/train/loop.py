@@ -176,6 +176,7 @@ def train_step(
     rate = learning_rate(done, settings)
     metrics: dict[str, float] = {}
     stopping, objection = None, None
+    statistics = [(buffer, buffer.clone()) for buffer in stage.model.buffers()]  # which forward passes update
     for number, turn in enumerate(stage.turns):
         if len(stage.turns) > 1:
             only_train(state.optimizer, stage.learners(turn))
@@ -203,7 +204,10 @@ def train_step(
     if objection is None:
         state.average()
         state.guard.accept(metrics["loss"])
-    elif state.guard.skip() or done + 1 == settings.steps:
+        return metrics | ({"skipped": state.guard.skipped} if state.guard.skipped else {}), stopping, None
+    for buffer, before in statistics:
+        buffer.copy_(before)
+    if state.guard.skip() or done + 1 == settings.steps:
         run, where = stage.context.run, ""
         if accelerator.is_main_process:
             where = f", the evidence in {save_evidence(run, done + 1, objection, metrics, batch)}"
@@ -212,7 +216,7 @@ def train_step(
             f"step {done + 1}: {objection}; skipped steps in a row: {in_a_row}, and {end} without a checkpoint; "
             f"{name_last_checkpoint(run, done + 1)}{where}: {REMEDY}"
         )
-    return metrics | ({"skipped": state.guard.skipped} if state.guard.skipped else {}), stopping, objection
+    return metrics | {"skipped": state.guard.skipped}, stopping, objection
 
 
 def forward_backward(

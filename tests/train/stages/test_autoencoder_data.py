@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from support.recipes import RECIPES, metrics_of, recipe_of, shares_of
 
-from snapgen.config import parse_recipe
+from snapgen.config import RecipeError, parse_recipe
 from snapgen.data.folder import FolderSettings
 from snapgen.data.shards import write_shards
 from snapgen.files import sha256
@@ -35,7 +36,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"folder": folder, "shards": tars}
 
 
-def make_recipe(place: Path, source: str = "folder", workers: int = 2, **settings: Any) -> AutoencoderRecipe:
+def make_recipe(
+    place: Path, source: str = "folder", workers: int = 2, data: dict[str, Any] | None = None, **settings: Any
+) -> AutoencoderRecipe:
     train_settings = {"steps": 4, "batch_size": BATCH, "learning_rate": 1e-3, "sample_every": 4, "checkpoint_every": 2}
     mapping = {
         "stage": "autoencoder",
@@ -43,7 +46,7 @@ def make_recipe(place: Path, source: str = "folder", workers: int = 2, **setting
         "crop": 32,
         "latent_noise": 0.5,
         "workers": workers,
-        "data": {"source": source, "path": str(place), "resolution": 48},
+        "data": {"source": source, "path": str(place), "resolution": 48} | (data or {}),
         "train": train_settings | settings,
     }
     return parse_recipe(AutoencoderRecipe, mapping, "test")
@@ -106,6 +109,26 @@ def test_resumed_equals_uninterrupted(places: dict[str, Path], tmp_path: Path) -
     assert one == other
     weights = "diffusion_pytorch_model.safetensors"
     assert sha256(whole / weights) == sha256(parts / weights)
+
+
+@pytest.mark.parametrize(("held_out", "judged"), [(3, [7, 8, 9]), (0, list(range(COUNT)))])
+def test_it_is_judged_by_held_out_pictures(
+    places: dict[str, Path], tmp_path: Path, held_out: int, judged: list[int]
+) -> None:
+    """By training pictures only if none are held out. The paper's decoder learns from files."""
+    stage = make_stage(make_recipe(places["folder"], data={"held_out": held_out}), tmp_path)
+    assert pictures_of((stage._heldout,)) == judged
+    assert len(stage.source) == COUNT - held_out
+    assert math.isfinite(stage.metrics(stage.model)["psnr"])
+
+
+def test_patches_that_do_not_fit_are_refused(places: dict[str, Path]) -> None:
+    with pytest.raises(
+        RecipeError, match=r"autoencoder.yaml: crop 64 is larger than the pictures, data.resolution 32$"
+    ):
+        recipe_of(RECIPES / "debug" / "autoencoder.yaml", "crop=64", "data.resolution=32")
+    with pytest.raises(RecipeError, match="data.buckets is for whole pictures"):
+        make_recipe(places["folder"], data={"resolution": 64, "buckets": {"step": 32}})
 
 
 def test_a_damaged_file_is_replaced_and_named_once(places: dict[str, Path], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ patches.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from snapgen.config import Recipe, RecipeError, Settings
 from snapgen.data.order import InOrder, Order
 from snapgen.data.reading import PictureBatches, Sample
-from snapgen.data.source import RandomSource
+from snapgen.data.source import RandomSource, first_readable
 from snapgen.data.sources import DataSettings
 from snapgen.losses.adversarial import hinge, hinge_generator
 from snapgen.losses.reconstruction import gradient_loss, kl_loss, psnr
@@ -40,7 +41,7 @@ from snapgen.train.places import folder_or_hub_name
 from snapgen.train.stage import DISCRIMINATOR, Context, Stage
 from snapgen.weights import check_healthy, load_config, load_file, load_network
 
-VALIDATION_COUNT = 64  # pictures, from the end of the source
+VALIDATION_COUNT = 64  # pictures, held out if the data has such
 NARROW = -6.0  # log-variance of a fresh encoder's posterior
 ENCODER = "encoder."  # prefix of its weights in an autoencoder's
 STATISTICS_COUNT = 1024  # pictures on which the latents' mean and standard deviation are measured
@@ -86,6 +87,14 @@ class AutoencoderRecipe(Recipe):
             raise ValueError("initial and encoder both bring an encoder: choose one")
         if self.whiten and not self.train_encoder:
             raise ValueError("whiten changes the latents, train_encoder: false keeps them: choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _patches_fit_into_squares(self) -> AutoencoderRecipe:
+        if self.crop > self.data.resolution:
+            raise ValueError(f"crop {self.crop} is larger than the pictures, data.resolution {self.data.resolution}")
+        if getattr(self.data, "buckets", None) is not None:
+            raise ValueError("data.buckets is for whole pictures, this stage trains on patches: remove it")
         return self
 
 
@@ -249,22 +258,23 @@ class AutoencoderStage(Stage[AutoencoderRecipe, TrainableAutoencoder]):
         weights = self.recipe.weights.model_dump()
         return {"loss": sum((weights[name] * part for name, part in parts.items()), torch.zeros(())), **parts}
 
-    def _validation(self, count: int) -> Tensor:
-        start = max(len(self.source) - count, 0)
-        pictures = to_tensor([self._picture(index) for index in range(start, len(self.source))])
-        return pictures.to(self.context.device)
+    @cached_property
+    def _heldout(self) -> Tensor:
+        """Whole pictures B 3 H W to judge by."""
+        source = self.recipe.data.validation(VALIDATION_COUNT).open()
+        return to_tensor(first_readable(source, min(VALIDATION_COUNT, len(source)))[1], self.context.device)
 
     @torch.no_grad()
     def metrics(self, model: TrainableAutoencoder) -> dict[str, float]:
-        """Mean PSNR (dB) of whole pictures."""
-        pictures = self._validation(VALIDATION_COUNT)
+        """Mean PSNR (dB) of whole pictures, held out if the data has such."""
+        pictures = self._heldout
         reconstruction = torch.cat([model.autoencoder(part).sample for part in pictures.split(16)])
         return {"psnr": psnr(reconstruction, pictures).mean().item()}
 
     @torch.no_grad()
     def sample_grid(self, model: TrainableAutoencoder) -> Image.Image:
         """Pictures, each next to its reconstruction."""
-        pictures = self._validation(12)
+        pictures = self._heldout[:12]
         pairs = torch.stack([pictures, model.autoencoder(pictures).sample], dim=1).flatten(0, 1)
         return contact_sheet(to_uint8(pairs), ["picture", "reconstruction"] * len(pictures), columns=6)
 

@@ -87,6 +87,7 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
     """Trains a UNet on data and on a teacher's outputs at once."""
 
     recipe_type = DistillRecipe
+    teacher: Teacher
 
     def __init__(self, recipe: DistillRecipe, context: Context) -> None:
         if recipe.target_cache is None:  # with complete targets no teacher is needed
@@ -94,7 +95,6 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         super().__init__(recipe, context)
         student = self.require_unet()
         self.targets: StoredTargets | None = None
-        self.teacher: Teacher
         if recipe.target_cache is None:
             self._load_teacher()
         else:
@@ -222,10 +222,6 @@ class DistillStage(LatentStage[DistillRecipe, DistilledStudent]):
         noise, sigmas, dropped, encoders = (torch.cat(parts) for parts in zip(*chances, strict=True))
         captions = self.captions(pictures, draws, dropped)
         return self.conditioned(latents, noise, sigmas, captions, encoders), captions
-
-    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
-        """The student's conditions, and those that the teacher needs in addition."""
-        return super().conditions(captions, dropped) | self.teacher.conditions(captions)
 
     # Losses
 

@@ -30,6 +30,7 @@ from snapgen.train.latent_stage import Batch, LatentStage, text_arguments
 from snapgen.train.places import folder_or_hub_name
 from snapgen.train.scaling import ScalingSettings, TimestepScaling
 from snapgen.train.stage import DISCRIMINATOR, Context, derive_seed
+from snapgen.train.teachers.teacher import NetworkTeacher
 
 DIVERSITY_SEEDS = 4  # samples per prompt whose distances are measured
 COLLAPSED = 0.5  # share of the diversity before training
@@ -118,6 +119,7 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
     """Trains a UNet at the noise levels of few-step schedules only, in turn with the discriminator's heads."""
 
     recipe_type = StepRecipe
+    teacher: NetworkTeacher
 
     def __init__(self, recipe: StepRecipe, context: Context) -> None:
         folder_or_hub_name("teacher", recipe.teacher)  # a mistake shows before pictures are encoded
@@ -168,10 +170,6 @@ class StepStage(LatentStage[StepRecipe, FewStepStudent]):
             turns=adversary.updates + 1 if adversary.weight else 1,  # every turn has its own batch
             more_text=guide.own_text,
         )
-
-    def conditions(self, captions: list[str], dropped: Tensor | None = None) -> Batch:
-        """The student's conditions, and those that the teacher needs in addition."""
-        return super().conditions(captions, dropped) | self.teacher.conditions(captions)
 
     def learners(self, turn: str) -> Iterable[nn.Parameter]:
         """The parameters of the heads, or of the UNet."""
