@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { readFileSync, readdirSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 import { defineConfig, type Plugin } from "vite";
@@ -9,7 +9,8 @@ const hash = (content: string | Uint8Array) => createHash("sha256").update(conte
 
 // The files of onnxruntime-web are copied as they are: it starts its threads from its own module.
 const ORT = here("node_modules/onnxruntime-web");
-const { version } = JSON.parse(readFileSync(`${ORT}/package.json`, "utf8"));
+const facts = (name: string) => JSON.parse(readFileSync(here(`node_modules/${name}/package.json`), "utf8"));
+const { version } = facts("onnxruntime-web");
 const runtime = (module: string, binary: string) => {
   const content = readFileSync(`${ORT}/dist/${binary}`);
   const folder = `assets/ort-${version}`;
@@ -24,11 +25,24 @@ const RUNTIMES = {
   webgpu: runtime("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm"),
 };
 
+/** What the packages that are built into the app say of their licences. */
+function licenses(): string {
+  return Object.keys(JSON.parse(readFileSync(here("package.json"), "utf8")).dependencies)
+    .map((name) => {
+      const { version, license, repository } = facts(name);
+      const text = here(`node_modules/${name}/LICENSE`);
+      const head = `${name} ${version} (${repository.url}): ${license}`;
+      return existsSync(text) ? `${head}\n\n${readFileSync(text, "utf8")}` : head;
+    })
+    .join("\n\n");
+}
+
 /** Adds the runtimes, and gives the service worker the list of what the app needs to start. */
 function assemble(): Plugin {
   return {
     name: "assemble",
     apply: "build",
+    enforce: "post", // the page is among the files then
     generateBundle(_, files) {
       const names = Object.keys(files).filter((name) => name !== "sw.js");
       for (const { module, binary } of Object.values(RUNTIMES)) {
@@ -38,8 +52,10 @@ function assemble(): Plugin {
         }
         names.push(module);
       }
-      names.push(...readdirSync(here("public")));
+      this.emitFile({ type: "asset", fileName: "licenses.txt", source: licenses() });
+      names.push(...readdirSync(here("public")), "licenses.txt");
       const contents = Object.values(files).map((file) => (file.type === "chunk" ? file.code : file.source));
+      contents.push(...readdirSync(here("public")).map((name) => readFileSync(here(`public/${name}`))));
       const worker = files["sw.js"];
       if (worker?.type !== "chunk") throw new Error("the service worker is missing");
       worker.code = worker.code

@@ -285,6 +285,10 @@ def missing(files: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     return {name: path for name, path in files.items() if name != "model/unet.onnx"}
 
 
+def no_worker(files: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    return {name: path for name, path in files.items() if not name.startswith("assets/worker")}
+
+
 def no_description(files: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "bundle.json").write_text("<html>")
     return files | {"model/bundle.json": tmp_path / "bundle.json"}
@@ -296,6 +300,7 @@ def no_description(files: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
         (altered, "unet.onnx is not the file that belongs to this model: it is of other content."),
         (cut_off, "unet.onnx is not the file that belongs to this model: it is shorter."),
         (missing, "unet.onnx could not be loaded: the server answered 404."),
+        (no_worker, "The part of the app that draws could not be started. Reload the page."),
         (no_description, "The model's bundle.json is damaged: it is not JSON."),
     ],
 )
@@ -415,7 +420,9 @@ def test_it_fits_a_phone(files: dict[str, Path], serve: Serve, browser: Any) -> 
     page.get_by_role("button", name="Draw", exact=True).tap()
     page.wait_for_selector(PICTURE)
     assert page.evaluate("document.documentElement.scrollWidth") <= screen["width"]
-    for button in page.locator("button:visible, a:visible, input:visible:not([type=checkbox]), select:visible").all():
+    for button in page.locator(
+        "button:visible, main a:visible, input:visible:not([type=checkbox]), select:visible"
+    ).all():
         assert button.bounding_box()["height"] >= 44
     stage, settings = (page.locator(name).bounding_box() for name in ("#stage", "#options"))
     assert stage["y"] < settings["y"]  # the picture comes before the settings

@@ -3,14 +3,13 @@
 import type { FileFacts } from "./bundle";
 import { Problem } from "./problem";
 
-const CACHE = "snapgen-files";
 
 export type OnBytes = (count: number) => void; // called with each part's number of bytes
 
-/** Where files are kept, by hash; null where the browser offers no such place, as on pages without HTTPS. */
-export async function openCache(): Promise<Cache | null> {
+/** Where files of the app at `base` are kept, by hash; null where the browser offers no place: without HTTPS. */
+export async function openCache(base: URL): Promise<Cache | null> {
   try {
-    return await caches.open(CACHE);
+    return await caches.open(`snapgen-files ${base.pathname}`);
   } catch {
     return null;
   }

@@ -33,7 +33,7 @@ export class ModelFiles {
     } catch {
       throw new Problem(`The model's ${BUNDLE} is damaged: it is not JSON.`);
     }
-    return new ModelFiles(base, await openCache(), runtime, readBundle(content));
+    return new ModelFiles(base, await openCache(base), runtime, readBundle(content));
   }
 
   /** Bytes that must be loaded, or are kept already. */

@@ -4,7 +4,7 @@ declare const __FILES__: string[]; // filled in by vite.config.ts
 declare const __VERSION__: string;
 
 const scope = self as unknown as ServiceWorkerGlobalScope;
-const PREFIX = "snapgen-app-";
+const PREFIX = `snapgen-app ${new URL("./", location.href).pathname} `; // others may be on the same host
 const CACHE = `${PREFIX}${__VERSION__}`;
 const DESCRIPTION = "model/bundle.json";
 
