@@ -251,6 +251,16 @@ def test_a_static_site_works_below_a_path(files: dict[str, Path], tmp_path: Path
         server.shutdown()
 
 
+def test_it_draws_without_https_but_keeps_nothing(files: dict[str, Path], serve: Serve, context: Any) -> None:
+    page = context.new_page()
+    page.goto(serve(files).url.replace("127.0.0.1", "elsewhere.test"))
+    assert not page.evaluate("isSecureContext")
+    choose(page, "a cat")
+    draw(page)
+    page.wait_for_selector(PICTURE)
+    assert page.inner_text("#offline") == ""
+
+
 def test_words_it_does_not_know_are_underlined_with_others(
     described: Callable[..., dict[str, Path]], serve: Serve, context: Any
 ) -> None:

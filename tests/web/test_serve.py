@@ -89,13 +89,23 @@ def test_files_have_their_types_and_are_kept_as_long_as_they_may(page: Path, mod
 
 @pytest.mark.parametrize(
     "path",
-    ["/nothing", "/assets", "/assets/", "/model/", "/../secret", "/%2e%2e/secret", "//etc/passwd", "/model/more"],
+    [
+        "/nothing",
+        "/assets/gone.js",
+        "/assets",
+        "/assets/",
+        "/model/",
+        "/../secret",
+        "/%2e%2e/secret",
+        "//etc/passwd",
+        "/model/more",
+    ],
 )
 def test_nothing_else_is_served(path: str, page: Path, model: Path, tmp_path: Path, serve: Serve) -> None:
     (tmp_path / "secret").write_text("secret")
     (model / "more").write_text("not of the bundle")
     response = answer(serve(site_files(model, page)), path)
-    assert response.status == 404
+    assert (response.status, response.headers["Cache-Control"]) == (404, "no-cache")
     assert b"secret" not in response.read()
 
 

@@ -101,8 +101,8 @@ class SiteHandler(SimpleHTTPRequestHandler):
 
     def end_headers(self) -> None:
         """Adds how long a file may be kept, and what the page may do."""
-        keep = "max-age=31536000, immutable" if self.name.startswith(NAMED_BY_CONTENT) else "no-cache"
-        self.send_header("Cache-Control", keep)
+        found = self.name in self.server.files and self.name.startswith(NAMED_BY_CONTENT)
+        self.send_header("Cache-Control", "max-age=31536000, immutable" if found else "no-cache")
         self.send_header("Content-Security-Policy", POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
         super().end_headers()
