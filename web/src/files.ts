@@ -3,7 +3,6 @@
 import type { FileFacts } from "./bundle";
 import { Problem } from "./problem";
 
-
 export type OnBytes = (count: number) => void; // called with each part's number of bytes
 
 /** Where files of the app at `base` are kept, by hash; null where the browser offers no place: without HTTPS. */

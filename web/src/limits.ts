@@ -17,7 +17,7 @@ export function sides(side: number, { multiple, pixels }: Pick<Latents, "multipl
 /** The seed that `text` says, or a new one for none; null if it is no seed, or leaves no room for `more` after it. */
 export function readSeed(text: string, more: number): bigint | null {
   const trimmed = text.trim();
-  if (!trimmed) return BigInt(crypto.getRandomValues(new Uint32Array(1))[0]!);
+  if (!trimmed) return BigInt(Math.floor(2 ** 32 * Math.random()));
   if (!/^\d{1,19}$/.test(trimmed)) return null;
   const found = BigInt(trimmed);
   return found + BigInt(more) <= LARGEST_SEED ? found : null;
