@@ -81,5 +81,7 @@ def test_the_page_can_be_followed(tmp_path: Path) -> None:
     assert report["count"] == 40 and 10 < report["score"] < 150
     distance = json.loads((tmp_path / "runs" / "evaluation" / "unicorns" / "fid" / "report.json").read_text())
     assert distance["score"] < 1e-6  # of pictures to themselves
+    bundle = json.loads((tmp_path / "bundles" / "ort" / "bundle.json").read_text())
+    assert bundle["networks"]["unet"]["file"] == "unet.ort" and bundle["parity"]["relative_error"]["unet"] < 1e-5
     losses = [json.loads(line)["loss"] for line in (tmp_path / "runs" / "denoiser" / "metrics.jsonl").open()]
     assert len(losses) == 20 and losses[-1] < losses[0]
