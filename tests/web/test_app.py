@@ -110,6 +110,7 @@ def decibels(picture: Image.Image, expected: np.ndarray) -> float:
     return 20 * float(np.log10(255 / max(difference - 0.5, 1e-12)))
 
 
+@pytest.mark.filterwarnings("ignore:prompt .* has .* tokens")
 @pytest.mark.parametrize(
     ("prompt", "settings"),
     [
