@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := test
-.PHONY: picture test check lint lock format
+.PHONY: picture web test check lint lock format
 
 # The prompt reaches the program through the environment, exactly as given: no quoting, no `$` expansion.
 PROMPT ?= two red apples
@@ -19,9 +19,14 @@ picture: .venv/installed-run
 	@.venv/bin/snapgen generate --out picture.png -- "$$PROMPT" >/dev/null
 	@echo "written: $(CURDIR)/picture.png"
 
-test: lint
+# The app that draws in the browser, for `snapgen web`.
+web: .venv/installed-dev
+	scripts/build_web.sh
+
+test: lint web/node_modules/installed
 	scripts/install_font.sh
 	scripts/install_browser.sh
+	npm test --prefix web --silent
 	$(PYTEST)
 
 # What to run before every commit: all but the slow tests.
@@ -43,6 +48,11 @@ format: .venv/installed-dev
 # Pins the newest versions that pyproject.toml allows; `make test` then shows whether they work.
 lock:
 	scripts/lock.sh requirements.lock
+
+web/node_modules/installed: web/package.json web/package-lock.json
+	scripts/install_node.sh
+	npm ci --prefix web --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 .venv/made:
 	scripts/make_environment.sh .venv

@@ -26,12 +26,13 @@ KNOW_THE_WORLD = {
 
 
 def files_outside_the_world(pattern: str = "*") -> list[Path]:
-    """The package's files but for weights, world/, and bundled/, models of that world with a card about it."""
+    """The package's files but for weights, world/, the models in bundled/ with their card, and the built web app."""
     return [
         file
         for file in sorted(PACKAGE.rglob(pattern))
         if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".safetensors"
         if file.relative_to(PACKAGE).parts[0] not in ("world", "bundled")
+        if file.relative_to(PACKAGE).parts[:2] != ("web", "app")
     ]
 
 

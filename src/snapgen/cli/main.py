@@ -36,6 +36,7 @@ VERBS = {  # name on the command line: "module:attribute", a function or a typer
     "plan": "snapgen.cli.plan:plan",
     "evaluate": "snapgen.cli.evaluate:evaluate",
     "study": "snapgen.cli.study:app",
+    "web": "snapgen.cli.web:web",
     "data": "snapgen.cli.data:app",
 }
 

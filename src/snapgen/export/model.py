@@ -65,7 +65,7 @@ def export_model(model: str, out: Path, settings: ExportSettings, notify: Notify
         bundle = Bundle(
             target=settings.target,
             precision=precision,
-            model=model,
+            model=Path(model).name if Path(model).is_dir() else model,  # nobody else knows this machine's folders
             snapgen=version("snapgen"),
             license=license_of(model),
             networks={part.name: converter.convert(part, folder, precision, notify) for part in parts},
