@@ -67,7 +67,11 @@ def test_generate_needs_no_torch(tiny_model: Path, tiny_bundle: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "mini"], "--runtime onnx runs bundles: `snapgen export mini FOLDER --target onnx` makes one"),
+        (
+            ["--model", "mini"],
+            "none of 'mini' here: `snapgen export mini FOLDER --target onnx` makes one; then --model",
+        ),
+        (["--model", "mini-base"], "'mini-base' is not a bundle"),
         (["--model", "nowhere"], "'nowhere' is not a bundle: it has no bundle.json; `snapgen export` makes one"),
         (["--optimize"], "--optimize cannot be used with --runtime onnx: it needs --runtime torch"),
         (["--lora", "folder"], "--lora cannot be used with --runtime onnx: it needs --runtime torch"),

@@ -15,6 +15,7 @@ from snapgen.pipeline.inputs import check_text_encoders
 from snapgen.pipeline.load import load_adapters, load_pipeline
 from snapgen.pipeline.words import KEY, Words, checked_words
 from snapgen.runtime.bundle import BUNDLE
+from snapgen.web.serve import APP, MODEL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -142,27 +143,20 @@ class OnnxEngine:
         ]
 
 
-def check_bundle(model: str, torch_only: Mapping[str, Any]) -> None:
-    """Raise ValueError unless ONNX Runtime is installed, `model` is a bundle's folder and nothing else needs torch.
+def find_bundle(model: str, torch_only: Mapping[str, Any]) -> Path:
+    """The folder of the bundle `model`. The default model is there as one where the web app is built, which needs it.
 
+    ValueError if there is no such bundle, if ONNX Runtime is not installed, or if an option needs torch.
     torch_only: the values of options that bundles cannot follow, None if they are not given.
     """
     check_installed(("onnxruntime",), "--runtime onnx needs", "onnx")
-    if model in BUNDLED:
-        raise ValueError(
-            f"--runtime onnx runs bundles: `snapgen export {model} FOLDER --target onnx` makes one; then --model FOLDER"
-        )
-    if not (Path(model) / BUNDLE).is_file():
+    folder = APP / MODEL if model == next(iter(BUNDLED)) else Path(model)
+    if not (folder / BUNDLE).is_file():
+        if model in BUNDLED:
+            made = f"`snapgen export {model} FOLDER --target onnx` makes one; then --model FOLDER"
+            raise ValueError(f"--runtime onnx runs bundles, and there is none of '{model}' here: {made}")
         raise ValueError(f"'{model}' is not a bundle: it has no {BUNDLE}; `snapgen export` makes one")
     for option, value in torch_only.items():
         if value is not None:
             raise ValueError(f"{option} cannot be used with --runtime onnx: it needs --runtime torch")
-
-
-def open_engine(
-    runtime: str, model: str, wishes: Wishes, lora: Path | None, start: StartPicture | None, optimize: bool
-) -> Engine:
-    """The engine for `runtime`, "torch" or "onnx"; the last three arguments are for torch alone."""
-    if runtime == "onnx":
-        return OnnxEngine(Path(model), wishes)
-    return TorchEngine(model, wishes, lora, start, optimize)
+    return folder

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from snapgen.cli.engines import Engine, Wishes, check_bundle, open_engine
+from snapgen.cli.engines import Engine, OnnxEngine, TorchEngine, Wishes, find_bundle
 from snapgen.cli.options import LARGEST_SEED, check_range, parse_interval, parse_size
 from snapgen.cli.pictures import PictureRequest, choose_destination, save_picture
 from snapgen.cli.progress import progress_bar
@@ -93,17 +93,18 @@ def generate(
     check_range("--count", count, 1, 10_000)
     check_range("--seed", seed, 0, LARGEST_SEED - count + 1)
     width, height = parse_size(size) if size is not None else (None, None)
-    if runtime == "torch":
-        check_model_name(model)
+    bundle = None
+    if runtime == "onnx":
+        bundle = find_bundle(model, {"--image": image, "--lora": lora, "--optimize": optimize or None})
     else:
-        check_bundle(model, {"--image": image, "--lora": lora, "--optimize": optimize or None})
+        check_model_name(model)
     requests = [PictureRequest(index, text, seed + k) for index, text in enumerate(texts) for k in range(count)]
     destination = choose_destination(out, len(requests))
     start = read_start(image, strength, mask)
 
     names = None if encoders is None else [name.strip() for name in encoders.split(",")]
     wishes = Wishes(steps, guidance, interval, width, height, names)
-    engine = open_engine(runtime, model, wishes, lora, start, optimize)
+    engine: Engine = TorchEngine(model, wishes, lora, start, optimize) if bundle is None else OnnxEngine(bundle, wishes)
     facts = describe_run(engine, model, wishes, start)
     if interval is not None and not has_guidance(engine.guidance):
         guidance_is = f"guidance is {engine.guidance:g}, there is no guidance"
