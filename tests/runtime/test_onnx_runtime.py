@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from snapgen.cli.main import run
 from snapgen.files import sha256
 from snapgen.pipeline.load import load_pipeline
 from snapgen.runtime.bundle import BUNDLE
@@ -67,11 +68,11 @@ def test_generate_needs_no_torch(tiny_model: Path, tiny_bundle: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--model", "mini"], "none of 'mini' here: `snapgen export mini FOLDER --target onnx` makes one"),
         (
-            ["--model", "mini"],
-            "none of 'mini' here: `snapgen export mini FOLDER --target onnx` makes one; then --model",
+            ["--model", "mini-base"],
+            "none of 'mini-base' here: `snapgen export mini-base FOLDER --target onnx` makes one",
         ),
-        (["--model", "mini-base"], "'mini-base' is not a bundle"),
         (["--model", "nowhere"], "'nowhere' is not a bundle: it has no bundle.json; `snapgen export` makes one"),
         (["--optimize"], "--optimize cannot be used with --runtime onnx: it needs --runtime torch"),
         (["--lora", "folder"], "--lora cannot be used with --runtime onnx: it needs --runtime torch"),
@@ -79,15 +80,27 @@ def test_generate_needs_no_torch(tiny_model: Path, tiny_bundle: Path, tmp_path: 
     ],
 )
 def test_what_a_bundle_cannot_do_is_one_line(
-    tiny_bundle: Path, tmp_path: Path, options: list[str], message: str, capfd: pytest.CaptureFixture[str]
+    tiny_bundle: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from snapgen.cli.main import run
-
+    monkeypatch.setattr("snapgen.cli.engines.APP", tmp_path)  # the web app is not built
     command = ["generate", "a cat", "-o", str(tmp_path / "a.png"), "--runtime", "onnx", "--model", str(tiny_bundle)]
     assert run([*command, *options]) != 0
     err = capfd.readouterr().err
     assert err.startswith("snapgen: error: ") and message in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_default_model_is_the_web_apps(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").symlink_to(tiny_bundle)
+    monkeypatch.setattr("snapgen.cli.engines.APP", tmp_path)
+    assert run(["generate", "a cat", "-o", str(tmp_path / "a.png"), "--runtime", "onnx"]) == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (32, 32) and picture.text["model"] == "mini"  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -129,8 +142,6 @@ def test_a_tokenizer_of_another_model_is_one_line(bundle: Path) -> None:
 
 
 def test_words_beyond_a_list_are_named(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from snapgen.cli.main import run
-
     facts = json.loads((bundle / BUNDLE).read_text())
     (bundle / BUNDLE).write_text(json.dumps(facts | {"known_words": {"nouns": ["cat"]}}))
     command = ["generate", "a cat and a zebra", "-o", str(tmp_path / "a.png"), "--runtime", "onnx"]
