@@ -71,7 +71,7 @@ def test_generate_needs_no_torch(tiny_model: Path, tiny_bundle: Path, tmp_path: 
         (["--model", "mini"], "none of 'mini' here: `snapgen export mini FOLDER --target onnx` makes one"),
         (
             ["--model", "mini-base"],
-            "none of 'mini-base' here: `snapgen export mini-base FOLDER --target onnx` makes one",
+            "none of 'mini-base' here: `snapgen export mini-base FOLDER --target onnx`",
         ),
         (["--model", "nowhere"], "'nowhere' is not a bundle: it has no bundle.json; `snapgen export` makes one"),
         (["--optimize"], "--optimize cannot be used with --runtime onnx: it needs --runtime torch"),
