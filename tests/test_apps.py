@@ -30,7 +30,7 @@ from snapgen.pipeline.bundled import bundled_folder
 from snapgen.pipeline.load import load_pipeline
 from snapgen.runtime import bundle as formats
 from snapgen.runtime.bundle import Bundle, read_bundle
-from snapgen.runtime.pipeline import Arrays, BundlePipeline, read_tokenizers
+from snapgen.runtime.pipeline import Arrays, BundlePipeline, Runner, read_tokenizers
 
 APPS = Path(__file__).parents[1] / "apps"
 TWISTER = (1812433253, 0x9D2C5680, 0xEFC60000, 0x9908B0DF)
@@ -122,35 +122,42 @@ def test_the_constants_are_those_of_python(folder: str) -> None:
     assert set(TWISTER) <= numbers
 
 
-class Exact:
-    """Small networks whose sums are exact in fp32, as in apps/checks."""
+def exact_encoder(width: int) -> Runner:
+    """A text encoder whose sums are exact in fp32, as those in apps/checks."""
 
-    @staticmethod
-    def text_encoder(inputs: Arrays) -> dict[str, np.ndarray]:
-        ids, mask = inputs["input_ids"][..., None], inputs["attention_mask"][..., None]
-        return {"states": ((ids + np.arange(WIDTH)) % 9 / 8 * mask).astype(np.float32)}
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        ids, columns = inputs["input_ids"][..., None], np.arange(width)
+        states = (ids + columns) % 9 / 8 * inputs["attention_mask"][..., None]
+        return {"states": np.float32(states), "pooled": np.float32((ids.sum() + columns[None]) / 256)}
 
-    @staticmethod
-    def unet(inputs: Arrays) -> dict[str, np.ndarray]:
-        text = inputs["encoder_hidden_states"].sum() / 64 + np.float32(inputs["encoder_attention_mask"].sum())
-        shift = inputs["timestep"][0] / 1024 + text
-        return {"velocity": inputs["sample"] * np.float32(0.5) + shift}
+    return run
 
-    @staticmethod
-    def decoder(inputs: Arrays) -> dict[str, np.ndarray]:
-        return {"picture": inputs["latents"]}
+
+def exact_unet(inputs: Arrays) -> dict[str, np.ndarray]:
+    """A UNet that reads all that it is given, in its order."""
+    states = inputs["encoder_hidden_states"][inputs["encoder_attention_mask"] == 1]  # of the tokens that are seen
+    text = np.sum(np.arange(1, len(states) + 1)[:, None] * states / 4096)
+    shift = inputs["timestep"][0] / 1024 + np.float32(text + inputs["pooled_projections"].sum() / 64)
+    return {"velocity": inputs["sample"] * np.float32(0.5) + shift}
+
+
+def exact_decoder(inputs: Arrays) -> dict[str, np.ndarray]:
+    """A decoder that changes nothing."""
+    return {"picture": inputs["latents"]}
 
 
 def write_folder(folder: Path, target: str) -> tuple[Bundle, list[str]]:
-    """A bundle of the miniature's tokenizer, with empty files as networks, and prompts beside it."""
+    """A bundle with three text encoders, one of them absent, and empty files as networks; prompts, also in a file."""
     prompts = [PROMPTS[0], "", *PROMPTS[1:], *HARD]
     (folder / "prompts.json").write_text(json.dumps(prompts))
     shutil.copy(bundled_folder() / "tokenizer" / "tokenizer.json", folder)
     fixed = target == "coreml"
     _, channels, height, width = SHAPE
+    unet = ["sample", "timestep", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections"]
     ports = {
-        "text_encoder": (["input_ids", "attention_mask"], ["states"]),
-        "unet": (["sample", "timestep", "encoder_hidden_states", "encoder_attention_mask"], ["velocity"]),
+        "text_encoder": (["input_ids", "attention_mask"], ["states", "pooled"]),
+        "text_encoder_2": (["input_ids", "attention_mask"], ["states", "pooled"]),
+        "unet": (unet, ["velocity"]),
         "decoder": (["latents"], ["picture"]),
     }
     for name in ports:
@@ -170,14 +177,17 @@ def write_folder(folder: Path, target: str) -> tuple[Bundle, list[str]]:
             for name, (inputs, outputs) in ports.items()
         },
         "texts": [
+            {"network": "text_encoder", "tokenizer": "tokenizer.json", "tokens": [0, TOKENS], "columns": [0, WIDTH]}
+            | {"pooled": True},
+            {"network": "text_encoder_2", "tokenizer": "tokenizer.json", "tokens": [TOKENS, 40], "columns": [4, 16]}
+            | {"prefix": "a cat ", "prefix_start": 1, "prefix_length": 2, "pad_token": 5, "pooled": True},
             {
-                "network": "text_encoder",
-                "tokenizer": "tokenizer.json",
-                "prefix": "",
-                "tokens": [0, TOKENS],
-                "columns": [0, WIDTH],
-                "pooled": True,
-            }
+                "network": "text_encoder_3",
+                "tokenizer": None,
+                "tokens": [TOKENS, 36],
+                "columns": [2, 20],
+                "pooled": False,
+            },
         ],
         "latents": {"channels": channels, "height": height, "width": width, "multiple": 1, "fixed": fixed, "pixels": 1},
         "sampling": {"steps": 4, "guidance": 1.0, "shift": 3.0},
@@ -232,7 +242,10 @@ def test_the_loops_give_the_numbers_of_python(target: str, compiler: str, build:
     tokenizer.no_padding()
     tokenizer.enable_truncation(TOKENS)
     assert dict(zip(prompts, found["ids"], strict=True)) == {text: tokenizer.encode(text).ids for text in prompts}
-    networks = {"text_encoder": Exact.text_encoder, "unet": Exact.unet, "decoder": Exact.decoder}
+    encoders = {
+        text.network: exact_encoder(text.columns[1] - text.columns[0]) for text in bundle.texts if text.tokenizer
+    }
+    networks = encoders | {"unet": exact_unet, "decoder": exact_decoder}
     pipeline = BundlePipeline(bundle, networks, tokenizers)
     for seed, (prompt, picture) in enumerate(zip(prompts, found["pictures"], strict=False)):
         expected = pipeline.denoise(prompt, seeded_noise(seed, SHAPE), steps=STEPS, guidance=float(seed))
