@@ -16,10 +16,10 @@ from snapgen.train.stages import load_recipe
 ROOT = Path(__file__).parents[1]
 PAPER_MAP = (ROOT / "docs" / "paper-map.md").read_text()
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "src/snapgen/bundled/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "apps/README.md", "src/snapgen/bundled/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-FOLDERS = "src|recipes|docs|benchmarks|scripts|tests|examples"
+FOLDERS = "src|apps|recipes|docs|benchmarks|scripts|tests|examples"
 
 
 def text_of(page: Path) -> str:
