@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = Path("benchmarks/results")  # from the repository's root, where scripts are called
+OUT_OF_MEMORY = ("OutOfMemory", "MemoryError", "allocate memory", "bad_alloc")  # in an error's last line
 
 
 def make_parser(description: str | None) -> ArgumentParser:
@@ -36,6 +39,22 @@ def machine_facts(device: str | torch.device = "cpu", *libraries: str) -> dict[s
         "system": platform.platform(),
         "versions": library_versions() | {library: version(library) for library in libraries},
     }
+
+
+def in_own_process(script: str, *arguments: str) -> dict[str, Any]:
+    """The object that `script` prints last, as JSON, or {"failure": why there is none}.
+
+    When memory is short, the system ends that process first.
+    """
+    command = [sys.executable, script, *arguments]
+    last = ["sh", "-c", 'echo 1000 > /proc/self/oom_score_adj 2>/dev/null; exec "$@"', "sh", *command]
+    finished = subprocess.run(last, capture_output=True, text=True)
+    if finished.returncode == 0:
+        found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+        return found
+    reason = (finished.stderr.strip().splitlines() or [f"ended with status {finished.returncode}"])[-1]
+    fits = finished.returncode not in (-9, 137) and not any(part in reason for part in OUT_OF_MEMORY)
+    return {"failure": reason if fits else "does not fit in memory"}
 
 
 def page(script: str, heading: str, lines: Iterable[str]) -> str:
