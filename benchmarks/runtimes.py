@@ -58,6 +58,7 @@ RUNTIMES = (
     Runtime("ONNX Runtime fp32", "onnx", "onnx", "fp32"),
     Runtime("ONNX Runtime w16", "onnx", "onnx", "w16"),
     Runtime("ONNX Runtime int8", "onnx", "onnx", "int8"),
+    Runtime("ONNX Runtime int8-conv", "onnx", "onnx", "int8-conv"),
     Runtime("ExecuTorch fp32", "executorch", "executorch", "fp32"),
     Runtime("ExecuTorch int8", "executorch", "executorch", "int8"),
     Runtime("browser, WASM", "wasm", "onnx", "w16"),
