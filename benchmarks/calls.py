@@ -35,9 +35,10 @@ PEER = "network.json"  # in the folder of a peer's network, which is no bundle
 PROMPT = "two red apples on a green background"
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 RUNTIME, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"  # of onnxruntime-web
+BROWSER_WARMUP = 3  # calls; WebAssembly is compiled again, better, while it runs
 PAGE = """<!doctype html><meta charset="utf-8"><script type="module">
 import * as ort from "/runtime/RUNTIME";
-window.measure = async ({ networks, plan, repeats, threads }) => {
+window.measure = async ({ networks, plan, repeats, warmup, threads }) => {
   ort.env.wasm.numThreads = threads;
   ort.env.wasm.wasmPaths = { wasm: new URL("/runtime/BINARY", location.href).href };
   const sessions = {};
@@ -51,12 +52,12 @@ window.measure = async ({ networks, plan, repeats, threads }) => {
     sessions[name] = { session: await ort.InferenceSession.create("/bundle/" + file), feeds };
   }
   const seconds = [];
-  for (let repeat = 0; repeat <= repeats; repeat++) {
+  for (let repeat = 0; repeat < warmup + repeats; repeat++) {
     const started = performance.now();
     for (const name of plan) await sessions[name].session.run(sessions[name].feeds);
     seconds.push((performance.now() - started) / 1000);
   }
-  return seconds.slice(1);
+  return seconds.slice(warmup);
 };
 </script>""".replace("RUNTIME", RUNTIME).replace("BINARY", BINARY)
 
@@ -346,13 +347,19 @@ def measure_browser(call: Call) -> dict[str, Any]:
         }
         for name in names
     ]
-    job = {"networks": networks, "plan": plan, "repeats": call.repeats, "threads": call.threads}
+    job = {
+        "networks": networks,
+        "plan": plan,
+        "repeats": call.repeats,
+        "warmup": BROWSER_WARMUP,
+        "threads": call.threads,
+    }
     browser_path = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     with served({"bundle": folder, "runtime": files}) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path)
         page = browser.new_page()
         page.goto(address)
-        page.wait_for_function("window.measure")
+        page.wait_for_function("!!window.measure")
         page.set_default_timeout(0)
         seconds = page.evaluate("job => measure(job)", job)
         peak = max((peak_memory(process) or 0 for process in tabs()), default=0)

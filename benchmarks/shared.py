@@ -52,7 +52,8 @@ def in_own_process(script: str, *arguments: str) -> dict[str, Any]:
     if finished.returncode == 0:
         found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
         return found
-    reason = (finished.stderr.strip().splitlines() or [f"ended with status {finished.returncode}"])[-1]
+    lines = [line for line in finished.stderr.splitlines() if line and not line[0].isspace()]  # not a script's stack
+    reason = (lines or [f"ended with status {finished.returncode}"])[-1]
     fits = finished.returncode not in (-9, 137) and not any(part in reason for part in OUT_OF_MEMORY)
     return {"failure": reason if fits else "does not fit in memory"}
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import calls
 import peers
@@ -89,11 +93,22 @@ def test_a_runtime_without_torch_is_measured_without_it(tiny_bundle: Path) -> No
     call = asdict(Call("onnx", "", PICTURE, 32, bundle=str(tiny_bundle)))
     code = f"import calls, sys; calls.measure(calls.Call(**{call!r})); print('torch' in sys.modules)"
     folder = str(Path(calls.__file__).parent)
-    import subprocess
-    import sys
-
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=True)
     assert found.stdout.split() == ["False"]
+
+
+def test_a_page_gets_threads_and_no_other_files(tmp_path: Path) -> None:
+    for name in ("inside/unet.onnx", "secret"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with calls.served({"bundle": tmp_path / "inside"}) as address:
+        with urlopen(address) as page:
+            assert b"window.measure" in page.read()
+            assert page.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert urlopen(address + "bundle/unet.onnx").read() == b"inside/unet.onnx"
+        for path in ("bundle/../secret", "bundle/secret", "secret"):
+            with pytest.raises(HTTPError, match="404"):
+                urlopen(address + path)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +117,7 @@ def test_a_runtime_without_torch_is_measured_without_it(tiny_bundle: Path) -> No
         ("import os; os.kill(os.getpid(), 9)", "does not fit in memory"),
         ("raise MemoryError", "does not fit in memory"),
         ("raise ValueError('no such size')", "ValueError: no such size"),
+        ("raise ValueError('page: broken\\n    at line 3')", "ValueError: page: broken"),
     ],
 )
 def test_a_process_that_fails_says_why(script: str, reason: str, tmp_path: Path) -> None:
