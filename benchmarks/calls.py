@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from snapgen.runtime.pipeline import BundlePipeline, Runner
 
 TEXT, PICTURE = "text_encoder", "picture"  # beside the UNet and the decoder
-PEER = "network.json"  # in the folder of a peer's network, which is no bundle
+BARE = "networks.json"  # in a folder of networks with random weights, which is no bundle
 PROMPT = "two red apples on a green background"
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 RUNTIME, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"  # of onnxruntime-web
@@ -277,9 +277,9 @@ def picture_call(pipeline: BundlePipeline, call: Call) -> Callable[[], object]:
 
 
 def described(folder: Path, target: str, name: str) -> Network:
-    """The description of the network called `name` in a bundle, or of a peer's only one."""
-    if (folder / PEER).is_file():
-        return Network.model_validate(json.loads((folder / PEER).read_text())["network"])
+    """The description of the network called `name` in a bundle, or among bare networks."""
+    if (folder / BARE).is_file():
+        return Network.model_validate(json.loads((folder / BARE).read_text())["networks"][name])
     return read_bundle(folder, target).networks[name]
 
 
@@ -297,9 +297,9 @@ def bundle_of(folder: Path) -> Bundle:
 
 def sizes_of(folder: Path, call: Call) -> dict[str, int]:
     """The sizes that the names in the shapes of a bundle's inputs stand for in `call`."""
-    if (folder / PEER).is_file():
-        facts = json.loads((folder / PEER).read_text())
-        tokens, pixels = facts["tokens"], facts["pixels"]
+    if (folder / BARE).is_file():
+        facts = json.loads((folder / BARE).read_text())
+        tokens, pixels = call.tokens or facts["tokens"], facts["pixels"]
     else:
         bundle = bundle_of(folder)
         tokens, pixels = call.tokens or max(text.tokens[1] for text in bundle.texts), bundle.latents.pixels

@@ -26,20 +26,21 @@ from pathlib import Path
 from typing import Any
 
 import calls
-from calls import PEER, PICTURE, TEXT, Call
+from calls import BARE, PICTURE, TEXT, Call
 from matplotlib.figure import Figure
 from shared import in_own_process, machine_facts, make_parser, page, write_results
 
 from snapgen.export.targets import TARGETS
 from snapgen.files import atomic_folder, write_text
-from snapgen.messages import markdown_table, one_line
+from snapgen.messages import Notify, markdown_table, one_line
 from snapgen.runtime.bundle import DECODER, UNET
 
 ROOT = Path(__file__).parents[1]
 # Where onnxruntime-web may lie: in the web app's packages, and in the built app.
 WEB = ("web/node_modules/onnxruntime-web/dist", "src/snapgen/web/app/assets/ort-*")
-PEER_MODEL, PEER_PIXELS, PEER_TOKENS = "Sana-0.6B", 32, 300
-EXPORT_SIZE = 256  # pixels; bundles of full-size networks take any size, and are checked at a small one
+FULL, PEER = "t2i", "Sana-0.6B"
+SIZES = {FULL: (8, 77), PEER: (32, 300)}  # of full-size networks: pixels per latent position, tokens of text
+EXPORT_SIZE = 256  # pixels; ONNX takes any size afterwards
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def full_size(sizes: Iterable[int]) -> list[Call]:
     """What is called of the full-size networks: 77 tokens of one text encoder, 377 of all three."""
     found = []
     for size in sizes:
-        found += [Call("", "t2i", UNET, size, tokens) for tokens in (77, 377)]
-        found += [Call("", PEER_MODEL, UNET, size, PEER_TOKENS), Call("", "t2i", DECODER, size)]
+        found += [Call("", FULL, UNET, size, tokens) for tokens in (77, 377)]
+        found += [Call("", PEER, UNET, size, SIZES[PEER][1]), Call("", FULL, DECODER, size)]
     return found
 
 
@@ -95,7 +96,7 @@ def fill_in(call: Call, runtime: Runtime, bundles: Path, web: Path | None) -> Ca
             version(package)
         except PackageNotFoundError:
             return f"{package} is not installed"
-    whole = call.model not in ("t2i", PEER_MODEL)
+    whole = call.model not in SIZES
     if not whole and runtime.runtime != "onnx":
         return "not measured at full size"
     if runtime.runtime == "wasm" and web is None:
@@ -125,18 +126,30 @@ def make_bundle(call: Call, runtime: Runtime) -> dict[str, Any]:
     if folder.is_dir():
         return {}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if call.model == PEER_MODEL:
-        with atomic_folder(folder) as written:
-            part = calls.peer_part(call.model, EXPORT_SIZE)
-            network = TARGETS[runtime.target].open().convert(part, written, runtime.precision, notify)
-            facts = {"network": network.model_dump(), "tokens": PEER_TOKENS, "pixels": PEER_PIXELS}
-            write_text(json.dumps(facts), written / PEER)
+    if call.model in SIZES:
+        write_bare(replace(call, size=EXPORT_SIZE), runtime, folder, notify)
         return {}
-    side = None if call.model != "t2i" else EXPORT_SIZE
-    if TARGETS[runtime.target].fixed:
-        side = call.size
+    side = call.size if TARGETS[runtime.target].fixed else None
     export_model(call.model, folder, ExportSettings(runtime.target, runtime.precision, side, side), notify)
     return {}
+
+
+def write_bare(call: Call, runtime: Runtime, folder: Path, notify: Notify) -> None:
+    """Converts networks with random weights, which no parity check is for; small ones, as at initialisation."""
+    pixels, tokens = SIZES[call.model]
+    if call.model == PEER:
+        parts = [calls.peer_part(call.model, call.size)]
+    else:
+        pipeline = calls.open_pipeline(call.model)
+        wanted = [replace(call, network=network, tokens=tokens) for network in (UNET, DECODER)]
+        parts = [calls.pipeline_part(pipeline, part) for part in wanted]
+    for part in parts:
+        part.module.requires_grad_(False)
+    converter, precision = TARGETS[runtime.target or ""].open(), runtime.precision or ""
+    with atomic_folder(folder) as written:
+        networks = {part.name: converter.convert(part, written, precision, notify).model_dump() for part in parts}
+        facts = {"networks": networks, "tokens": tokens, "pixels": pixels}
+        write_text(json.dumps(facts), written / BARE)
 
 
 def measure_all(
@@ -186,7 +199,7 @@ def described(call: Call) -> dict[str, Any]:
 def label(row: dict[str, Any]) -> str:
     """The name of what a row measures."""
     network = {TEXT: "text encoder", UNET: "UNet", DECODER: "decoder", PICTURE: "whole picture"}[row["network"]]
-    if row["model"] == PEER_MODEL:
+    if row["model"] == PEER:
         network = "transformer"
     sizes = "" if row["network"] == TEXT else f", {row['size']} px"
     return f"{row['model']} {network}{sizes}" + (f", {row['tokens']} tokens" if row["tokens"] else "")

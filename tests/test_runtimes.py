@@ -186,8 +186,8 @@ def test_table_and_plot() -> None:
 def test_a_peers_bundle_is_made_once_and_called(
     tmp_path: Path, tiny_peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtimes, "PEER_MODEL", tiny_peer)
-    monkeypatch.setattr(runtimes, "PEER_TOKENS", 5)
+    monkeypatch.setattr(runtimes, "PEER", tiny_peer)
+    monkeypatch.setitem(runtimes.SIZES, tiny_peer, (32, 5))
     onnx = runtimes.RUNTIMES[2]
     call = runtimes.fill_in(Call("", tiny_peer, UNET, 128), onnx, tmp_path, None)
     assert isinstance(call, Call) and call.bundle is not None
@@ -196,6 +196,17 @@ def test_a_peers_bundle_is_made_once_and_called(
     runtimes.make_bundle(call, onnx)
     assert (Path(call.bundle) / "unet.onnx").stat().st_mtime == written
     assert len(calls.measure(replace(call, repeats=2))["seconds"]) == 2
+
+
+def test_full_size_networks_are_converted_without_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "FULL", "debug")
+    monkeypatch.setitem(runtimes.SIZES, "debug", (8, 7))
+    int8 = next(runtime for runtime in runtimes.RUNTIMES if runtime.precision == "int8-conv")
+    for wanted in (call for call in runtimes.full_size([64]) if call.model == "debug"):
+        call = runtimes.fill_in(wanted, int8, tmp_path, None)
+        assert isinstance(call, Call)
+        runtimes.make_bundle(call, int8)
+        assert len(calls.measure(call)["seconds"]) == 1
 
 
 def test_examples_of_parts_are_cast_to_the_precision_of_the_weights(tiny_model: Path) -> None:
