@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 WEB = ("web/node_modules/onnxruntime-web/dist", "src/snapgen/web/app/assets/ort-*")
 FULL, PEER = "t2i", "Sana-0.6B"
 SIZES = {FULL: (8, 77), PEER: (32, 300)}  # of full-size networks: pixels per latent position, tokens of text
+EXPORT_MARK = "export:"
 EXPORT_SIZE = 256  # pixels; ONNX takes any size afterwards
 
 
@@ -121,7 +122,7 @@ def make_bundle(call: Call, runtime: Runtime) -> dict[str, Any]:
     folder = Path(call.bundle)
 
     def notify(message: str) -> None:
-        print(f"{folder.name}: {message}", file=sys.stderr, flush=True)
+        show(f"{EXPORT_MARK} {folder.name}: {message}")
 
     if folder.is_dir():
         return {}
@@ -167,8 +168,8 @@ def measure_all(
                 row["failure"] = given
             elif given.bundle is not None and not Path(given.bundle).is_dir():
                 show(f"{runtime.name}: exporting {call.model}, which takes minutes")
-                made = in_own_process(__file__, "--inside", json.dumps(asdict(given)), "--runtime", runtime.name)
-                row |= made
+                arguments = ("--inside", json.dumps(asdict(given)), "--runtime", runtime.name)
+                row |= in_own_process(__file__, *arguments, notify=show_export)
         for turn in range(rounds):
             for row, given in found:
                 if "failure" in row or isinstance(given, str):
@@ -189,6 +190,12 @@ def measure_all(
 def show(line: str) -> None:
     """Progress."""
     print(line, file=sys.stderr, flush=True)
+
+
+def show_export(line: str) -> None:
+    """A line of an export, without what libraries say."""
+    if line.startswith(EXPORT_MARK):
+        show(line)
 
 
 def described(call: Call) -> dict[str, Any]:

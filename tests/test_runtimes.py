@@ -125,6 +125,13 @@ def test_a_process_that_fails_says_why(script: str, reason: str, tmp_path: Path)
     assert shared.in_own_process(str(tmp_path / "script.py")) == {"failure": reason}
 
 
+def test_a_process_shows_its_progress(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys; print('1 of 2', file=sys.stderr); print('x'); print('{\"a\": 1}')")
+    lines: list[str] = []
+    assert shared.in_own_process(str(tmp_path / "script.py"), notify=lines.append) == {"a": 1}
+    assert lines == ["1 of 2"]
+
+
 def test_rounds_take_the_runtimes_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
 
