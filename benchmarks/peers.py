@@ -12,7 +12,6 @@ Writes peers_<device>.json, .md and .png.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable
@@ -24,13 +23,16 @@ from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
     AutoencoderTiny,
+    DreamLiteUNetModel,
+    HunyuanDiT2DModel,
     PixArtTransformer2DModel,
+    PRXTransformer2DModel,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
 from matplotlib.figure import Figure
-from shared import machine_facts, make_parser, page, write_results
+from shared import in_own_process, machine_facts, make_parser, page, write_results
 from torch import nn
 
 from snapgen.machine.counting import count
@@ -56,7 +58,7 @@ def normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape)
 
 
-def sana(layers: int, width: int, cross_heads: int) -> SanaTransformer2DModel:
+def sana(layers: int, width: int, cross_heads: int, **more: Any) -> SanaTransformer2DModel:
     """Sana's transformer: Efficient-Large-Model/Sana_600M_1024px_diffusers, Sana_1600M_1024px_diffusers."""
     return SanaTransformer2DModel(
         num_layers=layers,
@@ -67,7 +69,63 @@ def sana(layers: int, width: int, cross_heads: int) -> SanaTransformer2DModel:
         cross_attention_dim=width,
         caption_channels=2304,
         sample_size=32,
+        **more,
     )
+
+
+def dreamlite() -> DreamLiteUNetModel:
+    """DreamLite's UNet (ByteDance, 2026): carlofkl/DreamLite-mobile, in its repository modules/dreamlite.json.
+
+    Its widths, layers and attention are those of the SnapGen paper.
+    """
+    return DreamLiteUNetModel(
+        sample_size=128,
+        block_out_channels=(256, 512, 896),
+        transformer_layers_per_block=(1, 2, 4),
+        attention_head_dim=(4, 8, 14),  # heads
+        cross_attention_dim=2304,
+        encoder_hid_dim=2048,
+        encoder_hid_dim_type="text_proj_rms",
+        ff_mult=3,
+        use_linear_projection=True,
+        addition_embed_type="time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=512,
+    )
+
+
+def dreamlite_inputs(batch: int, size: int) -> Inputs:
+    """The inputs of DreamLite: its pipelines put a source picture, or zeros for none, beside the latent."""
+    inputs = text_input("sample", 4, 8, 200, 2048, added_cond_kwargs={"time_ids": (2,)})(batch, size)
+    inputs["sample"] = normal(batch, 4, size // 8, 2 * (size // 8))
+    return inputs
+
+
+def hunyuan() -> HunyuanDiT2DModel:
+    """Hunyuan-DiT's transformer: Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers."""
+    return HunyuanDiT2DModel(
+        sample_size=128,
+        in_channels=4,
+        patch_size=2,
+        hidden_size=1408,
+        num_layers=40,
+        num_attention_heads=16,
+        attention_head_dim=88,
+        mlp_ratio=4.3637,
+        use_style_cond_and_image_meta_size=False,
+    )
+
+
+def hunyuan_inputs(batch: int, size: int) -> Inputs:
+    """The inputs of Hunyuan-DiT: states of two text encoders with their masks, and rotary embeddings."""
+    tokens = (size // 16) ** 2
+    more = {
+        "text_embedding_mask": (77,),
+        "encoder_hidden_states_t5": (256, 2048),
+        "text_embedding_mask_t5": (256,),
+    }
+    rotary = (normal(tokens, 88), normal(tokens, 88))
+    return text_input("hidden_states", 4, 8, 77, 1024, **more)(batch, size) | {"image_rotary_emb": rotary}
 
 
 def kl_decoder(latent_channels: int) -> nn.Module:
@@ -127,7 +185,8 @@ def text_input(name: str, channels: int, factor: int, tokens: int, width: int, *
     return inputs
 
 
-# Text tokens as each pipeline makes them: CLIP 77; SD3 77 + 256 of T5; PixArt-Sigma and Sana 300; ours 77 + 300.
+# Text tokens as each pipeline makes them: CLIP 77; SD3 and Hunyuan-DiT 77 + 256 of T5; PixArt-Sigma and Sana 300; PRX
+# 256; DreamLite at most 200; ours 77 + 300.
 PEERS = {
     "SnapGen": Peer(lambda: create_unet("t2i"), text_input("sample", 16, 8, 377, 2304)),
     # The pipeline leaves out what no prompt attends to: a prompt of twenty words has this many tokens in all.
@@ -172,6 +231,15 @@ PEERS = {
     ),
     "Sana-0.6B": Peer(lambda: sana(28, 1152, 16), text_input("hidden_states", 32, 32, 300, 2304)),
     "Sana-1.6B": Peer(lambda: sana(20, 2240, 20), text_input("hidden_states", 32, 32, 300, 2304)),
+    "Sana-Sprint-0.6B": Peer(  # Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers
+        lambda: sana(28, 1152, 16, guidance_embeds=True, qk_norm="rms_norm_across_heads"),
+        text_input("hidden_states", 32, 32, 300, 2304, guidance=()),
+    ),
+    "DreamLite": Peer(dreamlite, dreamlite_inputs),
+    "PRX": Peer(  # Photoroom/prx-512-t2i: the class's defaults, as in diffusers' scripts/convert_prx_to_diffusers.py
+        PRXTransformer2DModel, text_input("hidden_states", 16, 8, 256, 2304)
+    ),
+    "Hunyuan-DiT": Peer(hunyuan, hunyuan_inputs),
     "SnapGen decoder": Peer(lambda: create_autoencoder("decoder").decoder, latent_input("latent", 16, 8), True),
     "SD3 decoder": Peer(lambda: kl_decoder(16), latent_input("sample", 16, 8), True),
     "SDXL decoder": Peer(lambda: kl_decoder(4), latent_input("sample", 4, 8), True),
@@ -192,6 +260,8 @@ def place(inputs: Inputs, conditions: Conditions) -> Inputs:
     def move(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: move(part) for name, part in value.items()}
+        if isinstance(value, tuple):
+            return tuple(move(part) for part in value)
         if value is None:
             return None
         value = value.to(conditions.device, conditions.dtype)
@@ -259,18 +329,10 @@ def main() -> None:
 
 def outside(name: str, size: int, arguments: list[str]) -> dict[str, Any]:
     """`measure_peer` in a process that the system ends first when memory is short; its result or its failure."""
-    command = [sys.executable, __file__, *arguments, "--inside", name, "--sizes", str(size)]
-    last = ["sh", "-c", 'echo 1000 > /proc/self/oom_score_adj 2>/dev/null; exec "$@"', "sh", *command]
-    finished = subprocess.run(last, capture_output=True, text=True)
     result: dict[str, Any] = {"name": name, "size": size, "decoder": PEERS[name].decoder}
-    if finished.returncode == 0:
-        result |= json.loads(finished.stdout.splitlines()[-1])
-        print(f"{size} px  {name:20} {result['median_s']:8.2f} s", file=sys.stderr, flush=True)
-        return result
-    reason = (finished.stderr.strip().splitlines() or [f"ended with status {finished.returncode}"])[-1]
-    fits = finished.returncode not in (-9, 137) and "OutOfMemory" not in reason and "allocate memory" not in reason
-    result["failure"] = reason if fits else "does not fit in memory"
-    print(f"{size} px  {name:20} {result['failure']}", file=sys.stderr, flush=True)
+    result |= in_own_process(__file__, *arguments, "--inside", name, "--sizes", str(size))
+    shown = result.get("failure") or f"{result['median_s']:8.2f} s"
+    print(f"{size} px  {name:20} {shown}", file=sys.stderr, flush=True)
     return result
 
 

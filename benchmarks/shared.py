@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from snapgen.files import atomic_file, write_text
 from snapgen.machine.device import device_name, library_versions
+from snapgen.messages import Notify
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = Path("benchmarks/results")  # from the repository's root, where scripts are called
+OUT_OF_MEMORY = ("OutOfMemory", "MemoryError", "allocate memory", "bad_alloc")  # in an error's last line
 
 
 def make_parser(description: str | None) -> ArgumentParser:
@@ -36,6 +41,30 @@ def machine_facts(device: str | torch.device = "cpu", *libraries: str) -> dict[s
         "system": platform.platform(),
         "versions": library_versions() | {library: version(library) for library in libraries},
     }
+
+
+def in_own_process(script: str, *arguments: str, notify: Notify = lambda line: None) -> dict[str, Any]:
+    """The object that `script` prints last, as JSON, or {"failure": why there is none}.
+
+    When memory is short, the system ends that process first. `notify` gets each line of its standard error.
+    """
+    command = [sys.executable, script, *arguments]
+    last = ["sh", "-c", 'echo 1000 > /proc/self/oom_score_adj 2>/dev/null; exec "$@"', "sh", *command]
+    lines: list[str] = []
+    with TemporaryFile("w+") as printed:
+        with subprocess.Popen(last, stdout=printed, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                lines.append(line.rstrip())
+                notify(lines[-1])
+        printed.seek(0)
+        if process.returncode == 0:
+            found: dict[str, Any] = json.loads(printed.read().splitlines()[-1])
+            return found
+    errors = [line for line in lines if line and not line[0].isspace()]  # not a script's stack
+    reason = (errors or [f"ended with status {process.returncode}"])[-1]
+    fits = process.returncode not in (-9, 137) and not any(part in reason for part in OUT_OF_MEMORY)
+    return {"failure": reason if fits else "does not fit in memory"}
 
 
 def page(script: str, heading: str, lines: Iterable[str]) -> str:

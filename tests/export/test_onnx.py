@@ -59,6 +59,34 @@ def test_graphs_hold_nothing_but_the_network(tiny_bundle: Path) -> None:
         assert not any(node.metadata_props for node in model.graph.node)
 
 
+def test_graphs_hold_no_guard_against_texts_without_tokens_and_no_reciprocals(tiny_bundle: Path) -> None:
+    """ONNX Runtime fuses RMSNorm if it divides."""
+    kinds = Counter(node.op_type for node in onnx.load_model(tiny_bundle / "unet.onnx").graph.node)
+    assert kinds["Softmax"] > 0 and kinds["Div"] >= kinds["Sqrt"] > 0
+    assert not {"IsNaN", "Reciprocal"} & kinds.keys()
+
+
+def test_pointwise_convolutions_as_products_compute_the_same(tiny_bundle: Path, tmp_path: Path) -> None:
+    network = read_bundle(tiny_bundle, "onnx").networks["unet"]
+    model = onnx.load_model(tiny_bundle / network.file)
+    target._write_pointwise_as_products(model.graph)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    left = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
+    pointwise = [name for name in left if list(constants[name].dims[2:]) == [1, 1]]
+    assert pointwise == ["unet.conv_in.1.weight", "unet.conv_out.1.weight"] and len(left) > len(pointwise)
+    onnx.checker.check_model(model)
+    onnx.save_model(model, tmp_path / network.file)
+    rng = np.random.default_rng(0)
+    inputs = {
+        "sample": rng.standard_normal((2, 16, 4, 6), np.float32),
+        "timestep": np.array([700, 300], np.float32),
+        "encoder_hidden_states": rng.standard_normal((2, 5, 32), np.float32),
+        "encoder_attention_mask": np.ones((2, 5), np.int64),
+    }
+    found, expected = (OnnxConverter().load(network, folder)(inputs)["velocity"] for folder in (tmp_path, tiny_bundle))
+    assert relative_error(found, expected) < 1e-6
+
+
 @pytest.mark.parametrize(("batch", "height", "width", "tokens"), [(1, 4, 4, 1), (3, 2, 6, 9), (2, 10, 4, 30)])
 def test_every_size_may_change(
     tiny_model: Path, tiny_bundle: Path, batch: int, height: int, width: int, tokens: int

@@ -53,7 +53,12 @@ class Target:
 TARGETS = {
     "onnx": Target(
         "snapgen.export.onnx:OnnxConverter",
-        {"w16": Floor(1e-5, 80, 80), "fp32": Floor(1e-5, 80, 80), "int8": Floor(3e-2, 25)},
+        {
+            "w16": Floor(1e-5, 80, 80),
+            "fp32": Floor(1e-5, 80, 80),
+            "int8": Floor(3e-2, 25),
+            "int8-conv": Floor(5e-2, 25),
+        },
         ("onnx", "onnxscript", "onnxruntime"),
         fixed=False,
     ),
