@@ -2,9 +2,11 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.converters import PLACE
 
 from snapgen.cli.main import run
 from snapgen.cli.options import check_installed
@@ -12,19 +14,22 @@ from snapgen.export.targets import TARGETS
 from snapgen.runtime.bundle import read_bundle
 
 
-@pytest.mark.slow
 def test_it_writes_a_bundle_and_says_how_near_it_is(
-    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setitem(TARGETS, "onnx", replace(TARGETS["onnx"], converter=PLACE))
     folder = tmp_path / "bundle"
     assert run(["export", str(tiny_model), str(folder), "--target", "onnx", "--size", "64x32", "--json"]) == 0
     out, err = capfd.readouterr()
     bundle = read_bundle(folder, "onnx")
     assert json.loads(out) == bundle.model_dump()
     assert (bundle.precision, bundle.latents.width, bundle.latents.height) == ("w16", 8, 4)
-    lines = err.splitlines()
-    assert lines[0].endswith("weights were rounded to fp16")
-    assert lines[1:4] == [f"{name}: exporting to ONNX" for name in ("text_encoder", "unet", "decoder")]
+    assert err.splitlines()[0].endswith("weights were rounded to fp16")
+    assert run(["export", str(tiny_model), str(folder), "--target", "onnx", "--quantize", "fp32"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| text_encoder", "| unet", "| decoder"]
+    assert lines[5].startswith("20 pictures: PSNR ") and lines[6] == f"written: {folder}"
+    assert read_bundle(folder, "onnx").precision == "fp32"
 
 
 @pytest.mark.parametrize(

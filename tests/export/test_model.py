@@ -9,43 +9,25 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from support.converters import PLACE, TorchConverter
 
 from snapgen.export.model import ExportSettings, export_model
-from snapgen.export.parity import Recorder, picture_psnr, relative_error
-from snapgen.export.parts import Part
+from snapgen.export.parity import picture_psnr, relative_error
 from snapgen.export.targets import TARGETS, Floor, Target
 from snapgen.flow.noise import seeded_noise
-from snapgen.messages import Notify
 from snapgen.models.presets import create_autoencoder, create_unet
 from snapgen.pipeline.load import load_pipeline
 from snapgen.pipeline.text_to_image import SnapGenPipeline
-from snapgen.runtime.bundle import Network, Port, read_bundle
-from snapgen.runtime.pipeline import BundlePipeline, Runner, read_tokenizers
+from snapgen.runtime.bundle import Network, read_bundle
+from snapgen.runtime.pipeline import BundlePipeline, read_tokenizers
 from snapgen.text.load import load_text_encoders
-
-
-class TorchConverter:
-    """Writes an empty file for each network, and runs the module itself, off by `error`."""
-
-    error = 0.0
-    parts: dict[str, Part] = {}
-
-    def convert(self, part: Part, folder: Path, precision: str, notify: Notify) -> Network:
-        self.parts[f"{part.name}.torch"] = part
-        (folder / f"{part.name}.torch").write_bytes(b"")
-        ports = [Port(name=name, dtype="float32", shape=list(value.shape)) for name, value in part.inputs.items()]
-        return Network(file=f"{part.name}.torch", inputs=ports, outputs=[])
-
-    def load(self, network: Network, folder: Path) -> Runner:
-        exact = Recorder(self.parts[network.file])
-        return lambda inputs: {name: array * (1 + self.error) for name, array in exact(inputs).items()}
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     floors = {"fp32": Floor(1e-6, 80, 80), "w16": Floor(1e-6, 80, 80)}
-    monkeypatch.setitem(TARGETS, "torch", Target(f"{__name__}:TorchConverter", floors, (), fixed=False))
-    monkeypatch.setitem(TARGETS, "fixed", Target(f"{__name__}:TorchConverter", floors, (), fixed=True))
+    monkeypatch.setitem(TARGETS, "torch", Target(PLACE, floors, (), fixed=False))
+    monkeypatch.setitem(TARGETS, "fixed", Target(PLACE, floors, (), fixed=True))
 
 
 def opened(folder: Path, target: str = "torch") -> BundlePipeline:
@@ -214,7 +196,7 @@ def test_what_misses_the_floor_is_not_written(
 def test_pictures_have_a_floor_of_their_own(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchConverter, "error", 1e-2)
     floors = {"fp32": Floor(1.0, 200.0, 0.0)}
-    monkeypatch.setitem(TARGETS, "torch", Target(f"{__name__}:TorchConverter", floors, (), fixed=False))
+    monkeypatch.setitem(TARGETS, "torch", Target(PLACE, floors, (), fixed=False))
     with pytest.raises(ValueError, match="pictures differ from torch's: PSNR .* dB are expected: nothing was written"):
         exported(tiny_model, tmp_path / "bundle")
 
