@@ -72,6 +72,36 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_folder_is_kept_if_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").touch()
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if target == folder and "replaced" not in source.name:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder) as temporary:
+        (temporary / "new").touch()
+    assert os.listdir(folder) == ["old"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_a_folder_stays_one(tmp_path: Path, there: bool) -> None:
+    link, folder = tmp_path / "link", tmp_path / "disk" / "model"
+    if there:
+        folder.mkdir(parents=True)
+    link.symlink_to(folder)
+    with atomic_folder(link) as temporary:
+        (temporary / "new").touch()
+    assert link.is_symlink() and os.listdir(folder) == ["new"]
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"] and os.listdir(folder.parent) == ["model"]
+
+
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".tmp-1-step_00000005").mkdir()
     (tmp_path / ".tmp-1-recipe.yaml").write_text("half")

@@ -66,7 +66,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary sibling folder of `path` to fill; it replaces `path` only on success."""
+    """Yields an empty temporary sibling folder of `path` to fill; it replaces `path` only on success.
+
+    A link is followed, and the folder that it leads to is replaced.
+    """
+    if path.is_symlink() or path.name in ("", ".."):  # no folder can be renamed to these
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     replaced = path.with_name(f".tmp-{os.getpid()}-replaced-{path.name}")
@@ -82,6 +87,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 os.replace(path, replaced)
             os.replace(temporary, path)
     finally:
+        if replaced.exists() and not path.exists():  # it stopped between the two renames
+            os.replace(replaced, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -105,10 +112,13 @@ def read_whole(path: Path, limit: int) -> bytes:
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in the JSON file `path`; ValueError naming the file if it is damaged, too long or nested too deep."""
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The object in the JSON file `path`; ValueError naming the file if it is damaged, too long or nested too deep.
+
+    limit: bytes.
+    """
     try:
-        value = parse_json(read_whole(path, JSON_LIMIT))
+        value = parse_json(read_whole(path, limit))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(value, dict):

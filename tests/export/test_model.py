@@ -11,15 +11,16 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from support.converters import PLACE, TorchConverter
 
-from snapgen.export.model import ExportSettings, export_model
-from snapgen.export.parity import picture_psnr, relative_error
+from snapgen.export.model import ExportSettings, export_model, license_of
+from snapgen.export.parity import Recorder, measure_parity, picture_psnr, random_text, relative_error
+from snapgen.export.parts import decoder_part, unet_part
 from snapgen.export.targets import TARGETS, Floor, Target
 from snapgen.flow.noise import seeded_noise
 from snapgen.models.presets import create_autoencoder, create_unet
 from snapgen.pipeline.load import load_pipeline
 from snapgen.pipeline.text_to_image import SnapGenPipeline
 from snapgen.runtime.bundle import Network, read_bundle
-from snapgen.runtime.pipeline import BundlePipeline, read_tokenizers
+from snapgen.runtime.pipeline import BundlePipeline, read_tokenizers, unet_inputs
 from snapgen.text.load import load_text_encoders
 
 
@@ -124,11 +125,18 @@ def test_the_description(tiny_model: Path, tmp_path: Path) -> None:
     assert bundle.license is None and bundle.known_words is None
 
 
-def test_the_licence_is_that_of_the_card(tiny_model: Path, tmp_path: Path) -> None:
-    pipeline = load_pipeline(str(tiny_model))
-    pipeline.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\nA model.\n")
-    assert exported(tmp_path / "model", tmp_path / "bundle").bundle.license == "cc-by-4.0"
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: cc-by-4.0\n---\nA model.\n", "cc-by-4.0"),
+        ("---\nlicense: [mit, cc-by-4.0]\n---\n", "mit, cc-by-4.0"),
+        ("---\nlicense: [\n---\n", None),
+        ("A model.\n", None),
+    ],
+)
+def test_the_licence_is_that_of_the_card(tmp_path: Path, card: str, expected: str | None) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert license_of(str(tmp_path)) == expected
 
 
 def test_a_preset_has_random_weights_and_no_text(tmp_path: Path) -> None:
@@ -136,6 +144,10 @@ def test_a_preset_has_random_weights_and_no_text(tmp_path: Path) -> None:
     assert bundle.bundle.texts == [] and bundle.bundle.parity.psnr == []
     with pytest.raises(ValueError, match="this bundle has no text encoder"):
         bundle("a cat", seed=0)
+    with pytest.raises(
+        ValueError, match=r"encoders is \['text_encoder'\], and a preset such as debug has no text encoder"
+    ):
+        exported("debug", tmp_path / "other", encoders=["text_encoder"])
 
 
 def test_adapters_are_fused(tiny_model: Path, tmp_path: Path) -> None:
@@ -199,6 +211,22 @@ def test_pictures_have_a_floor_of_their_own(tiny_model: Path, tmp_path: Path, mo
     monkeypatch.setitem(TARGETS, "torch", Target(PLACE, floors, (), fixed=False))
     with pytest.raises(ValueError, match="pictures differ from torch's: PSNR .* dB are expected: nothing was written"):
         exported(tiny_model, tmp_path / "bundle")
+
+
+def test_a_model_that_gives_no_numbers_is_not_written(tiny_model: Path, tmp_path: Path) -> None:
+    """Also if the converted one does: it is not the same."""
+    pipeline = load_pipeline(str(tiny_model))
+    unet = unet_part(pipeline.unet, 4, 4, 16)
+    text = random_text(unet, 0)
+    exact, inputs = Recorder(unet), unet_inputs(seeded_noise(0, SHAPE), 1.0, text)
+    finite = exact(inputs)
+    with torch.no_grad():
+        pipeline.unet.conv_out[-1].bias.fill_(float("nan"))
+    bundle = exported(tiny_model, tmp_path / "bundle").bundle.model_copy(update={"texts": []})
+    decoder = decoder_part(pipeline.vae, 4, 4)
+    networks = {"unet": lambda given: finite, "decoder": Recorder(decoder)}
+    with pytest.raises(ValueError, match="unet gives numbers that are not finite: nothing was written"):
+        measure_parity(bundle, {"unet": unet, "decoder": decoder}, networks, {}, lambda message: None)
 
 
 def test_a_failure_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,17 @@ def test_eight_bits_for_products_alone(tiny_model: Path, tiny_bundle: Path, tmp_
     assert "MatMul" in text and "DynamicQuantizeLinear" not in text
 
 
+def test_what_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
+    class Counting(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (x * len(x.nonzero().tolist()),)
+
+    part = Part("unet", Counting(), {"x": torch.ones(2, 2)}, ("y",), {})
+    with pytest.raises(ValueError, match="^ONNX cannot take the unet: ") as error:
+        OnnxConverter().convert(part, tmp_path, "fp32", lambda message: None)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
 def test_large_networks_keep_their_weights_beside_the_graph(
     decoder: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

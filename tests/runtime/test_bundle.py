@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from snapgen.runtime.bundle import BUNDLE, read_bundle
+from snapgen.runtime.bundle import BUNDLE, other_files, read_bundle
+from snapgen.runtime.pipeline import BundlePipeline
 
 
 @pytest.fixture
@@ -43,7 +44,14 @@ def test_every_file_is_listed_with_its_hash(bundle: Path) -> None:
         (lambda b: b["networks"]["unet"].update(file="/etc/passwd"), "networks.unet.file: string should match"),
         (lambda b: b["texts"][0].update(tokenizer="a/../../b"), "texts.0.tokenizer: string should match"),
         (lambda b: b["texts"][0].update(tokens=[5, 2]), "texts.0.tokens: value error, [5, 2] is not first and end"),
-        (lambda b: b["texts"][0].update(columns=[0, 2**40]), "texts.0.columns"),
+        (lambda b: b["texts"][0].update(columns=[0, 2**14 + 1]), "texts.0.columns"),
+        (lambda b: b["texts"][0].update(prefix_start=2**40), "texts.0.prefix_start: input should be less than"),
+        (lambda b: b["texts"][0].update(prefix_length=2**40), "texts.0.prefix_length: input should be less than"),
+        (lambda b: b["texts"][0].update(pad_token=2**63), "texts.0.pad_token: input should be less than"),
+        (lambda b: b.update(texts=b["texts"] * 4), "texts: list should have at most 3 items"),
+        (lambda b: b["networks"].update(more=b["networks"]["unet"]), "networks.more.[key]: string should match"),
+        (lambda b: b["files"].update({f"{n}": b["files"]["unet.onnx"] for n in range(1000)}), "files: dictionary"),
+        (lambda b: b["golden"].update(noise=[0.5] * 2**20), "bundle.json is longer than 4 MiB"),
         (lambda b: b["latents"].update(height=0), "latents.height: input should be greater than 0"),
         (lambda b: b["sampling"].update(steps=10**9), "sampling.steps: input should be less than or equal to 1000"),
         (lambda b: b["sampling"].update(shift=float("nan")), "sampling.shift: input should be a finite number"),
@@ -78,6 +86,25 @@ def test_damaged_descriptions_are_refused(bundle: Path, content: bytes) -> None:
     with pytest.raises(ValueError) as error:
         read_bundle(bundle, "onnx")
     assert BUNDLE in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"height": 2**30}, {"channels": 2**30}, {"pixels": 1, "height": 2**24}])
+def test_latents_beyond_memory_are_refused(bundle: Path, change: dict[str, int]) -> None:
+    edit(bundle, lambda b: b["latents"].update(change))
+    pipeline = BundlePipeline(read_bundle(bundle, "onnx"), {}, {})
+    with pytest.raises(ValueError, match=r"size \d+x\d+: latents of [\d,]+ numbers, at most 33,554,432 expected"):
+        pipeline.latent_shape(None, None)
+
+
+def test_files_beside_a_bundle_are_seen(bundle: Path) -> None:
+    assert other_files(bundle) == [] == other_files(bundle / "nothing")
+    (bundle / "more").mkdir()
+    assert other_files(bundle) == []
+    (bundle / "more" / "letter.txt").touch()
+    (bundle / "link").symlink_to(bundle)
+    assert other_files(bundle) == ["link", "more/letter.txt"]
+    (bundle / BUNDLE).write_text('{"name": "another program\'s"}')
+    assert BUNDLE in other_files(bundle) and "unet.onnx" in other_files(bundle)
 
 
 def test_a_folder_without_description_is_no_bundle(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Bundles in ONNX Runtime: the picture of torch, without torch, and what is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 from PIL import Image
 
 from snapgen.cli.main import run
 from snapgen.files import sha256
 from snapgen.pipeline.load import load_pipeline
-from snapgen.runtime.bundle import BUNDLE
-from snapgen.runtime.onnx import open_bundle
+from snapgen.runtime.bundle import BUNDLE, Network, Port
+from snapgen.runtime.onnx import open_bundle, open_network
+from snapgen.runtime.pipeline import checked
 
 # The command line where torch and what needs it cannot be imported.
 WITHOUT_TORCH = """
@@ -129,6 +132,45 @@ def test_exchanged_networks_are_refused(bundle: Path) -> None:
     replace(bundle, "unet.onnx", (bundle / "decoder.onnx").read_bytes())
     with pytest.raises(ValueError, match="unet.onnx has inputs latents, the bundle lists sample, timestep, "):
         open_bundle(bundle)
+
+
+@pytest.mark.parametrize("place", ["../secret", "/etc/hostname", "link", "pipe", "*/_ORT_MEM_ADDR_/*"])
+def test_weights_are_read_from_the_bundle_alone(tmp_path: Path, place: str) -> None:
+    (tmp_path / "secret").write_bytes(bytes(16))
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "link").symlink_to("../secret")
+    os.mkfifo(folder / "pipe")
+    weight = TensorProto(name="weight", data_type=TensorProto.UINT8, dims=[16], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": place, "offset": "0", "length": "16"}.items():
+        weight.external_data.add(key=key, value=value)
+    output = helper.make_tensor_value_info("out", TensorProto.UINT8, [16])
+    graph = helper.make_graph([helper.make_node("Identity", ["weight"], ["out"])], "graph", [], [output], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (folder / "unet.onnx").write_bytes(model.SerializeToString())
+    network = Network(file="unet.onnx", inputs=[], outputs=[Port(name="out", dtype="int64", shape=[16])])
+    with pytest.raises(ValueError, match="unet.onnx cannot be loaded: ") as error:
+        open_network(network, folder)
+    assert "\n" not in str(error.value)
+
+
+def test_outputs_of_another_shape_are_refused() -> None:
+    outputs = {"velocity": np.zeros((1, 4, 2, 2), np.float32)}
+    assert checked(outputs, "unet", "velocity", (1, 4, 2, 2)) is outputs["velocity"]
+    with pytest.raises(
+        ValueError, match=r"the output velocity of the network unet is of shape \[1, 4, 2, 2\], expected"
+    ):
+        checked(outputs, "unet", "velocity", (1, 4, 2, 4))
+    with pytest.raises(ValueError, match="the output picture of the network decoder is missing, expected"):
+        checked(outputs, "decoder", "picture", (1, 3, 2, 2))
+
+
+def test_a_prefix_longer_than_the_text_leaves_nothing(bundle: Path) -> None:
+    facts = json.loads((bundle / BUNDLE).read_text())
+    facts["texts"][0] |= {"prefix_start": 9, "prefix_length": 2000}
+    (bundle / BUNDLE).write_text(json.dumps(facts))
+    text = open_bundle(bundle).encode("a cat")
+    assert text.mask[0].sum() == 4  # both words and the ends of the text: nothing stands after the ninth token
 
 
 def test_a_tokenizer_of_another_model_is_one_line(bundle: Path) -> None:

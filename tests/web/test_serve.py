@@ -3,6 +3,7 @@
 import http.client
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,24 @@ def test_nothing_else_is_served(path: str, page: Path, model: Path, tmp_path: Pa
     response = answer(serve(site_files(model, page)), path)
     assert (response.status, response.headers["Cache-Control"]) == (404, "no-cache")
     assert b"secret" not in response.read()
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"\x16\x03\x01 a b c", b"400"),  # as of HTTPS
+        (b"NOTHING", b"400"),
+        (b"GET http://[ HTTP/1.1", b"404"),
+    ],
+)
+def test_requests_that_cannot_be_read_are_answered_in_silence(
+    request_line: bytes, status: bytes, page: Path, model: Path, serve: Serve, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(site_files(model, page))
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+        connection.sendall(request_line + b"\r\n\r\n")
+        assert status in connection.recv(1000)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_model_of_the_app_is_served_unless_another_is_named(page: Path, model: Path) -> None:

@@ -7,7 +7,7 @@ export const BUNDLE = "bundle.json";
 const VERSION = 1;
 const FILE_PATH = /^(?=.{1,200}$)[A-Za-z0-9][\w.-]*(\/[A-Za-z0-9][\w.-]*){0,5}$/;
 const LARGEST = 2 ** 31;
-const LONGEST = 2 ** 20; // of text states, along each side
+const LONGEST = 2 ** 14; // of text states, along each side
 
 export interface Network {
   file: string;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,7 @@ from snapgen.cli.outputs import check_folder
 from snapgen.cli.progress import show_message
 from snapgen.export.targets import TARGETS
 from snapgen.messages import markdown_table
-from snapgen.runtime.bundle import BUNDLE
+from snapgen.runtime.bundle import other_files
 
 if TYPE_CHECKING:
     from snapgen.runtime.bundle import Bundle
@@ -57,8 +58,8 @@ def export(
     check_installed(TARGETS[target].packages, f"exporting to {target} needs", "export")
     width, height = parse_size(size) if size is not None else (None, None)
     check_folder("OUT", out)
-    if out.is_dir() and any(out.iterdir()) and not (out / BUNDLE).is_file():
-        raise ValueError(f"{out} holds other files than a bundle: name a new folder")
+    if others := other_files(out):
+        raise ValueError(f"{out} holds other files than a bundle, such as {others[0]}: name a new folder")
 
     from snapgen.export.model import ExportSettings, export_model
 
@@ -72,12 +73,11 @@ def bundle_table(bundle: Bundle, out: Path) -> str:
     """What was written, and how near it is to torch."""
     rows = []
     for name, network in bundle.networks.items():
-        size = sum(
-            facts.bytes for file, facts in bundle.files.items() if (out / file).is_relative_to(out / network.file)
-        )
+        own = Path(network.file).stem  # of all its files: a package's, or a graph and its weights beside it
+        size = sum(facts.bytes for file, facts in bundle.files.items() if Path(Path(file).parts[0]).stem == own)
         rows.append([name, network.file, f"{size / 1e6:.1f}", f"{bundle.parity.relative_error[name]:.1e}"])
     lines = markdown_table(["network", "file", "MB", "relative error"], rows)
     if decibels := bundle.parity.psnr:
-        median = sorted(decibels)[len(decibels) // 2]
-        lines.append(f"{len(decibels)} pictures: PSNR {min(decibels):.1f} dB at worst, median {median:.1f} dB")
+        worst, middle = min(decibels), median(decibels)
+        lines.append(f"{len(decibels)} pictures: PSNR {worst:.1f} dB at worst, median {middle:.1f} dB")
     return "\n".join([*lines, f"written: {out}"])

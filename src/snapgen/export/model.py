@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from snapgen.export.parity import check_parity, measure_parity
 from snapgen.export.parts import Part, decoder_part, text_part, unet_part
 from snapgen.export.targets import TARGETS
-from snapgen.files import atomic_folder, manifest, write_text
+from snapgen.files import TEXT_LIMIT, atomic_folder, decode_text, manifest, read_whole, write_text
 from snapgen.flow.noise import seeded_noise
 from snapgen.messages import Notify
 from snapgen.models.denoiser import Denoiser
@@ -65,7 +65,7 @@ def export_model(model: str, out: Path, settings: ExportSettings, notify: Notify
         bundle = Bundle(
             target=settings.target,
             precision=precision,
-            model=Path(model).name if Path(model).is_dir() else model,  # nobody else knows this machine's folders
+            model=Path(model).resolve().name if Path(model).is_dir() else model,  # no folders of this machine
             snapgen=version("snapgen"),
             license=license_of(model),
             networks={part.name: converter.convert(part, folder, precision, notify) for part in parts},
@@ -76,7 +76,7 @@ def export_model(model: str, out: Path, settings: ExportSettings, notify: Notify
                 guidance=pipeline.config.default_guidance_scale,
                 shift=pipeline.config.shift,
             ),
-            known_words=words_of(pipeline, model),
+            known_words=words_of(pipeline, model) if settings.lora is None else None,  # adapters bring their own
             golden=Golden(seed=GOLDEN_SEED, noise=seeded_noise(GOLDEN_SEED, (GOLDEN_COUNT,)).tolist()),
             parity=Parity(inputs=1, relative_error={}, psnr=[]),
             files={},
@@ -98,6 +98,8 @@ def export_model(model: str, out: Path, settings: ExportSettings, notify: Notify
 def open_model(model: str, settings: ExportSettings) -> SnapGenPipeline:
     """The pipeline to export, on the CPU in fp32, with its adapters fused."""
     if model in UNETS and model not in BUNDLED and not Path(model).is_dir():
+        if settings.encoders is not None:
+            raise ValueError(f"encoders is {list(settings.encoders)}, and a preset such as {model} has no text encoder")
         torch.manual_seed(0)
         vae = create_autoencoder(AUTOENCODER_OF.get(model, "decoder"))
         pipeline = SnapGenPipeline(unet=create_unet(model), vae=vae)
@@ -218,6 +220,8 @@ def license_of(model: str) -> str | None:
     if not card.is_file():
         return None
     try:
-        return ModelCard.load(card).data.license
+        found = ModelCard(decode_text(read_whole(card, TEXT_LIMIT)), ignore_metadata_errors=True).data.get("license")
     except Exception:  # a README that is no card, or is damaged
         return None
+    names = found if isinstance(found, list) else [found]
+    return ", ".join(map(str, names))[:1000] if found else None

@@ -22,7 +22,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
 from snapgen.export.parts import Part
-from snapgen.messages import Notify
+from snapgen.messages import Notify, one_line
 from snapgen.runtime.bundle import UNET, Network, Port
 from snapgen.runtime.onnx import open_network
 from snapgen.runtime.pipeline import Runner
@@ -39,9 +39,12 @@ class OnnxConverter:
     """Converts parts with torch's exporter."""
 
     def convert(self, part: Part, folder: Path, precision: str, notify: Notify) -> Network:
-        """Writes `part` into `folder`, `precision` "w16", "fp32", "int8" or "int8-conv"."""
+        """Writes `part`, `precision` "w16", "fp32", "int8" or "int8-conv"; ValueError if ONNX cannot take it."""
         notify(f"{part.name}: exporting to ONNX")
-        model = _export(part)
+        try:
+            model = _export(part)
+        except Exception as error:  # torch raises all kinds, on many lines
+            raise ValueError(f"ONNX cannot take the {part.name}: {one_line(error, 300)}") from error
         if precision in ("int8", "int8-conv"):
             notify(f"{part.name}: quantising")
             if precision == "int8-conv" and part.name == UNET:  # a decoder's rounding would be seen

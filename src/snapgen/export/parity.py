@@ -70,7 +70,7 @@ def measure_parity(
     """Calls all networks with the texts of `PROMPTS`, in torch and converted, and makes pictures of the same noise.
 
     `bundle` describes what was converted; its own parity is not read. Without text encoders, random texts are used.
-    ValueError if a converted network gives numbers that are not finite.
+    ValueError if a network, in torch or converted, gives numbers that are not finite.
     """
     networks = {name: Recorder(part) for name, part in parts.items()}
     ours, theirs = (BundlePipeline(bundle, found, tokenizers) for found in (networks, converted))
@@ -90,12 +90,15 @@ def measure_parity(
         for name, network in networks.items():
             for inputs, outputs in network.calls:
                 found = converted[name](inputs)
-                if not all(np.isfinite(found[key]).all() for key in outputs):
+                if not all(np.isfinite(array[key]).all() for array in (found, outputs) for key in outputs):
                     raise ValueError(f"{name} gives numbers that are not finite: nothing was written")
                 errors[name] = max(errors[name], *(relative_error(found[key], outputs[key]) for key in outputs))
             network.calls.clear()
         if isinstance(text, str):
-            decibels.append(picture_psnr(theirs.decode(theirs.denoise(text, noise, steps, guidance=1.0)), picture))
+            other = theirs.decode(theirs.denoise(text, noise, steps, guidance=1.0))
+            if not np.isfinite(other).all():
+                raise ValueError("pictures have numbers that are not finite: nothing was written")
+            decibels.append(picture_psnr(other, picture))
     return Parity(inputs=len(texts), relative_error=errors, psnr=decibels)
 
 

@@ -15,7 +15,7 @@ The networks are functions of plain tensors, `B C h w` latents, `B N D` text sta
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -24,11 +24,16 @@ from snapgen.files import read_json, sha256, write_text
 from snapgen.messages import first_mistake
 
 BUNDLE = "bundle.json"
+FORMAT: Final = "snapgen-bundle"
 VERSION = 1  # of the format; it rises when a reader of the former one would go wrong
-LARGEST_SIDE = 2**20  # of text states: a hostile file must not fill the memory
+LARGEST_SIDE = 2**14  # of text states, as models have them: a hostile file must not fill the memory
+LIMIT = 4 * 2**20  # bytes of the description
+MOST_FILES = 1000
 UNET, DECODER = "unet", "decoder"
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
+TokenCount = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
+NetworkName = Annotated[str, Field(pattern="^(text_encoder(_[23])?|unet|decoder)$")]
 FilePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,5}$", max_length=200)]
 
 
@@ -63,9 +68,9 @@ class Text(Settings):
     network: Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
     tokenizer: FilePath | None  # None: the encoder is absent, and reads the empty prompt
     prefix: str = ""  # put before every prompt
-    prefix_start: int = Field(default=0, ge=0)  # the prefix's tokens are these, and their states are omitted
-    prefix_length: int = Field(default=0, ge=0)
-    pad_token: int = Field(default=0, ge=0)
+    prefix_start: TokenCount = 0  # the prefix's tokens are these, and their states are omitted
+    prefix_length: TokenCount = 0
+    pad_token: int = Field(default=0, ge=0, lt=2**31)
     tokens: Span  # their number is the most that the encoder reads
     columns: Span
     pooled: bool  # a CLIP, which also gives a pooled vector, in the same columns of the joined one
@@ -115,21 +120,21 @@ class File(Settings):
 class Bundle(Settings):
     """The content of `bundle.json`."""
 
-    format: Literal["snapgen-bundle"] = "snapgen-bundle"
+    format: Literal["snapgen-bundle"] = FORMAT
     version: Literal[1] = 1
     target: Annotated[str, Field(max_length=100)]  # the runtime
     precision: Annotated[str, Field(max_length=100)]
     model: Annotated[str, Field(max_length=1000)]  # what was exported
     snapgen: Annotated[str, Field(max_length=100)]  # the version that did it
     license: Annotated[str, Field(max_length=1000)] | None  # of the weights, if the model names one
-    networks: dict[str, Network]
-    texts: list[Text]
+    networks: dict[NetworkName, Network]
+    texts: Annotated[list[Text], Field(max_length=3)]
     latents: Latents
     sampling: Sampling
     known_words: dict[str, list[str]] | None  # the only words that the model has learned, by kind
     golden: Golden
     parity: Parity
-    files: dict[FilePath, File]  # all others of the folder
+    files: Annotated[dict[FilePath, File], Field(max_length=MOST_FILES)]  # all others of the folder
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:
@@ -142,8 +147,8 @@ def read_bundle(folder: Path, target: str) -> Bundle:
     path = folder / BUNDLE
     if not path.is_file():
         raise ValueError(f"'{folder}' is not a bundle: it has no {BUNDLE}; `snapgen export` makes one")
-    content = read_json(path)
-    if content.get("format") != "snapgen-bundle":
+    content = read_json(path, LIMIT)
+    if content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a bundle: its format is {content.get('format')!r:.100}")
     if (content.get("version"), type(content.get("version"))) != (VERSION, int):
         raise ValueError(
@@ -158,6 +163,19 @@ def read_bundle(folder: Path, target: str) -> Bundle:
     _check_networks(bundle, path)
     _check_files(bundle, folder)
     return bundle
+
+
+def other_files(folder: Path) -> list[str]:
+    """What `folder`, if there is one, holds beside a bundle, sorted; all of it if no bundle is described there."""
+    try:
+        content = read_json(folder / BUNDLE, LIMIT)
+    except (OSError, ValueError):
+        content = {}
+    listed: set[str] = set()
+    if content.get("format") == FORMAT and isinstance(content.get("files"), dict):
+        listed = {BUNDLE, *content["files"]}
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [name for path in found if (name := path.relative_to(folder).as_posix()) not in listed]
 
 
 def _check_networks(bundle: Bundle, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from snapgen.flow.sampling import euler_step
 from snapgen.flow.schedule import TIMESTEP_SCALE, sampling_levels
 from snapgen.messages import one_line
 from snapgen.runtime.bundle import DECODER, UNET, Bundle, Text
+
+LARGEST_NOISE = 2**25  # numbers: 128 channels at 4096 x 4096 pixels; a hostile bundle must not fill the memory
 
 Arrays = Mapping[str, np.ndarray]  # by name of an input or output
 Runner = Callable[[Arrays], dict[str, np.ndarray]]  # a network: inputs -> outputs
@@ -77,7 +80,10 @@ class BundlePipeline:
             raise ValueError(f"size {width}x{height}: the bundle was made for {own[1]}x{own[0]} alone")
         if height % (unit * latents.multiple) or width % (unit * latents.multiple):
             raise ValueError(f"size {width}x{height}: the bundle takes multiples of {unit * latents.multiple}")
-        return 1, latents.channels, height // unit, width // unit
+        shape = 1, latents.channels, height // unit, width // unit
+        if (count := prod(shape)) > LARGEST_NOISE:
+            raise ValueError(f"size {width}x{height}: latents of {count:,} numbers, at most {LARGEST_NOISE:,} expected")
+        return shape
 
     def encode(self, prompt: str, encoders: Sequence[str] | None = None) -> Encoded:
         """`prompt` as the text encoders named `encoders`, by default all, read it; ValueError if there are none."""
@@ -120,9 +126,13 @@ class BundlePipeline:
             "attention_mask": np.array([[1] * len(ids) + [0] * padding], np.int64),
         }
         found = dict(self.networks[text.network](inputs))
-        kept = np.r_[: text.prefix_start, text.prefix_start + text.prefix_length : len(ids) + padding]
-        found["states"] = found["states"][:, kept]
-        return found, inputs["attention_mask"][:, kept]
+        columns = text.columns[1] - text.columns[0]
+        states = checked(found, text.network, "states", (1, len(ids) + padding, columns))
+        if text.pooled and self._reads_pooled:
+            checked(found, text.network, "pooled", (1, columns))
+        prefix = slice(text.prefix_start, text.prefix_start + text.prefix_length)
+        found["states"] = np.delete(states, prefix, axis=1)
+        return found, np.delete(inputs["attention_mask"], prefix, axis=1)
 
     def denoise(
         self,
@@ -153,11 +163,23 @@ class BundlePipeline:
 
     def velocity(self, x: np.ndarray, sigma: float, text: Encoded) -> np.ndarray:
         """The UNet's velocity of the latents `x`, 1 C h w, at the noise level `sigma`."""
-        return self.networks[UNET](unet_inputs(x, sigma, text))["velocity"]
+        return checked(self.networks[UNET](unet_inputs(x, sigma, text)), UNET, "velocity", x.shape)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """The picture of `latents`, 1 3 H W, in about [-1, 1]."""
-        return self.networks[DECODER]({"latents": latents})["picture"]
+        count, _, height, width = latents.shape
+        unit = self.bundle.latents.pixels
+        shape = (count, 3, height * unit, width * unit)
+        return checked(self.networks[DECODER]({"latents": latents}), DECODER, "picture", shape)
+
+
+def checked(outputs: Arrays, network: str, name: str, shape: Sequence[int]) -> np.ndarray:
+    """The output `name` of `network`; ValueError unless it is there, in this shape."""
+    array = outputs.get(name)
+    if array is None or array.shape != tuple(shape):
+        given = "missing" if array is None else f"of shape {list(array.shape)}"
+        raise ValueError(f"the output {name} of the network {network} is {given}, expected {list(shape)}")
+    return array
 
 
 def unet_inputs(x: np.ndarray, sigma: float, text: Encoded) -> dict[str, np.ndarray]:

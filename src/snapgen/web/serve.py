@@ -83,12 +83,17 @@ class SiteHandler(SimpleHTTPRequestHandler):
     """Answers with a file of the site."""
 
     protocol_version = "HTTP/1.1"
+    path = ""  # of requests that cannot be read, such as HTTPS
     server: SiteServer
 
     @property
     def name(self) -> str:
-        """The path that is asked for, below the site's address."""
-        return unquote(urlsplit(self.path).path).removeprefix("/") or INDEX
+        """The path that is asked for, below the site's address; "" for one that cannot be read."""
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:  # of hosts in brackets
+            return ""
+        return unquote(path).removeprefix("/") or INDEX
 
     def translate_path(self, path: str) -> str:
         """The file that is asked for; none for whatever does not belong to the site."""
