@@ -152,12 +152,16 @@ def test_a_preset_has_random_weights_and_no_text(tmp_path: Path) -> None:
 
 def test_adapters_are_fused(tiny_model: Path, tmp_path: Path) -> None:
     plain = load_pipeline(str(tiny_model))
+    plain.register_to_config(known_words={"nouns": ["cat"]})
+    plain.save_pretrained(tmp_path / "model")
     adapted = load_pipeline(str(tiny_model))
     adapted.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_out"], init_lora_weights=False))
     layers = get_peft_model_state_dict(adapted.unet)
     SnapGenPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=layers)
     expected = in_torch(adapted, "a cat", 2)
-    bundle = exported(tiny_model, tmp_path / "bundle", lora=tmp_path / "lora")
+    assert exported(tmp_path / "model", tmp_path / "plain").bundle.known_words == {"nouns": ["cat"]}
+    bundle = exported(tmp_path / "model", tmp_path / "bundle", lora=tmp_path / "lora")
+    assert bundle.bundle.known_words is None  # adapters bring words of their own
     found = bundle.denoise("a cat", seeded_noise(2, SHAPE))
     assert relative_error(found, expected) < 1e-5
     assert relative_error(found, in_torch(plain, "a cat", 2)) > 1e-3
