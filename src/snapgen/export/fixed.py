@@ -47,7 +47,11 @@ def native_norm(norm: nn.Module) -> nn.Module:
 
 
 class FixedGroupNorm(nn.Module):
-    """GroupNorm by means over the last two of four axes."""
+    """GroupNorm by means over the last two of four axes.
+
+    First over each channel, then over those of a group: a delegate that adds up all numbers of a group, one after the
+    other, loses fp32's last digits, the more the larger the picture (with XNNPACK, 1.5e-5 at 256 px, and so 7e-7).
+    """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -57,11 +61,17 @@ class FixedGroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """1 C H W -> 1 C H W."""
         _, channels, height, width = x.shape
-        grouped = x.reshape(1, self.groups, channels // self.groups, height * width)
-        grouped = grouped - grouped.mean((2, 3), keepdim=True)
-        variance = (grouped * grouped).mean((2, 3), keepdim=True)
-        normal = grouped * (variance + self.eps).rsqrt()
-        return normal.reshape(1, channels, height, width) * self.weight + self.bias
+        members = channels // self.groups
+
+        def mean(values: Tensor) -> Tensor:
+            """1 G C/G HW -> 1 G 1 1."""
+            of_channels = values.reshape(x.shape).mean((2, 3), keepdim=True)
+            return of_channels.reshape(1, self.groups, members, 1).mean((2, 3), keepdim=True)
+
+        grouped = x.reshape(1, self.groups, members, height * width)
+        grouped = grouped - mean(grouped)
+        normal = grouped * (mean(grouped * grouped) + self.eps).rsqrt()
+        return normal.reshape(x.shape) * self.weight + self.bias
 
 
 class FixedFeatureNorm(nn.Module):
