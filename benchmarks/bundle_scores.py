@@ -72,16 +72,22 @@ def main() -> None:
         sightings = [detector(generate(prompt.prompt)) for prompt in counted(prompts, show, name, len(prompts))]
         precision = "" if name == "torch" else open_bundle(Path(name)).bundle.precision
         scores[f"{'torch' if name == 'torch' else 'onnx'} {precision}".strip()] = score_of(prompts, sightings)
+    report = {"model": options.model, "prompts": len(prompts), "nouns": nouns, "scores": scores}
+    report |= machine_facts("cpu", "onnxruntime")
+    write_results(options.out / "bundle_scores", report, table(report))
+
+
+def table(report: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    scores = report["scores"]
     rows = [
-        [name, f"{found['score']:.1%}", f"{found['score'] - scores['torch']['score']:+.1%}"]
+        [name, f"{found['score']:.1%}", f"{100 * (found['score'] - scores['torch']['score']):+.1f} points"]
         + [f"{found['categories'][category]:.0%}" for category in CATEGORIES]
         for name, found in scores.items()
     ]
-    table = markdown_table(["", "score", "from torch", *CATEGORIES], rows)
-    lines = [f"{len(prompts)} prompts, one picture each, `{options.model}`.", "", *table]
-    report = {"model": options.model, "prompts": len(prompts), "nouns": nouns, "scores": scores}
-    text = page(__file__, "# Scores of bundles", lines)
-    write_results(options.out / "bundle_scores", report | machine_facts("cpu", "onnxruntime"), text)
+    head = f"{report['prompts']} prompts, one picture each, `{report['model']}`."
+    lines = [head, "", *markdown_table(["", "score", "from torch", *CATEGORIES], rows)]
+    return page(__file__, "# Scores of bundles", lines)
 
 
 if __name__ == "__main__":

@@ -71,13 +71,14 @@ def measure(context: BrowserContext, url: str, repeats: int) -> dict[str, list[f
     return seconds
 
 
-def table(seconds: dict[str, list[float]]) -> list[str]:
-    """The lines of a Markdown table."""
-    rows: list[list[Any]] = [
-        [name, f"{statistics.median(found):.1f}", f"{min(found):.1f} to {max(found):.1f}", f"{GOALS.get(name, '')}"]
-        for name, found in seconds.items()
+def table(report: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    rows = [
+        [name, f"{statistics.median(found):.1f}", f"{min(found):.1f} to {max(found):.1f}", str(GOALS.get(name, ""))]
+        for name, found in report["seconds"].items()
     ]
-    return markdown_table(["", "s", "range", "goal, s"], rows)
+    head = f"Chromium {report['browser']} on {report['device']}; {report['bytes'] / 1e6:.1f} MB of files, all variants."
+    return page(__file__, "# The web app", [head, "", *markdown_table(["", "s", "range", "goal, s"], rows)])
 
 
 def main() -> None:
@@ -93,8 +94,8 @@ def main() -> None:
         seconds = measure(browser.new_context(), server.url, options.repeats)
         facts = machine_facts() | {"browser": browser.version, "bytes": sum(map(size, files.values()))}
         browser.close()
-    lines = [f"Chromium {facts['browser']}, {facts['bytes'] / 1e6:.1f} MB in all.", "", *table(seconds)]
-    write_results(options.out / "web_app", {"seconds": seconds} | facts, page(__file__, "# The web app", lines))
+    report = {"seconds": seconds} | facts
+    write_results(options.out / "web_app", report, table(report))
 
 
 def size(file: Path) -> int:

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bundle_scores
 import decoder_search
 import decoder_shapes
 import operators
 import peers
 import pytest
+import runtimes
 import shared
 import throughput
+import web_app
 from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -60,6 +63,9 @@ def test_every_script_writes_into_the_same_folder_by_default() -> None:
         ("peers_cpu", peers.table),
         ("operators_cpu", operators.summary),
         ("throughput_cpu", throughput.table),
+        ("runtimes", runtimes.table),
+        ("web_app", web_app.table),
+        ("bundle_scores", bundle_scores.table),
     ],
 )
 def test_a_page_is_what_its_script_makes_of_the_numbers(name: str, page: Callable[[dict[str, Any]], str]) -> None:
