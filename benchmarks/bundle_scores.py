@@ -44,10 +44,10 @@ def in_torch(model: str) -> Generate:
     return generate
 
 
-def in_bundle(folder: Path) -> Generate:
-    """A bundle in ONNX Runtime."""
+def in_bundle(folder: Path) -> tuple[str, Generate]:
+    """A bundle in ONNX Runtime, by its precision."""
     pipeline = open_bundle(folder)
-    return lambda prompt: np.asarray(pipeline(prompt, SEED))
+    return f"onnx {pipeline.bundle.precision}", lambda prompt: np.asarray(pipeline(prompt, SEED))
 
 
 def known_nouns(model: str) -> tuple[str, ...] | None:
@@ -65,13 +65,12 @@ def main() -> None:
     options = parser.parse_args()
     nouns = known_nouns(options.model)
     prompts, detector = scene_prompts("heldout", options.count, nouns), SceneDetector(nouns=nouns)
-    ways = {"torch": in_torch(options.model)} | {str(folder): in_bundle(folder) for folder in options.bundles}
+    ways = {"torch": in_torch(options.model)} | dict(map(in_bundle, options.bundles))
     scores: dict[str, Any] = {}
     show = partial(print, file=sys.stderr)
     for name, generate in ways.items():
         sightings = [detector(generate(prompt.prompt)) for prompt in counted(prompts, show, name, len(prompts))]
-        precision = "" if name == "torch" else open_bundle(Path(name)).bundle.precision
-        scores[f"{'torch' if name == 'torch' else 'onnx'} {precision}".strip()] = score_of(prompts, sightings)
+        scores[name] = score_of(prompts, sightings)
     report = {"model": options.model, "prompts": len(prompts), "nouns": nouns, "scores": scores}
     report |= machine_facts("cpu", "onnxruntime")
     write_results(options.out / "bundle_scores", report, table(report))

@@ -19,13 +19,7 @@ from torch import Tensor, nn
 
 from snapgen.models.autoencoder import SnapGenAutoencoder, TinyBlock, TinyStage
 from snapgen.models.blocks import ResidualBlock, SpatialTransformer, TransformerLayer
-from snapgen.models.layers import (
-    Attention,
-    GatedFeedForward,
-    Upsample,
-    rotary_embedding_2d,
-    sinusoidal_embedding_2d,
-)
+from snapgen.models.layers import Attention, GatedFeedForward, Upsample, rotary_embedding_2d, sinusoidal_embedding_2d
 from snapgen.models.unet import SnapGenUNet, UNetLayer, linear_velocity
 
 Norms = Callable[[nn.Module], nn.Module]  # a trained norm -> the module that computes it

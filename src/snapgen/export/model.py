@@ -17,7 +17,7 @@ from snapgen.export.targets import TARGETS
 from snapgen.files import TEXT_LIMIT, atomic_folder, decode_text, manifest, read_whole, write_text
 from snapgen.flow.noise import seeded_noise
 from snapgen.messages import Notify
-from snapgen.models.denoiser import Denoiser
+from snapgen.models.denoiser import Denoiser, pooled_width
 from snapgen.models.presets import AUTOENCODER_OF, UNETS, create_autoencoder, create_unet
 from snapgen.models.teacher import TeacherTransformer
 from snapgen.pipeline.bundled import BUNDLED, bundled_folder
@@ -28,7 +28,7 @@ from snapgen.pipeline.words import KEY, checked_words
 from snapgen.runtime.bundle import Bundle, File, Golden, Latents, Parity, Sampling, Text, write_bundle
 from snapgen.runtime.pipeline import read_tokenizers
 from snapgen.text.encoder import TransformersTextEncoder
-from snapgen.text.join import TextLayout
+from snapgen.text.join import TextLayout, tokenizer_of
 
 GOLDEN_SEED, GOLDEN_COUNT = 0, 64
 PRESET_TOKENS = 77  # of text that a preset, which has no text encoder, is converted with: CLIP's
@@ -148,7 +148,7 @@ def parts_of(pipeline: SnapGenPipeline, settings: ExportSettings) -> list[Part]:
     if not pipeline.text_encoders:
         return [unet_part(unet, *latent, PRESET_TOKENS), decoder_part(vae, *latent)]
     joint = pipeline.joint_text_encoder()
-    pooled = unet.config.get("pooled_projection_dim") is not None
+    pooled = pooled_width(unet) is not None
     texts = [
         text_part(name, cast(TransformersTextEncoder, encoder), pooled and encoder.is_clip)
         for name, encoder in joint.encoders.items()
@@ -188,7 +188,7 @@ def write_texts(pipeline: SnapGenPipeline, folder: Path) -> list[Text]:
         file = None
         if name in joint.encoders:
             encoder = cast(TransformersTextEncoder, joint.encoders[name])
-            file = f"{name.replace('text_encoder', 'tokenizer')}.json"
+            file = f"{tokenizer_of(name)}.json"
             write_tokenizer(encoder.tokenizer, folder / file)
             facts |= {
                 "prefix": encoder.prefix,

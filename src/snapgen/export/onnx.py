@@ -8,8 +8,6 @@ size, and less exact. Other convolutions are slower in 8 bits, and stay.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +20,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
 from snapgen.export.parts import Part
+from snapgen.export.quiet import quiet
 from snapgen.messages import Notify, one_line
 from snapgen.runtime.bundle import UNET, Network, Port
 from snapgen.runtime.onnx import open_network
@@ -69,8 +68,7 @@ def _export(part: Part) -> onnx.ModelProto:
     shapes = tuple({axis: dims[label] for axis, label in part.axes.get(name, {}).items()} for name in part.inputs)
     # Two of everything: a size of 1 would be taken for a constant.
     example = tuple(torch.cat([tensor, tensor]) for tensor in part.inputs.values())
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         program = torch.export.export(part.module, example, dynamic_shapes=shapes)
         converted = torch.onnx.export(
             program, input_names=list(part.inputs), output_names=list(part.outputs), opset_version=OPSET, verbose=False
@@ -166,27 +164,18 @@ def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     given = {value.name for value in model.graph.input}
     first = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[0] in given]
-    logging.getLogger().addFilter(_is_serious)
-    try:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "int8.onnx"
-            quantize_dynamic(
-                model,
-                path,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=first,
-                use_external_data_format=True,  # for weights beyond what protobuf takes
-            )
-            return onnx.load_model(path)
-    finally:
-        logging.getLogger().removeFilter(_is_serious)
-
-
-def _is_serious(record: logging.LogRecord) -> bool:
-    """Whether a log record is more than advice: the quantiser gives it to the root logger."""
-    return record.levelno > logging.WARNING
+    with TemporaryDirectory() as folder, quiet():  # it gives advice to the root logger
+        path = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=first,
+            use_external_data_format=True,  # for weights beyond what protobuf takes
+        )
+        return onnx.load_model(path)
 
 
 def _store_in_half(model: onnx.ModelProto) -> None:
